@@ -1,0 +1,1 @@
+//! Latency and throughput of kdbus beside its peers.

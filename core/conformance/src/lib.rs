@@ -1,0 +1,1 @@
+//! The behaviour that every kdbus transport shows, case by case.

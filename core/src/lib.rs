@@ -1,0 +1,3 @@
+//! The kdbus protocol, client and bus engine.
+#![no_std]
+#![forbid(unsafe_code)]

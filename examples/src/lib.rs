@@ -1,0 +1,1 @@
+//! Programs that show kdbus at work: an audio pipeline in four processes.

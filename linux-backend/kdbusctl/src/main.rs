@@ -1,0 +1,2 @@
+//! Looks at and talks to a kdbus from the command line.
+fn main() {}

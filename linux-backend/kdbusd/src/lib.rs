@@ -1,0 +1,1 @@
+//! The kdbus message bus in user space, for any stock Linux kernel.

@@ -1,0 +1,2 @@
+//! The kdbus message bus in user space, for any stock Linux kernel.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A kdbus in one process and virtual time, for tests and design studies.
