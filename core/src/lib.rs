@@ -3,4 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod queue;
+pub mod slots;
 pub mod tree;
