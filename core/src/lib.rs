@@ -1,10 +1,14 @@
 //! The kdbus protocol, client and bus engine.
 //!
 //! - [`abi`]: the commands and items of the kdbus UAPI, parsed and emitted without unsafe code.
+//! - [`client`]: what applications use, over any [`client::Transport`].
+//! - [`engine`]: the bus itself, driven by any [`engine::Host`].
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod client;
+pub mod engine;
 mod name;
 mod time;
 
