@@ -1,1 +1,6 @@
 //! The kdbus message bus in user space, for any stock Linux kernel.
+#![deny(unsafe_code)]
+
+pub mod config;
+mod tree;
+pub use tree::*;
