@@ -2,5 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod config;
+pub mod identity;
+mod raw;
 mod tree;
 pub use tree::*;
