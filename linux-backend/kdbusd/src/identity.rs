@@ -84,7 +84,8 @@ impl Process {
             Ok(pidfd) => pidfd,
             Err(_) => {
                 let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-                let now = fs::statat(&proc.root, DecInt::new(pid.as_raw_nonzero().get()), AtFlags::empty()).ok()?;
+                let now =
+                    fs::statat(&proc.root, DecInt::new(pid.as_raw_nonzero().get()), AtFlags::empty()).ok()?;
                 if now.st_uid != uid {
                     return None;
                 }
@@ -140,7 +141,8 @@ impl Process {
             AttachFlags::CAPS => {
                 let mut text = [0; FILE_MAX];
                 let status = read(&directory, "status", &mut text)?;
-                let same_users = file_number(fs::statat(&directory, "ns/user", AtFlags::empty()))? == proc.users?;
+                let same_users =
+                    file_number(fs::statat(&directory, "ns/user", AtFlags::empty()))? == proc.users?;
                 capabilities(status, proc.last_capability?, same_users, buffer)
             }
             AttachFlags::AUDIT => {
@@ -313,8 +315,7 @@ mod tests {
         let proc = Proc::open().unwrap();
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let pid = Pid::from_child(&child);
-        let process =
-            Process { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap() };
+        let process = Process { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap() };
         let mut buffer = [0; 64];
         assert!(process.metadata(&proc, AttachFlags::PID_COMM, &mut buffer).is_some());
         child.kill().unwrap();
@@ -344,8 +345,7 @@ mod tests {
         let status = b"CapInh:\t0\nCapPrm:\tffffffffffffffff\nCapEff:\t0000000100000002\nCapBnd:\t3\n";
         let mut item = [0xff; 36];
         assert_eq!(capabilities(status, 40, true, &mut item), Some(36));
-        let words: Vec<u32> =
-            item.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
+        let words: Vec<u32> = item.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
         assert_eq!(words, [40, 0, 0, u32::MAX, 0x1ff, 2, 1, 3, 0]);
         assert_eq!(capabilities(status, 40, false, &mut item), Some(36));
         assert_eq!(&item[4..], [0; 32]);

@@ -76,9 +76,7 @@ fn option<T: Plain>(socket: BorrowedFd<'_>, name: c_int, value: &mut [T]) -> io:
     let place = value.as_mut_ptr().cast();
     // SAFETY: `place` is writable for `length` bytes, the kernel writes no more than that, and `Plain` says
     // that what it writes is valid.
-    check(unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, place, &raw mut length)
-    })?;
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, place, &raw mut length) })?;
     Ok(length as usize)
 }
 
