@@ -5,10 +5,10 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, FileType, SealFlags};
 use rustix::net::{self, AddressFamily};
 
-/// A fixed number of places for files.
+/// A fixed number of places for files, each with the number of its users.
 #[derive(Debug)]
 pub(crate) struct Files {
-    places: Box<[Option<OwnedFd>]>,
+    places: Box<[Option<(OwnedFd, u32)>]>,
     free: Vec<u32>,
 }
 
@@ -18,14 +18,14 @@ impl Files {
         Self { places: (0..capacity).map(|_| None).collect(), free: (0..capacity).rev().collect() }
     }
 
-    /// Keeps a file; hands it back if the table is full.
+    /// Keeps a file for one user; hands it back if the table is full.
     pub(crate) fn insert(&mut self, file: OwnedFd) -> Result<FileId, OwnedFd> {
         let Some(id) = self.free.pop() else {
             return Err(file);
         };
         match self.places.get_mut(id as usize) {
             Some(place) => {
-                *place = Some(file);
+                *place = Some((file, 1));
                 Ok(FileId(id))
             }
             None => Err(file),
@@ -34,15 +34,27 @@ impl Files {
 
     /// A kept file.
     pub(crate) fn get(&self, id: FileId) -> Option<BorrowedFd<'_>> {
-        self.places.get(id.0 as usize)?.as_ref().map(AsFd::as_fd)
+        self.places.get(id.0 as usize)?.as_ref().map(|(file, _)| file.as_fd())
     }
 
-    /// Closes a kept file; does nothing for a number that is not in use.
-    pub(crate) fn remove(&mut self, id: FileId) {
-        if let Some(place) = self.places.get_mut(id.0 as usize)
-            && place.take().is_some()
-        {
-            self.free.push(id.0);
+    /// Counts one more user of a kept file. False if there is no such file.
+    pub(crate) fn retain(&mut self, id: FileId) -> bool {
+        let place = self.places.get_mut(id.0 as usize).and_then(Option::as_mut);
+        place.map(|(_, users)| *users += 1).is_some()
+    }
+
+    /// Counts one user less and closes a file without any. Does nothing for a number that is not in use.
+    pub(crate) fn release(&mut self, id: FileId) {
+        let Some(place) = self.places.get_mut(id.0 as usize) else {
+            return;
+        };
+        match place {
+            Some((_, users)) if *users > 1 => *users -= 1,
+            Some(_) => {
+                *place = None;
+                self.free.push(id.0);
+            }
+            None => {}
         }
     }
 
@@ -99,11 +111,22 @@ mod tests {
         let first = files.insert(memfd(0, SealFlags::empty())).unwrap();
         let second = files.insert(memfd(0, SealFlags::empty())).unwrap();
         assert!(files.insert(memfd(0, SealFlags::empty())).is_err());
-        files.remove(first);
-        files.remove(first);
+        files.release(first);
+        files.release(first);
         assert_eq!(files.len(), 1);
         assert!(files.get(first).is_none() && files.get(second).is_some());
         assert_eq!(files.insert(memfd(0, SealFlags::empty())).unwrap(), first);
+    }
+
+    #[test]
+    fn a_file_stays_until_its_last_user_is_gone() {
+        let mut files = Files::new(1);
+        let id = files.insert(memfd(0, SealFlags::empty())).unwrap();
+        assert!(files.retain(id));
+        files.release(id);
+        assert!(files.get(id).is_some());
+        files.release(id);
+        assert!(files.get(id).is_none() && !files.retain(id));
     }
 
     #[test]

@@ -91,13 +91,12 @@ pub(crate) struct Poller {
 
 impl Poller {
     /// Sets for `capacity` descriptors. Each wait returns all that are ready, so none is left behind another.
-    pub(crate) fn new(capacity: usize, stop: impl AsFd) -> io::Result<Self> {
+    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
         let all = epoll::create(CreateFlags::CLOEXEC)?;
         let hang_ups = epoll::create(CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         epoll::add(&all, &timer, Source::Timer.data(), EventFlags::IN)?;
-        epoll::add(&all, stop, Source::Stop.data(), EventFlags::IN)?;
         let places = capacity + 3;
         Ok(Self {
             all,
@@ -108,6 +107,15 @@ impl Poller {
             ready: Vec::with_capacity(places),
             gone: Vec::with_capacity(places),
         })
+    }
+
+    /// Takes the readiness of a descriptor for the order to stop, from now on or, with false, no more.
+    pub(crate) fn stop_on(&self, stop: impl AsFd, on: bool) -> io::Result<()> {
+        if on {
+            epoll::add(&self.all, stop, Source::Stop.data(), EventFlags::IN)
+        } else {
+            epoll::delete(&self.all, stop)
+        }
     }
 
     /// Waits for new connections at a node's socket.
@@ -137,7 +145,7 @@ impl Poller {
         collect(&self.hang_ups, Some(&at_once), &mut self.events, &mut self.gone)
     }
 
-    /// Number of ready descriptors.
+    /// What is ready.
     pub(crate) fn ready(&self) -> &[Ready] {
         &self.ready
     }
@@ -230,8 +238,7 @@ mod tests {
 
     #[test]
     fn a_hang_up_is_known_with_the_command_that_came_after_it() {
-        let (_running, stop) = pair();
-        let mut poller = Poller::new(4, &stop).unwrap();
+        let mut poller = Poller::new(4).unwrap();
         let (a, a_client) = pair();
         let (b, b_client) = pair();
         let id = |index| HandleId { index, generation: 1 };
@@ -246,8 +253,7 @@ mod tests {
 
     #[test]
     fn commands_alone_are_no_hang_ups() {
-        let (_running, stop) = pair();
-        let mut poller = Poller::new(4, &stop).unwrap();
+        let mut poller = Poller::new(4).unwrap();
         let (a, a_client) = pair();
         poller.add_client(&a, HandleId { index: 1, generation: 1 }).unwrap();
         rustix::net::send(&a_client, b"x", SendFlags::empty()).unwrap();
@@ -257,8 +263,7 @@ mod tests {
 
     #[test]
     fn events_of_an_earlier_generation_are_nobodys() {
-        let (_running, stop) = pair();
-        let mut poller = Poller::new(4, &stop).unwrap();
+        let mut poller = Poller::new(4).unwrap();
         let (a, a_client) = pair();
         poller.add_client(&a, HandleId { index: 1, generation: 0 }).unwrap();
         drop(a_client);
@@ -268,8 +273,7 @@ mod tests {
 
     #[test]
     fn a_deadline_ends_the_wait() {
-        let (_running, stop) = pair();
-        let mut poller = Poller::new(4, &stop).unwrap();
+        let mut poller = Poller::new(4).unwrap();
         let deadline = clock().monotonic.after(Duration::from_millis(2));
         poller.wait(Some(deadline)).unwrap();
         assert_eq!(sources(poller.ready()), [Source::Timer]);
@@ -283,7 +287,8 @@ mod tests {
     #[test]
     fn the_order_to_stop_ends_the_wait() {
         let (running, stop) = pair();
-        let mut poller = Poller::new(4, &stop).unwrap();
+        let mut poller = Poller::new(4).unwrap();
+        poller.stop_on(&stop, true).unwrap();
         drop(running);
         poller.wait(None).unwrap();
         assert_eq!(sources(poller.ready()), [Source::Stop]);

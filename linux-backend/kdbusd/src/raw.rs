@@ -63,6 +63,19 @@ pub(crate) fn schedule(policy: Policy, priority: u32) -> io::Result<()> {
     check(unsafe { libc::sched_setscheduler(0, class, &raw const parameters) })
 }
 
+/// Takes over a descriptor that the process was started with.
+pub(crate) fn inherited(fd: c_int) -> io::Result<OwnedFd> {
+    // The standard ones are not ours to close.
+    if fd <= libc::STDERR_FILENO {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: F_SETFD touches no memory, and any number may be asked about.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and whoever started the process gave it to us; by contract nothing here has opened
+    // or taken anything yet.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A value that any bytes are a valid instance of, so that the kernel may fill it.
 trait Plain: Copy {}
 
