@@ -40,9 +40,9 @@ impl Budget {
     #[must_use]
     pub(crate) fn open_client(&mut self, uid: u32) -> bool {
         let most = if self.is_bound(uid) { self.clients_per_user } else { u32::MAX };
-        match self.shares.iter_mut().find(|share| share.uid == uid) {
-            Some(share) if share.clients < most => share.clients += 1,
-            None if self.shares.len() < self.shares.capacity() && most > 0 => {
+        match self.shares.iter().position(|share| share.uid == uid) {
+            Some(at) if self.shares[at].clients < most => self.shares[at].clients += 1,
+            None if self.shares.len() < self.shares.capacity() => {
                 self.shares.push(Share { uid, clients: 1, pools: 0 });
             }
             _ => return false,
