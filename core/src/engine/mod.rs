@@ -4,6 +4,7 @@
 //! answers in place and leaves [`Effect`]s for the host to carry out.
 
 mod host;
+pub mod pool;
 
 pub use host::{
     Arrival, Clock, Credentials, Effect, EndpointId, Entry, FileId, FileKind, GROUPS_MAX, HandleId, Host,
