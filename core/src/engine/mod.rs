@@ -4,6 +4,7 @@
 //! answers in place and leaves [`Effect`]s for the host to carry out.
 
 mod host;
+pub mod names;
 pub mod pool;
 
 pub use host::{
