@@ -6,6 +6,7 @@
 mod host;
 pub mod names;
 pub mod pool;
+pub mod reply;
 
 pub use host::{
     Arrival, Clock, Credentials, Effect, EndpointId, Entry, FileId, FileKind, GROUPS_MAX, HandleId, Host,
