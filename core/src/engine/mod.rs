@@ -6,6 +6,7 @@
 mod host;
 pub mod names;
 pub mod pool;
+pub mod quota;
 pub mod reply;
 
 pub use host::{
