@@ -108,6 +108,14 @@ pub struct Handle {
     generation: u32,
 }
 
+impl Handle {
+    /// The entry's place among the nodes, less than the capacity.
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.slot
+    }
+}
+
 /// An entry that is still queued.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry<'a, T> {
@@ -394,6 +402,12 @@ impl<'a, T> PriorityQueue<'a, T> {
     /// The item that `handle` names, in `O(1)`; `None` if it has left.
     pub fn get(&self, handle: Handle) -> Option<&T> {
         self.node(handle)?.item.as_ref()
+    }
+
+    /// The handle of the entry at `index` of the nodes, in `O(1)`; `None` if there is none.
+    pub fn handle_at(&self, index: u32) -> Option<Handle> {
+        let handle = Handle { slot: index, generation: self.nodes.get(index as usize)?.generation };
+        self.node(handle).map(|_| handle)
     }
 
     /// The priority of the entry that `handle` names, in `O(1)`; `None` if it has left.
@@ -805,6 +819,8 @@ mod tests {
         assert_eq!(queue.get(first), None);
         *queue.get_mut(second).unwrap() += 1;
         assert_eq!(queue.get(second), Some(&3));
+        assert_eq!(queue.handle_at(second.index()), Some(second));
+        assert_eq!(queue.handle_at(second.index() + 1), None);
         assert_eq!(queue.pop(), Some(3));
         assert_eq!(queue.remove(second), None);
     }

@@ -145,6 +145,13 @@ impl FreeList {
         true
     }
 
+    /// Keeps the record `id` taken under another handle, in `O(1)`; `None` if it was freed.
+    pub fn renew<N: Slotted>(&mut self, nodes: &mut [N], id: SlotId) -> Option<SlotId> {
+        let slot = self.get_mut(nodes, id)?.slot_mut();
+        slot.generation = slot.generation.wrapping_add(2);
+        Some(SlotId { index: id.index, generation: slot.generation })
+    }
+
     /// The record `id`, in `O(1)`; `None` once it was freed.
     pub fn get<'n, N: Slotted>(&self, nodes: &'n [N], id: SlotId) -> Option<&'n N> {
         let node = nodes.get(id.index as usize)?;
@@ -218,6 +225,17 @@ mod tests {
         assert!(!list.free(&mut slots, old));
         assert_eq!(list.id_at(&slots, 0), Some(new));
         assert_eq!(list.id_at(&slots, 1), None);
+    }
+
+    #[test]
+    fn a_renewed_record_has_one_handle_only() {
+        let mut slots = [const { Slot::new() }; 1];
+        let mut list = FreeList::new();
+        let old = list.allocate(&mut slots).unwrap();
+        let new = list.renew(&mut slots, old).unwrap();
+        assert!(list.get(&slots, old).is_none());
+        assert_eq!(list.renew(&mut slots, old), None);
+        assert!(list.free(&mut slots, new));
     }
 
     #[test]
