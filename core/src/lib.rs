@@ -11,6 +11,7 @@ pub mod client;
 pub mod engine;
 mod name;
 pub mod queue;
+mod radix;
 pub mod slots;
 mod time;
 pub mod tree;
