@@ -1,1 +1,3 @@
 //! Programs that show kdbus at work: an audio pipeline in four processes.
+
+pub mod block;
