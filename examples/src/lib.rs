@@ -1,3 +1,4 @@
 //! Programs that show kdbus at work: an audio pipeline in four processes.
 
 pub mod block;
+pub mod control;
