@@ -51,6 +51,9 @@ pub struct Curve {
 }
 
 impl Curve {
+    /// A curve that changes nothing, around 1 kHz.
+    pub const FLAT: Self = Self { frequency_hz: 1_000.0, gain: Decibels::ZERO, q: 1.0 };
+
     /// Makes a curve around (for a shelf: with its midpoint at) `frequency_hz`, 20 to 20 000, with a quality of `q`,
     /// 0.1 to 10.
     ///

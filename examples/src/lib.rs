@@ -2,4 +2,5 @@
 
 pub mod block;
 pub mod control;
+pub mod equaliser;
 pub mod limiter;
