@@ -4,3 +4,4 @@ pub mod block;
 pub mod control;
 pub mod equaliser;
 pub mod limiter;
+pub mod wav;
