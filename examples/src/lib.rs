@@ -4,4 +4,5 @@ pub mod block;
 pub mod control;
 pub mod equaliser;
 pub mod limiter;
+pub mod synth;
 pub mod wav;
