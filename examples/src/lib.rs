@@ -4,5 +4,6 @@ pub mod block;
 pub mod control;
 pub mod equaliser;
 pub mod limiter;
+pub mod piece;
 pub mod synth;
 pub mod wav;
