@@ -3,6 +3,7 @@
 pub mod block;
 pub mod control;
 pub mod equaliser;
+pub mod hop;
 pub mod limiter;
 pub mod piece;
 pub mod synth;
