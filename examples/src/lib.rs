@@ -6,5 +6,7 @@ pub mod equaliser;
 pub mod hop;
 pub mod limiter;
 pub mod piece;
+pub mod progress;
+pub mod report;
 pub mod synth;
 pub mod wav;
