@@ -457,7 +457,10 @@ impl fmt::Display for Convert<'_> {
         name.push("-48k.wav");
         let target = self.0.with_file_name(name);
         let (from, to) = (Shown(self.0), Shown(&target));
-        write!(f, "`sox {from} -c 2 -r 48000 {to}` or `ffmpeg -i {from} -ac 2 -ar 48000 {to}`")
+        write!(
+            f,
+            "`sox {from} -b 24 -e signed -c 2 -r 48000 {to}` or `ffmpeg -i {from} -c:a pcm_s24le -ac 2 -ar 48000 {to}`"
+        )
     }
 }
 
