@@ -47,7 +47,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// [`RecvError`]; no message that urgent is no error.
     pub fn try_recv_priority(&self, limit: i64) -> Result<Option<Delivery<'_, T>>, RecvError> {
-        let waiting = self.inbox.borrow().best().filter(|best| *best <= limit);
+        let waiting = self.inbox.borrow_mut().best().filter(|best| *best <= limit);
         // What is in the inbox came first, so the transport's has to be more urgent to go before it.
         let bound = waiting.map_or(Some(limit), |best| best.checked_sub(1));
         if let Some(bound) = bound
@@ -55,8 +55,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         {
             return Ok(Some(message));
         }
-        // Looking into the transport runs no code of the application, so the inbox has not lost any.
-        Ok(if waiting.is_some() { self.take_from_inbox(|inbox| inbox.pop()) } else { None })
+        Ok(self.take_from_inbox(|inbox| inbox.pop_at_most(limit)))
     }
 
     /// Waits for the next message.
@@ -102,8 +101,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// [`RecvError`].
     pub fn peek(&self) -> Result<Option<Head>, RecvError> {
-        if let Some(incoming) = self.inbox.borrow().front() {
-            let (offset, size) = (incoming.info.offset, incoming.info.msg_size);
+        let front = self.inbox.borrow_mut().front();
+        if let Some((offset, size)) = front {
             let slice = self.link.transport.slice(offset, size);
             let header = slice.and_then(|slice| Some(Msg::read_from_prefix(&slice).ok()?.0));
             return Ok(header.map(Head::new));
@@ -178,11 +177,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
                 noise += 1;
                 continue;
             };
-            let priority = message.priority();
-            // There was room before the receive, which runs no code of the application.
-            if self.inbox.borrow_mut().push(priority, message.into_incoming()).is_ok() {
-                self.waiters.wake(Want::Message);
-            }
+            self.keep(message);
         }
         Ok(())
     }
@@ -196,9 +191,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
                         return Ok(dropped > 0);
                     };
                     if let Some(message) = self.sort(incoming) {
-                        let priority = message.priority();
-                        // Only an empty inbox gets here, so there is room.
-                        let _ = self.inbox.borrow_mut().push(priority, message.into_incoming());
+                        self.keep(message);
                         return Ok(dropped > 0);
                     }
                 }
@@ -237,6 +230,17 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ) -> Option<Delivery<'_, T>> {
         let incoming = pop(&mut self.inbox.borrow_mut())?;
         Delivery::new(&self.link.transport, incoming)
+    }
+
+    /// Puts a message into the inbox, in which the caller saw room.
+    fn keep(&self, message: Delivery<'_, T>) {
+        let priority = message.priority();
+        let kept = self.inbox.borrow_mut().push(priority, message.into_incoming());
+        match kept {
+            Ok(()) => self.waiters.wake(Want::Message),
+            // Not to be: but then its slice is not lost as well.
+            Err(incoming) => self.discard(Outcome::Answer(incoming)),
+        }
     }
 
     fn receive(&self, flags: RecvFlags, priority: i64) -> Result<Option<Incoming<T::Fd>>, Failure> {
