@@ -67,9 +67,9 @@ pub(crate) fn a_passed_deadline_delivers_nothing<W: World>(t: &mut Bench<W>) -> 
 pub(crate) fn an_interrupted_wait_resumes<W: World>(t: &mut Bench<W>) -> Outcome {
     let (a, b) = (t.connect(), t.connect());
     let deadline = t.world.now() + 300 * MS;
-    let call = t.start(&a, &Message::call(b.id, 7, deadline));
+    let mut call = t.start(&a, &Message::call(b.id, 7, deadline));
     t.wait_recv(&b);
-    t.world.interrupt(&call, true)?;
+    t.world.interrupt(&mut call, true)?;
     assert_eq!(t.finish(call), Err(Errno::ETIMEDOUT));
     assert!(t.world.now() >= deadline);
     t.assert_empty(&b, 0);
@@ -78,9 +78,9 @@ pub(crate) fn an_interrupted_wait_resumes<W: World>(t: &mut Bench<W>) -> Outcome
 
 pub(crate) fn an_interrupted_wait_may_end<W: World>(t: &mut Bench<W>) -> Outcome {
     let (a, b, far) = (t.connect(), t.connect(), t.far());
-    let call = t.start(&a, &Message::call(b.id, 7, far));
+    let mut call = t.start(&a, &Message::call(b.id, 7, far));
     t.wait_recv(&b);
-    t.world.interrupt(&call, false)?;
+    t.world.interrupt(&mut call, false)?;
     assert_eq!(t.finish(call), Err(Errno::EINTR));
     Ok(())
 }

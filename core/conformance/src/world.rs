@@ -209,7 +209,7 @@ pub trait World {
     /// # Errors
     ///
     /// [`Skip`] where there are no signals.
-    fn interrupt(&mut self, call: &Self::Call, restart: bool) -> Result<(), Skip>;
+    fn interrupt(&mut self, call: &mut Self::Call, restart: bool) -> Result<(), Skip>;
 
     /// What `poll` reports now.
     fn poll(&mut self, handle: &Self::Handle) -> Poll;
