@@ -328,7 +328,7 @@ mod tests {
 
     impl Bus {
         fn new() -> Self {
-            let sim = Sim::new(&Config::default(), 7);
+            let sim = Sim::new(&Config::SMALL, 7);
             let process = sim.world_mut().spawn_user("test", 1000, 1000);
             let control = sim.make_bus(process, "test").unwrap();
             Self { sim, process, control }

@@ -1,6 +1,6 @@
 //! The conformance suite over the simulator.
 
-use kdbus_conformance::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who};
+use kdbus_conformance::{BadAddress, Body, CaseInfo, Ended, Needs, Node, Payload, Poll, Skip, Who};
 use kdbus_core::Instant;
 use kdbus_core::abi::{CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg};
 use kdbus_core::engine::Config;
@@ -49,8 +49,8 @@ impl From<Progress> for State {
 }
 
 impl SimWorld {
-    fn new() -> Self {
-        let mut world = World::new(&config(), 1);
+    fn new(case: &CaseInfo) -> Self {
+        let mut world = World::new(&config(case.needs()), 1);
         let owner = world.spawn_user("owner", OWNER, OWNER);
         Self { world, owner, users: Vec::new() }
     }
@@ -100,9 +100,23 @@ impl SimWorld {
     }
 }
 
-/// The sizes of the largest case.
-fn config() -> Config {
-    Config::default()
+/// A domain is never given back, so it gets no more room than its case needs.
+fn config(needs: Needs) -> Config {
+    Config {
+        handles: needs.connections + needs.buses + 16,
+        buses: needs.buses,
+        endpoints: needs.buses + 8,
+        connections: needs.connections,
+        queue_depth: needs.messages,
+        pool_slices: needs.slices,
+        names: needs.names,
+        name_records: needs.names + 8,
+        matches: needs.matches,
+        match_rules: needs.matches + 8,
+        match_buckets: needs.matches,
+        trackers: needs.calls,
+        ..Config::SMALL
+    }
 }
 
 /// Offsets of the addresses of all vectors that name memory.
@@ -335,4 +349,4 @@ impl kdbus_conformance::World for SimWorld {
     }
 }
 
-kdbus_conformance::conformance_tests!(SimWorld::new());
+kdbus_conformance::conformance_tests!(SimWorld::new);

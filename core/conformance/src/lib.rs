@@ -3,7 +3,7 @@
 //! A transport that implements [`World`] runs all cases by one line in a test:
 //!
 //! ```text
-//! kdbus_conformance::conformance_tests!(MyWorld::new());
+//! kdbus_conformance::conformance_tests!(|case| MyWorld::with_room_for(&case.needs()));
 //! ```
 //!
 //! Cases work at the level of commands, as bytes of a record and its items, so that wrong ones can be
@@ -34,5 +34,5 @@ mod quota;
 mod recv;
 mod sync;
 
-pub use suite::{CaseInfo, NOT_EXPRESSED, cases, report_not_expressed, run, table};
+pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table};
 pub use world::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who, World};

@@ -17,6 +17,58 @@ pub struct CaseInfo {
     pub name: &'static str,
 }
 
+/// Capacities that a domain has to have for a case; [`Default`] is what most cases are content with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Connections.
+    pub connections: usize,
+    /// Messages that wait at one connection.
+    pub messages: usize,
+    /// Slices of one pool.
+    pub slices: usize,
+    /// Names, and as many claims to them.
+    pub names: usize,
+    /// Matches.
+    pub matches: usize,
+    /// Buses.
+    pub buses: usize,
+    /// Awaited replies.
+    pub calls: usize,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self { connections: 16, messages: 32, slices: 72, names: 8, matches: 24, buses: 4, calls: 16 }
+    }
+}
+
+impl CaseInfo {
+    /// What the case needs.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::default();
+        if self.chapter == "quota" {
+            (needs.messages, needs.slices, needs.calls) = (600, 1300, 130);
+        }
+        match self.name {
+            "a_user_has_at_most_16_buses" => needs.buses = 17,
+            "a_user_has_at_most_1024_connections" => {
+                (needs.connections, needs.messages, needs.slices) = (1026, 4, 8);
+            }
+            "a_pool_full_of_unfreed_slices_is_full" => needs.slices = 300,
+            "adjacent_free_slices_become_one" => needs.connections = 80,
+            "a_reply_that_failed_cannot_be_repeated"
+            | "a_broadcast_to_a_full_receiver_counts_as_lost"
+            | "what_does_not_fit_a_service_is_lost"
+            | "a_full_service_loses_everything" => (needs.messages, needs.slices) = (300, 700),
+            "a_connection_has_at_most_4096_matches" => needs.matches = 4097,
+            "a_connection_has_at_most_256_names" => needs.names = 260,
+            _ => {}
+        }
+        needs
+    }
+}
+
 /// Cases that commands alone cannot bring about, with the reason.
 pub const NOT_EXPRESSED: &[(u16, &str)] = &[
     (160, "needs the receiver to leave between lookup and delivery, which no command order brings about"),
@@ -24,13 +76,14 @@ pub const NOT_EXPRESSED: &[(u16, &str)] = &[
     (354, "needs connections in several process-id namespaces"),
 ];
 
-/// Makes a `#[test]` for each case, over the world that the expression makes anew for each.
+/// Makes a `#[test]` for each case. `$make` is a function or closure that takes the case's [`CaseInfo`] and
+/// returns a new world for it.
 ///
 /// Cases that cannot be expressed print one line each, `skipped: ...`.
 #[macro_export]
 macro_rules! conformance_tests {
-    ($world:expr) => {
-        $crate::__conformance_list! { @tests [$world] }
+    ($make:expr) => {
+        $crate::__conformance_list! { @tests [$make] }
 
         #[test]
         fn cases_beyond_commands_are_reported() {
@@ -435,7 +488,7 @@ macro_rules! __conformance_list {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_expand {
-    (@tests [$world:expr] $($chapter:ident { $([$($number:literal),*] $name:ident;)* })*) => {
+    (@tests [$make:expr] $($chapter:ident { $([$($number:literal),*] $name:ident;)* })*) => {
         $(
             mod $chapter {
                 #[allow(unused_imports, reason = "the world may be named by its path")]
@@ -444,7 +497,7 @@ macro_rules! __conformance_expand {
                 $(
                     #[test]
                     fn $name() {
-                        $crate::run(stringify!($chapter), stringify!($name), || $world);
+                        $crate::run(stringify!($chapter), stringify!($name), $make);
                     }
                 )*
             }
@@ -485,10 +538,12 @@ fn find<W: World>(chapter: &str, name: &str) -> Option<fn(&mut Bench<W>) -> Outc
 /// # Panics
 ///
 /// If the case fails, or if there is none of that name.
-pub fn run<W: World>(chapter: &str, name: &str, make: impl FnOnce() -> W) {
-    let case = find::<W>(chapter, name).unwrap_or_else(|| panic!("no case {chapter}::{name}"));
-    let mut bench = Bench::new(make());
-    if let Err(skip) = case(&mut bench) {
+pub fn run<W: World>(chapter: &str, name: &str, make: impl FnOnce(&CaseInfo) -> W) {
+    let run = find::<W>(chapter, name);
+    let info = cases().iter().find(|case| (case.chapter, case.name) == (chapter, name));
+    let (Some(run), Some(info)) = (run, info) else { panic!("no case {chapter}::{name}") };
+    let mut bench = Bench::new(make(info));
+    if let Err(skip) = run(&mut bench) {
         report(&format!("{chapter}::{name}"), &skip.0);
     }
 }
