@@ -189,6 +189,23 @@ pub(crate) struct SimHost<'a> {
     pub(crate) caller: Option<ProcessId>,
     /// The sender's memory: what its non-zero payload vectors name. What is missing is unreadable.
     pub(crate) payload: &'a [&'a [u8]],
+    /// The file that may cancel the command, once it was checked.
+    pub(crate) cancel: Option<FileId>,
+}
+
+impl<'a> SimHost<'a> {
+    pub(crate) const fn new(
+        machine: &'a mut Machine,
+        caller: Option<ProcessId>,
+        payload: &'a [&'a [u8]],
+    ) -> Self {
+        Self { machine, caller, payload, cancel: None }
+    }
+
+    /// The process behind a command, or behind a handle if there is no command.
+    fn process_of(&self, handle: HandleId) -> Option<ProcessId> {
+        self.caller.or_else(|| self.machine.owners.get(&handle).copied())
+    }
 }
 
 impl Host for SimHost<'_> {
@@ -235,11 +252,26 @@ impl Host for SimHost<'_> {
     }
 
     fn import(&mut self, from: HandleId, fd: i32) -> Result<(FileId, FileKind), Errno> {
-        let process = self.caller.or_else(|| self.machine.owners.get(&from).copied()).ok_or(Errno::EBADF)?;
+        let process = self.process_of(from).ok_or(Errno::EBADF)?;
         let file = self.machine.process(process).fds.get(fd)?.file;
         let kind = self.machine.files.get(file)?.kind();
         self.machine.files.hold(file);
         Ok((file, kind))
+    }
+
+    fn check_cancel(&mut self, from: HandleId, fd: i32) -> Result<(), Errno> {
+        let process = self.process_of(from).ok_or(Errno::EBADF)?;
+        let file = self.machine.process(process).fds.get(fd)?.file;
+        if !self.machine.files.get(file)?.is_pollable() {
+            return Err(Errno::EINVAL);
+        }
+        self.cancel = Some(file);
+        Ok(())
+    }
+
+    fn process_exists(&mut self, _: HandleId, pid: u32) -> bool {
+        // Process 1 is everybody's parent.
+        pid == 1 || self.machine.processes.iter().any(|process| process.credentials.pid == pid)
     }
 
     fn install(&mut self, to: HandleId, file: FileId) -> Option<i32> {
@@ -282,7 +314,7 @@ impl Host for SimHost<'_> {
     }
 
     fn metadata(&mut self, from: HandleId, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {
-        let process = self.caller.or_else(|| self.machine.owners.get(&from).copied())?;
+        let process = self.process_of(from)?;
         let process = self.machine.process(process);
         let mut payload = Vec::new();
         match kind {
@@ -331,7 +363,7 @@ mod tests {
     }
 
     fn host(machine: &mut Machine) -> SimHost<'_> {
-        SimHost { machine, caller: None, payload: &[] }
+        SimHost::new(machine, None, &[])
     }
 
     #[test]
@@ -353,7 +385,7 @@ mod tests {
     fn payload_is_read_across_vectors_and_faults_where_there_is_none() {
         let (mut machine, _) = machine(1, 1);
         let payload: [&[u8]; 2] = [b"abc", b"defgh"];
-        let mut host = SimHost { machine: &mut machine, caller: None, payload: &payload };
+        let mut host = SimHost::new(&mut machine, None, &payload);
         host.pool_create(HANDLE, 4096).unwrap();
         assert_eq!(host.payload(HANDLE, 16, 1, 2, 4), Ok(()));
         assert_eq!(host.payload(HANDLE, 32, 1, 2, 7), Err(Errno::EFAULT));

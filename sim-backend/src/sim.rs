@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{Cmd, Command, Errno, ItemType, ItemWriter, MakeFlags};
-use kdbus_core::engine::Config;
+use kdbus_core::engine::{Config, ConfigError};
 use zerocopy::IntoBytes;
 
 use crate::machine::ProcessId;
@@ -56,9 +56,13 @@ impl fmt::Debug for Sim {
 
 impl Sim {
     /// A new machine; see [`World::new`].
-    #[must_use]
-    pub fn new(config: &Config, seed: u64) -> Self {
-        Self { world: Rc::new(RefCell::new(World::new(config, seed))), services: Rc::default() }
+    ///
+    /// # Errors
+    ///
+    /// As [`World::new`].
+    pub fn new(config: &Config, seed: u64) -> Result<Self, ConfigError> {
+        let world = World::new(config, seed)?;
+        Ok(Self { world: Rc::new(RefCell::new(world)), services: Rc::default() })
     }
 
     /// The machine, to look at.

@@ -114,7 +114,8 @@ impl SimTransport {
     }
 
     fn ioctl(&self, command: Command, arg: &mut [u8], body: Option<Body<'_>>) -> Result<Progress, Failure> {
-        match self.sim.world_mut().command(self.process, self.fd, command.request(), arg, body) {
+        let progress = self.sim.world_mut().command(self.process, self.fd, command.request(), arg, body);
+        match progress {
             Progress::Done(Err(errno)) => Err(self.failure(errno)),
             progress => Ok(progress),
         }
@@ -328,7 +329,7 @@ mod tests {
 
     impl Bus {
         fn new() -> Self {
-            let sim = Sim::new(&Config::SMALL, 7);
+            let sim = Sim::new(&Config::SMALL, 7).unwrap();
             let process = sim.world_mut().spawn_user("test", 1000, 1000);
             let control = sim.make_bus(process, "test").unwrap();
             Self { sim, process, control }

@@ -5,10 +5,10 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kdbus_core::Instant;
-use kdbus_core::abi::{CmdSend, Command, Errno, Frame, ItemType, MsgInfo};
+use kdbus_core::abi::{CmdSend, Errno, MsgInfo};
 use kdbus_core::engine::{
-    Allocate, Arrival, Clock, Config, Credentials, Domain, Effect, FileId, HandleId, Outcome, Readiness,
-    Request, Storage,
+    Allocate, Arrival, Clock, Config, ConfigError, Credentials, Domain, Effect, FileId, HandleId, Outcome,
+    Readiness, Request, Storage,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -85,11 +85,15 @@ impl fmt::Debug for World {
 
 impl World {
     /// A machine whose bus has the capacities of `config`, without processes yet.
-    #[must_use]
-    pub fn new(config: &Config, seed: u64) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the capacities make no domain.
+    pub fn new(config: &Config, seed: u64) -> Result<Self, ConfigError> {
+        config.check()?;
         let storage = Storage::allocate(config, &mut Leaked);
-        Self {
-            domain: Domain::new(config, storage),
+        Ok(Self {
+            domain: Domain::new(config, storage)?,
             machine: Machine::new(seed),
             clock: VirtualClock::default(),
             waiting: BTreeMap::new(),
@@ -97,7 +101,7 @@ impl World {
             woken: BTreeSet::new(),
             last_token: 0,
             last_pid: 100,
-        }
+        })
     }
 
     /// Starts a process with these credentials and a program name; its process ids are new ones.
@@ -198,10 +202,6 @@ impl World {
             Ok(handle) => handle,
             Err(errno) => return Progress::Done(Err(errno)),
         };
-        let cancel = match self.cancel_file(process, handle, request, arg) {
-            Ok(cancel) => cancel,
-            Err(errno) => return Progress::Done(Err(errno)),
-        };
         self.last_token += 1;
         let token = Token(self.last_token);
         let caller = self.machine.process(process).credentials.clone();
@@ -212,8 +212,9 @@ impl World {
         let at = self.clock.now();
         let request = Request { number: request, arg, message, token: token.0 };
         let arrival = Arrival { at, from: handle, caller: Some(&caller), request };
-        let mut host = SimHost { machine: &mut self.machine, caller: Some(process), payload };
+        let mut host = SimHost::new(&mut self.machine, Some(process), payload);
         let outcome = self.domain.handle(&mut host, arrival);
+        let cancel = host.cancel;
         if outcome == Outcome::Pending {
             if let Some(file) = cancel {
                 self.machine.files.hold(file);
@@ -228,29 +229,6 @@ impl World {
                 Progress::Waiting(token)
             }
         }
-    }
-
-    /// The file that cancels this command, checked as far as only the machine can.
-    fn cancel_file(
-        &self,
-        process: ProcessId,
-        handle: HandleId,
-        request: u32,
-        arg: &[u8],
-    ) -> Result<Option<FileId>, Errno> {
-        let shape = Command::Send.shape();
-        if request != Command::Send.request() || !self.domain.readiness(handle).writable {
-            return Ok(None);
-        }
-        let mut copy = arg.to_vec();
-        let Ok(frame) = Frame::check(&mut copy, shape, false) else { return Ok(None) };
-        let Some(fd) = frame.item(ItemType::CANCEL_FD).and_then(|item| item.fds().next()) else {
-            return Ok(None);
-        };
-        let _ = fd;
-        let file = self.machine.process(process).fds.get(fd)?.file;
-        // kdbus: a descriptor that cannot be waited for cancels nothing.
-        if self.machine.files.get(file)?.is_pollable() { Ok(Some(file)) } else { Err(Errno::EINVAL) }
     }
 
     /// How a waiting command ended, once, or `None` while it still waits.
@@ -276,7 +254,7 @@ impl World {
     /// descriptor does. Does nothing once the command has ended.
     pub fn cancel(&mut self, token: Token, reason: Errno) {
         let Some(waiting) = self.waiting.get(&token) else { return };
-        let mut host = SimHost { machine: &mut self.machine, caller: None, payload: &[] };
+        let mut host = SimHost::new(&mut self.machine, None, &[]);
         self.domain.cancel(&mut host, self.clock.now(), waiting.caller, token.0, reason);
         self.settle();
     }
@@ -302,7 +280,7 @@ impl World {
     /// `ENXIO` if there is no such connection.
     pub fn watch_room(&mut self, process: ProcessId, fd: i32, receiver: u64) -> Result<(), Errno> {
         let handle = self.machine.handle(process, fd)?;
-        let mut host = SimHost { machine: &mut self.machine, caller: Some(process), payload: &[] };
+        let mut host = SimHost::new(&mut self.machine, Some(process), &[]);
         let watched = self.domain.watch_room(&mut host, handle, receiver);
         self.settle();
         watched
@@ -415,7 +393,7 @@ impl World {
 
     /// Lets what is due now happen.
     fn run_timers(&mut self) {
-        let mut host = SimHost { machine: &mut self.machine, caller: None, payload: &[] };
+        let mut host = SimHost::new(&mut self.machine, None, &[]);
         self.domain.handle_timeout(&mut host, self.clock.now());
         self.settle();
     }
@@ -441,7 +419,7 @@ impl World {
                 self.apply(effect);
             }
             let Some(handle) = self.machine.closed.pop() else { return };
-            let mut host = SimHost { machine: &mut self.machine, caller: None, payload: &[] };
+            let mut host = SimHost::new(&mut self.machine, None, &[]);
             self.domain.close(&mut host, self.clock.now(), handle);
             self.machine.forget(handle);
             self.woken.remove(&handle);

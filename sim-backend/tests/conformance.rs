@@ -50,8 +50,9 @@ impl From<Progress> for State {
 
 impl SimWorld {
     fn new(case: &CaseInfo) -> Self {
-        let mut world = World::new(&config(case.needs()), 1);
+        let mut world = World::new(&config(case.needs()), 1).unwrap();
         let owner = world.spawn_user("owner", OWNER, OWNER);
+        world.leave_spare_fds(owner, 2048);
         Self { world, owner, users: Vec::new() }
     }
 

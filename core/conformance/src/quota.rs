@@ -126,15 +126,15 @@ pub(crate) fn a_full_pool_charges_nobody<W: World>(t: &mut Bench<W>) -> Outcome 
 pub(crate) fn a_caller_has_at_most_128_calls_open<W: World>(t: &mut Bench<W>) -> Outcome {
     let (a, far) = (t.connect(), t.far());
     let peers: Vec<_> = (0..8).map(|_| plain(t, POOL)).collect();
-    for cookie in 0..128 {
+    for cookie in 1..=128 {
         t.send(&a, &Message::call(peers[cookie % 8].id, cookie as u64, far)).unwrap();
     }
     for peer in &peers {
         assert_eq!(t.send(&a, &Message::call(peer.id, 500, far)), Err(Errno::EMLINK));
         t.send(&a, &Message::to(peer.id)).unwrap();
     }
-    t.recv(&peers[0]).unwrap();
-    t.send(&peers[0], &Message::reply(a.id, 0)).unwrap();
+    assert_eq!(t.recv(&peers[0]).unwrap().msg.cookie, 8);
+    t.send(&peers[0], &Message::reply(a.id, 8)).unwrap();
     t.send(&a, &Message::call(peers[1].id, 500, far)).unwrap();
     Ok(())
 }
