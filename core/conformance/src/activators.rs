@@ -212,3 +212,89 @@ pub(crate) fn broadcasts_do_not_reach_it<W: World>(t: &mut Bench<W>) -> Outcome 
     t.assert_empty(&activator, 0);
     Ok(())
 }
+
+pub(crate) fn a_waiting_call_follows_the_name<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, far) = (t.connect(), t.connect(), t.far());
+    let _activator = t.hello(&Hello::activator(NAME));
+    let call = t.start(&a, &Message::named(NAME).expecting(7, far));
+    t.acquire(&b, NAME, NONE).unwrap();
+    assert_eq!(t.wait_recv(&b).msg.cookie, 7);
+    assert!(t.world.is_waiting(&call));
+    t.send(&b, &Message::reply(a.id, 7).vec(b"at last")).unwrap();
+    let info = t.finish(call).unwrap();
+    assert_eq!(t.take(&a, info).payload(), b"at last");
+    Ok(())
+}
+
+pub(crate) fn moved_messages_line_up_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let _activator = t.hello(&Hello::activator(NAME));
+    t.send(&a, &Message::named(NAME).cookie(1).priority(-5)).unwrap();
+    t.send(&a, &Message::named(NAME).cookie(2)).unwrap();
+    t.send(&a, &Message::to(b.id).cookie(3)).unwrap();
+    t.acquire(&b, NAME, NONE).unwrap();
+    t.send(&a, &Message::named(NAME).cookie(4)).unwrap();
+    assert_eq!(t.recv_urgent(&b, -5).unwrap().msg.cookie, 1, "the priority moved along");
+    assert_eq!(cookies(t, &b), [3, 2, 4]);
+    Ok(())
+}
+
+pub(crate) fn a_moved_descriptor_still_works<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let _activator = t.hello(&Hello::activator(NAME));
+    let (reader, writer) = t.world.pipe(t.owner);
+    t.world.write_fd(t.owner, writer, b"moved").unwrap();
+    let memfd = t.world.memfd(t.owner, b"sealed", true);
+    t.send(&a, &Message::named(NAME).fds(&[reader]).memfd(memfd, 0, 6).vec(b"text")).unwrap();
+    t.acquire(&b, NAME, NONE).unwrap();
+    let received = t.recv(&b).unwrap();
+    assert_eq!(received.payload(), b"text");
+    assert_eq!(t.world.read_fd(t.owner, received.fds()[0], 100), Ok(b"moved".to_vec()));
+    assert_eq!(t.world.read_fd(t.owner, received.memfds()[0], 100), Ok(b"sealed".to_vec()));
+    Ok(())
+}
+
+pub(crate) fn a_moved_message_frees_its_room<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let activator = t.hello(&Hello::activator(NAME).pool(4096).asks(AttachFlags::empty()));
+    for _ in 0..4 {
+        let message = Message::named(NAME).vec(&[0; 100]);
+        for _ in 0..2 {
+            t.send(&a, &message).unwrap();
+        }
+        assert_eq!(t.send(&a, &message), Err(Errno::ENOBUFS));
+        t.acquire(&b, NAME, NONE).unwrap();
+        assert_eq!(cookies(t, &b).len(), 2);
+        t.release(&b, NAME).unwrap();
+    }
+    t.assert_empty(&activator, 0);
+    Ok(())
+}
+
+pub(crate) fn an_activator_may_come_after_the_service<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    t.own(&b, NAME);
+    t.add_match(&a, 1, &[Item::any_change(ItemType::NAME_CHANGE, NAME)]).unwrap();
+    t.add_match(&a, 2, &[Item::any_change(ItemType::NAME_ADD, NAME)]).unwrap();
+    let activator = t.hello(&Hello::activator(NAME));
+    t.assert_empty(&a, 0);
+    t.send(&a, &Message::named(NAME).cookie(1)).unwrap();
+    assert_eq!(t.recv(&b).unwrap().msg.cookie, 1);
+    t.release(&b, NAME).unwrap();
+    assert_eq!(t.recv(&a).unwrap().name_change(ItemType::NAME_CHANGE), (b.id, activator.id, NAME.to_owned()));
+    Ok(())
+}
+
+pub(crate) fn a_waiter_comes_before_the_activator<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, c) = (t.connect(), t.connect(), t.connect());
+    let activator = t.hello(&Hello::activator(NAME));
+    t.acquire(&b, NAME, NONE).unwrap();
+    t.acquire(&c, NAME, NameFlags::QUEUE).unwrap();
+    t.send(&a, &Message::named(NAME).cookie(1)).unwrap();
+    t.release(&b, NAME).unwrap();
+    t.send(&a, &Message::named(NAME).cookie(2)).unwrap();
+    assert_eq!(cookies(t, &b), [1], "nothing moves to a waiter");
+    assert_eq!(cookies(t, &c), [2]);
+    t.assert_empty(&activator, 0);
+    Ok(())
+}

@@ -180,3 +180,55 @@ pub(crate) fn a_reply_that_failed_cannot_be_repeated<W: World>(t: &mut Bench<W>)
     assert_eq!(t.send(&b, &Message::reply(a.id, 7)), Err(Errno::EBADSLT));
     Ok(())
 }
+
+pub(crate) fn a_late_deadline_does_not_hold_up_an_early_one<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let start = t.world.now();
+    t.send(&a, &Message::call(b.id, 1, start + 3600 * 1000 * MS)).unwrap();
+    t.send(&a, &Message::call(b.id, 2, start + 50 * MS)).unwrap();
+    assert_news(t, &a, ItemType::REPLY_TIMEOUT, 2);
+    assert_eq!(t.send(&b, &Message::reply(a.id, 2)), Err(Errno::EBADSLT));
+    t.send(&b, &Message::reply(a.id, 1)).unwrap();
+    assert_eq!(t.recv(&a).unwrap().msg.timeout_or_reply, 1);
+    Ok(())
+}
+
+pub(crate) fn a_deadline_beyond_all_time_never_comes<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    t.send(&a, &Message::call(b.id, 1, u64::MAX)).unwrap();
+    let later = t.world.now() + 30 * MS;
+    t.world.sleep_until(later);
+    t.assert_empty(&a, 0);
+    t.send(&b, &Message::reply(a.id, 1)).unwrap();
+    t.recv(&a).unwrap();
+    Ok(())
+}
+
+pub(crate) fn a_callee_may_be_the_caller<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, far) = (t.connect(), t.far());
+    t.send(&a, &Message::call(a.id, 7, far)).unwrap();
+    assert_eq!(t.recv(&a).unwrap().msg.cookie, 7);
+    t.send(&a, &Message::reply(a.id, 7)).unwrap();
+    assert_eq!(t.recv(&a).unwrap().msg.timeout_or_reply, 7);
+    assert_eq!(t.send(&a, &Message::reply(a.id, 7)), Err(Errno::EBADSLT));
+    Ok(())
+}
+
+pub(crate) fn a_call_that_was_not_delivered_awaits_nothing<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.hello(&Hello::default().pool(4096)));
+    let soon = t.world.now() + 30 * MS;
+    assert_eq!(t.send(&a, &Message::call(b.id, 7, soon).vec(&[0; 4000])), Err(Errno::ENOBUFS));
+    assert_eq!(t.send(&b, &Message::reply(a.id, 7)), Err(Errno::EBADSLT));
+    t.world.sleep_until(soon + 10 * MS);
+    t.assert_empty(&a, 0);
+    Ok(())
+}
+
+pub(crate) fn a_reply_may_go_to_a_name<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, far) = (t.connect(), t.connect(), t.far());
+    t.own(&a, "com.example.caller");
+    t.send(&a, &Message::call(b.id, 7, far)).unwrap();
+    t.send(&b, &Message::named("com.example.caller").word(56, 7)).unwrap();
+    assert_eq!(t.recv(&a).unwrap().msg.timeout_or_reply, 7);
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! Custom endpoints and their policy.
 
-use kdbus_core::abi::{AttachFlags, Command, Errno, ItemType, MATCH_ID_ANY, MakeFlags, NameFlags};
+use kdbus_core::abi::{AttachFlags, Command, Errno, ItemType, ListFlags, MATCH_ID_ANY, MakeFlags, NameFlags};
 
 use crate::bench::{Bench, Conn, Outcome, PATIENCE};
 use crate::build::{Arg, Hello, Item, Message};
@@ -232,5 +232,50 @@ pub(crate) fn an_endpoint_dies_with_its_handle<W: World>(t: &mut Bench<W>) -> Ou
     assert_eq!(t.recv(&e).map(|_| ()), Err(Errno::ECONNRESET));
     assert_eq!(t.world.node(&bus, Some(&name)), None);
     t.send(&a, &Message::to(a.id)).unwrap();
+    Ok(())
+}
+
+pub(crate) fn ids_are_listed_and_names_are_not<W: World>(t: &mut Bench<W>) -> Outcome {
+    let ((handle, e), a) = (endpoint(t), t.connect());
+    t.own(&a, NAME);
+    let ids =
+        |listed: Vec<crate::bench::Listed>| listed.into_iter().map(|record| record.id).collect::<Vec<_>>();
+    assert_eq!(t.list(&e, ListFlags::NAMES), []);
+    let mut unique = ids(t.list(&e, ListFlags::UNIQUE | ListFlags::NAMES));
+    unique.sort_unstable();
+    assert_eq!(unique, [e.id, a.id], "who has no name to be seen is listed without it");
+    grant(t, &handle, SEE);
+    assert_eq!(ids(t.list(&e, ListFlags::NAMES)), [a.id]);
+    Ok(())
+}
+
+pub(crate) fn broadcasts_need_endpoint_policy<W: World>(t: &mut Bench<W>) -> Outcome {
+    let ((handle, e), a) = (endpoint(t), t.connect());
+    t.own(&a, NAME);
+    t.add_match(&e, 1, &[Item::u64(ItemType::ID, a.id)]).unwrap();
+    t.send(&a, &Message::broadcast()).unwrap();
+    t.assert_empty(&e, 0);
+    grant(t, &handle, TALK);
+    t.send(&a, &Message::broadcast()).unwrap();
+    t.recv(&e).unwrap();
+    Ok(())
+}
+
+pub(crate) fn others_talk_to_a_custom_endpoint_as_ever<W: World>(t: &mut Bench<W>) -> Outcome {
+    let ((_handle, e), a, far) = (endpoint(t), t.connect(), t.far());
+    t.send(&a, &Message::call(e.id, 7, far)).unwrap();
+    assert_eq!(t.recv(&e).unwrap().msg.src_id, a.id);
+    assert_eq!(t.send(&e, &Message::to(a.id)), Err(Errno::EPERM));
+    t.send(&e, &Message::reply(a.id, 7)).unwrap();
+    t.recv(&a).unwrap();
+    Ok(())
+}
+
+pub(crate) fn a_custom_endpoint_has_no_faked_identity<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (_handle, _) = endpoint(t);
+    let name = t.node_name("custom");
+    let creds = Item::record(ItemType::CREDS, &kdbus_core::abi::Creds::default());
+    let refused = t.try_hello(&Hello::default().on(&name).item(creds)).map(|_| ());
+    assert_eq!(refused, Err(Errno::EPERM));
     Ok(())
 }

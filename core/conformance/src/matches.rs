@@ -342,3 +342,139 @@ pub(crate) fn a_broadcast_to_a_full_receiver_counts_as_lost<W: World>(t: &mut Be
     assert_eq!((result, command.dropped_msgs), (Ok(()), 2));
     Ok(())
 }
+
+pub(crate) fn a_probe_in_a_match_is_no_rule<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let probe = Item::bytes(ItemType::NEGOTIATE, &ItemType::ID.0.to_ne_bytes());
+    t.add_match(&b, 1, &[probe, Item::u64(ItemType::ID, a.id)]).unwrap();
+    assert!(hears(t, &a, &b, 0, [0; BLOOM]));
+    t.remove_match(&b, 1).unwrap();
+    assert!(!hears(t, &a, &b, 0, [0; BLOOM]));
+    Ok(())
+}
+
+pub(crate) fn all_rules_of_a_match_have_to_pass<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, c) = (t.connect(), t.connect(), t.connect());
+    let rules = [mask(&[bits(&[(3, 0x10)])]), Item::u64(ItemType::ID, a.id)];
+    t.add_match(&b, 1, &rules).unwrap();
+    assert!(hears(t, &a, &b, 0, bits(&[(3, 0x10)])));
+    assert!(!hears(t, &a, &b, 0, [0; BLOOM]));
+    assert!(!hears(t, &c, &b, 0, bits(&[(3, 0x10)])));
+    Ok(())
+}
+
+pub(crate) fn two_masks_in_one_match_have_to_pass_both<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    t.add_match(&b, 1, &[mask(&[bits(&[(3, 0x10)])]), mask(&[bits(&[(40, 1)])])]).unwrap();
+    assert!(!hears(t, &a, &b, 0, bits(&[(3, 0x10)])));
+    assert!(!hears(t, &a, &b, 0, bits(&[(40, 1)])));
+    assert!(hears(t, &a, &b, 0, bits(&[(3, 0x10), (40, 1)])));
+    Ok(())
+}
+
+pub(crate) fn any_match_is_enough_and_brings_one_copy<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    t.add_match(&b, 1, &[Item::u64(ItemType::ID, b.id)]).unwrap();
+    t.add_match(&b, 2, &[Item::u64(ItemType::ID, a.id)]).unwrap();
+    t.add_match(&b, 3, &[mask(&[[0; BLOOM]])]).unwrap();
+    t.add_match(&b, 4, &[]).unwrap();
+    assert!(hears(t, &a, &b, 0, [0xff; BLOOM]));
+    t.assert_empty(&b, 0);
+    Ok(())
+}
+
+pub(crate) fn a_full_mask_needs_a_full_filter<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    t.add_match(&b, 1, &[mask(&[[0xff; BLOOM]])]).unwrap();
+    let mut filter = [0xff; BLOOM];
+    assert!(hears(t, &a, &b, 0, filter));
+    filter[31] = 0x7f;
+    assert!(!hears(t, &a, &b, 0, filter));
+    Ok(())
+}
+
+pub(crate) fn a_match_without_rules_hears_notifications<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    t.add_match(&b, 1, &[]).unwrap();
+    t.own(&a, NAME);
+    assert_eq!(t.recv(&b).unwrap().kind(), Some(ItemType::NAME_ADD));
+    let c = t.connect();
+    assert_eq!(t.recv(&b).unwrap().id_change(ItemType::ID_ADD), c.id);
+    Ok(())
+}
+
+pub(crate) fn a_rule_may_name_both_owners<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, c) = (t.connect(), t.connect(), t.connect());
+    t.acquire(&a, NAME, NameFlags::ALLOW_REPLACEMENT | NameFlags::QUEUE).unwrap();
+    let wrong = Item::name_change(ItemType::NAME_CHANGE, b.id, a.id, NAME);
+    let right = Item::name_change(ItemType::NAME_CHANGE, a.id, b.id, NAME);
+    t.add_match(&c, 1, &[wrong]).unwrap();
+    t.acquire(&b, NAME, NameFlags::REPLACE_EXISTING).unwrap();
+    t.assert_empty(&c, 0);
+    t.add_match(&c, 2, &[right]).unwrap();
+    t.release(&b, NAME).unwrap();
+    assert_eq!(t.recv(&c).unwrap().name_change(ItemType::NAME_CHANGE), (b.id, a.id, NAME.to_owned()));
+    t.assert_empty(&c, 0);
+    Ok(())
+}
+
+pub(crate) fn a_failed_hello_is_announced_and_taken_back<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.connect();
+    let _activator = t.hello(&Hello::activator(NAME));
+    t.add_match(&a, 1, &[]).unwrap();
+    assert_eq!(t.try_hello(&Hello::activator(NAME)).map(|_| ()), Err(Errno::EEXIST));
+    let id = t.recv(&a).unwrap().id_change(ItemType::ID_ADD);
+    assert_eq!(t.recv(&a).unwrap().id_change(ItemType::ID_REMOVE), id);
+    t.assert_empty(&a, 0);
+    Ok(())
+}
+
+pub(crate) fn leaving_is_announced_in_order<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, far) = (t.connect(), t.connect(), t.far());
+    t.own(&b, NAME);
+    t.own(&b, "com.example.second");
+    t.send(&a, &Message::call(b.id, 7, far)).unwrap();
+    t.recv(&b).unwrap();
+    t.add_match(&a, 1, &[]).unwrap();
+    let id = b.id;
+    t.byebye(&b).unwrap();
+    assert_eq!(t.wait_recv(&a).name_change(ItemType::NAME_REMOVE), (id, 0, NAME.to_owned()));
+    let second = (id, 0, "com.example.second".to_owned());
+    assert_eq!(t.wait_recv(&a).name_change(ItemType::NAME_REMOVE), second);
+    assert_eq!(t.wait_recv(&a).kind(), Some(ItemType::REPLY_DEAD));
+    assert_eq!(t.wait_recv(&a).id_change(ItemType::ID_REMOVE), id);
+    t.assert_empty(&a, 0);
+    Ok(())
+}
+
+pub(crate) fn an_activator_is_announced_before_its_name<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.connect();
+    t.add_match(&a, 1, &[]).unwrap();
+    let activator = t.hello(&Hello::activator(NAME));
+    let received = t.recv(&a).unwrap();
+    assert_eq!(received.id_change(ItemType::ID_ADD), activator.id);
+    let change: kdbus_core::abi::IdChange = received.record(ItemType::ID_ADD).unwrap();
+    assert_eq!(change.flags, activator_flags());
+    assert_eq!(t.recv(&a).unwrap().kind(), Some(ItemType::NAME_ADD));
+    Ok(())
+}
+
+fn activator_flags() -> u64 {
+    Hello::activator(NAME).record.flags
+}
+
+pub(crate) fn a_broadcast_is_heard_in_one_order<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, c, d) = (t.connect(), t.connect(), t.connect(), t.connect());
+    for conn in [&c, &d] {
+        t.add_match(conn, 1, &[]).unwrap();
+    }
+    for round in 0..6 {
+        t.send(&a, &Message::broadcast().cookie(round)).unwrap();
+        t.send(&b, &Message::broadcast().cookie(100 + round)).unwrap();
+    }
+    for _ in 0..12 {
+        let (one, other) = (t.recv(&c).unwrap(), t.recv(&d).unwrap());
+        assert_eq!((one.msg.src_id, one.msg.cookie), (other.msg.src_id, other.msg.cookie));
+    }
+    Ok(())
+}

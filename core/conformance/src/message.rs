@@ -233,3 +233,75 @@ pub(crate) fn reported_size_is_the_whole_slice<W: World>(t: &mut Bench<W>) -> Ou
     assert_eq!(received.info.msg_size % 8, 0);
     Ok(())
 }
+
+pub(crate) fn long_messages_of_items_are_fine<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    // 602 vectors of one byte: 64 + 602 × 32 = 19,328 bytes.
+    let message = (0..602).fold(Message::to(b.id), |message, i| message.vec(&[i as u8]));
+    assert_eq!(message.bytes.len(), 19_328);
+    t.send(&a, &message).unwrap();
+    let payload = t.recv(&b).unwrap().payload();
+    assert!(payload.iter().copied().eq((0..602).map(|i| i as u8)));
+    let message = (0..1023).fold(Message::to(b.id), |message, _| message.zeros(8));
+    assert_eq!(message.bytes.len(), 32_800);
+    assert_eq!(t.send(&a, &message), Err(Errno::EMSGSIZE));
+    Ok(())
+}
+
+pub(crate) fn header_fields_arrive_as_sent<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, far) = (t.connect(), t.connect(), t.far());
+    let message = Message::call(b.id, 0x1122, far).priority(-77).payload_type(0x3344);
+    t.send(&a, &message.flags(MsgFlags::NO_AUTO_START)).unwrap();
+    let msg = t.recv(&b).unwrap().msg;
+    let flags = MsgFlags::EXPECT_REPLY | MsgFlags::NO_AUTO_START;
+    assert_eq!((msg.flags, msg.priority, msg.payload_type), (flags.bits(), -77, 0x3344));
+    assert_eq!((msg.cookie, msg.timeout_or_reply, msg.src_id), (0x1122, far, a.id));
+    Ok(())
+}
+
+pub(crate) fn what_was_sent_does_not_change<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let mut message = Message::to(b.id).vec(b"first");
+    t.send(&a, &message).unwrap();
+    message.payload = vec![Payload::Bytes(b"other".to_vec())];
+    t.send(&a, &message).unwrap();
+    assert_eq!(t.recv(&b).unwrap().payload(), b"first");
+    assert_eq!(t.recv(&b).unwrap().payload(), b"other");
+    Ok(())
+}
+
+pub(crate) fn items_keep_their_order<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.hello(&Hello::default().asks(AttachFlags::empty())));
+    t.own(&b, "com.example.b");
+    let memfd = t.world.memfd(t.owner, b"sealed", true);
+    let message = Message::to(0)
+        .vec(b"one")
+        .memfd(memfd, 2, 3)
+        .item(&Item::text(ItemType::DST_NAME, "com.example.b"))
+        .zeros(3)
+        .vec(b"two");
+    t.send(&a, &message).unwrap();
+    let received = t.recv(&b).unwrap();
+    let kinds: Vec<_> = received.items.iter().map(|(kind, _)| *kind).collect();
+    let off = ItemType::PAYLOAD_OFF;
+    assert_eq!(kinds, [off, ItemType::PAYLOAD_MEMFD, ItemType::DST_NAME, off, off]);
+    let base = align8(received.msg.size);
+    let memfd: kdbus_core::abi::Memfd = received.record(ItemType::PAYLOAD_MEMFD).unwrap();
+    assert_eq!((memfd.start, memfd.size), (2, 3));
+    let vecs: Vec<_> = received.vecs().iter().map(|vec| (vec.address, vec.size)).collect();
+    // The memfd and the zeros each leave a gap of their size modulo 8.
+    assert_eq!(vecs, [(base, 3), (OFFSET_ZEROS, 3), (base + 9, 3)]);
+    assert_eq!(received.payload(), b"onetwo");
+    Ok(())
+}
+
+pub(crate) fn a_fresh_message_has_no_bytes_of_an_older_one<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.hello(&Hello::default().asks(AttachFlags::empty())));
+    t.send(&a, &Message::to(b.id).vec(&[0xff; 256])).unwrap();
+    t.recv(&b).unwrap();
+    t.send(&a, &Message::to(b.id).vec(b"odd").zeros(13)).unwrap();
+    let received = t.recv(&b).unwrap();
+    let base = align8(received.msg.size) as usize;
+    assert_eq!(received.bytes[base..], *b"odd\0\0\0\0\0");
+    Ok(())
+}

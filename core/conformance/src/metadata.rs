@@ -231,3 +231,88 @@ pub(crate) fn unknown_list_flags_are_refused<W: World>(t: &mut Bench<W>) -> Outc
     assert_eq!(t.run(&a, &mut Arg::new(Command::List).flags(0x10)), Err(Errno::EINVAL));
     Ok(())
 }
+
+pub(crate) fn metadata_comes_in_a_fixed_order<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.hello(&Hello::default().item(Item::text(ItemType::CONN_DESCRIPTION, "described")));
+    let b = t.connect();
+    t.own(&a, NAME);
+    t.send(&a, &Message::to(b.id)).unwrap();
+    let kinds: Vec<u64> = t.recv(&b).unwrap().items.into_iter().map(|(kind, _)| kind.0).collect();
+    let order = [
+        ItemType::CREDS,
+        ItemType::PIDS,
+        ItemType::AUXGROUPS,
+        ItemType::TID_COMM,
+        ItemType::PID_COMM,
+        ItemType::EXE,
+        ItemType::CMDLINE,
+        ItemType::CGROUP,
+        ItemType::CAPS,
+        ItemType::SECLABEL,
+        ItemType::AUDIT,
+        ItemType::OWNED_NAME,
+        ItemType::CONN_DESCRIPTION,
+        ItemType::TIMESTAMP,
+    ];
+    let place = |kind: &u64| order.iter().position(|other| other.0 == *kind).unwrap();
+    assert!(kinds.iter().map(place).is_sorted(), "{kinds:x?}");
+    for needed in [ItemType::CREDS, ItemType::PIDS, ItemType::OWNED_NAME, ItemType::TIMESTAMP] {
+        assert!(kinds.contains(&needed.0), "{needed:?}");
+    }
+    Ok(())
+}
+
+pub(crate) fn each_receiver_gets_what_it_asks_for<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.connect();
+    let masks = [AttachFlags::CREDS, AttachFlags::PIDS, AttachFlags::TIMESTAMP, AttachFlags::empty()];
+    let conns = masks.map(|mask| t.hello(&Hello::default().asks(mask)));
+    for conn in &conns {
+        t.add_match(conn, 1, &[Item::u64(ItemType::ID, a.id)]).unwrap();
+    }
+    t.send(&a, &Message::broadcast()).unwrap();
+    let expected = [Some(ItemType::CREDS), Some(ItemType::PIDS), Some(ItemType::TIMESTAMP), None];
+    for (conn, kind) in conns.iter().zip(expected) {
+        let kinds: Vec<_> = t.recv(conn).unwrap().items.into_iter().skip(1).map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, kind.into_iter().collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+pub(crate) fn waiters_are_listed_when_asked<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    t.own(&a, NAME);
+    t.acquire(&b, NAME, NameFlags::QUEUE).unwrap();
+    let listed = t.list(&a, ListFlags::QUEUED);
+    let flags = NameFlags::QUEUE | NameFlags::IN_QUEUE;
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].id, &listed[0].name), (b.id, &Some((flags, NAME.to_owned()))));
+    assert_eq!(t.list(&a, ListFlags::NAMES).len(), 1);
+    Ok(())
+}
+
+pub(crate) fn a_query_that_does_not_fit_is_refused<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.hello(&Hello::default().pool(4096));
+    let mut offsets = Vec::new();
+    let refusal = loop {
+        let mut arg = Arg::new(Command::List).flags(ListFlags::UNIQUE.bits());
+        match t.run(&a, &mut arg) {
+            Ok(()) => offsets.push(arg.read::<kdbus_core::abi::CmdList>().offset),
+            Err(errno) => break errno,
+        }
+    };
+    assert_eq!(refusal, Errno::EXFULL);
+    t.free(&a, offsets[0]).unwrap();
+    assert_eq!(t.conn_info(&a, a.id, AttachFlags::empty()).unwrap().info.id, a.id);
+    Ok(())
+}
+
+pub(crate) fn ids_are_never_used_twice<W: World>(t: &mut Bench<W>) -> Outcome {
+    let mut last = 0;
+    for _ in 0..20 {
+        let conn = t.connect();
+        assert!(conn.id > last);
+        last = conn.id;
+        t.close(conn);
+    }
+    Ok(())
+}

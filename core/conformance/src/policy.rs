@@ -276,3 +276,66 @@ pub(crate) fn a_waiting_name_grants_nothing<W: World>(t: &mut Bench<W>) -> Outco
     assert!(may_talk(t, &u, &a));
     Ok(())
 }
+
+pub(crate) fn a_signal_needs_a_receiver_that_may_talk_back<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (u, a) = (stranger(t, 1)?, t.connect());
+    for conn in [&u, &a] {
+        t.add_match(conn, 1, &[Item::u64(ItemType::ID, u.id)]).unwrap();
+        t.add_match(conn, 2, &[Item::u64(ItemType::ID, a.id)]).unwrap();
+    }
+    t.send(&a, &Message::signal_to(u.id)).unwrap();
+    t.assert_empty(&u, 0);
+    t.send(&u, &Message::signal_to(a.id)).unwrap();
+    assert_eq!(t.recv(&a).unwrap().msg.src_id, u.id);
+    t.own(&a, NAME);
+    let _holder = t.hello(&Hello::policy_holder(NAME, &[Item::access(WORLD, TALK, 0)]));
+    t.send(&a, &Message::signal_to(u.id)).unwrap();
+    assert_eq!(t.recv(&u).unwrap().msg.src_id, a.id);
+    Ok(())
+}
+
+pub(crate) fn broadcasts_follow_policy<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (u, a) = (stranger(t, 1)?, t.connect());
+    t.add_match(&u, 1, &[Item::u64(ItemType::ID, a.id)]).unwrap();
+    t.own(&a, NAME);
+    let holder = t.hello(&Hello::policy_holder(NAME, &[Item::access(WORLD, SEE, 0)]));
+    t.send(&a, &Message::broadcast()).unwrap();
+    t.assert_empty(&u, 0);
+    update(t, &holder, NAME, &[Item::access(WORLD, TALK, 0)]).unwrap();
+    t.send(&a, &Message::broadcast()).unwrap();
+    t.recv(&u).unwrap();
+    t.release(&a, NAME).unwrap();
+    t.send(&a, &Message::broadcast()).unwrap();
+    t.assert_empty(&u, 0);
+    Ok(())
+}
+
+pub(crate) fn calls_follow_policy<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (u, a, far) = (stranger(t, 1)?, t.connect(), t.far());
+    assert_eq!(t.send(&u, &Message::call(a.id, 7, far)), Err(Errno::EPERM));
+    let call = t.start(&u, &Message::call(a.id, 7, far));
+    assert_eq!(t.finish(call), Err(Errno::EPERM));
+    assert_eq!(t.send(&a, &Message::reply(u.id, 7)), Err(Errno::EBADSLT));
+    Ok(())
+}
+
+pub(crate) fn a_denied_name_is_still_known<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (u, a) = (stranger(t, 1)?, t.connect());
+    assert_eq!(t.send(&u, &Message::named(NAME)), Err(Errno::ESRCH));
+    t.own(&a, NAME);
+    assert_eq!(t.send(&u, &Message::named(NAME)), Err(Errno::EPERM));
+    Ok(())
+}
+
+pub(crate) fn an_activator_brings_its_own_policy<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (u, a) = (stranger(t, 1)?, t.connect());
+    let hello = Hello::activator(NAME).item(Item::access(WORLD, TALK, 0));
+    let activator = t.hello(&hello);
+    t.send(&u, &Message::named(NAME)).unwrap();
+    assert!(t.world.poll(&activator.handle).readable);
+    t.acquire(&a, NAME, NONE).unwrap();
+    t.recv(&a).unwrap();
+    assert!(may_talk(t, &u, &a));
+    assert_eq!(t.acquire(&u, NAME, NONE), Err(Errno::EPERM));
+    Ok(())
+}

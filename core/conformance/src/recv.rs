@@ -120,3 +120,52 @@ pub(crate) fn a_lost_broadcast_is_reported_once<W: World>(t: &mut Bench<W>) -> O
     assert_eq!((result, command.dropped_msgs, command.return_flags), (Err(Errno::EAGAIN), 0, 0));
     Ok(())
 }
+
+pub(crate) fn peeking_reports_losses_too<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), small_receiver(t));
+    t.send(&a, &Message::to(b.id)).unwrap();
+    t.send(&a, &Message::broadcast().vec(&[0; 4000])).unwrap();
+    let (result, command) = t.recv_raw(&b, RecvFlags::PEEK, 0);
+    assert_eq!((result, command.dropped_msgs), (Ok(()), 1));
+    assert_eq!(command.return_flags, RecvReturnFlags::DROPPED_MSGS.bits());
+    let (result, command) = t.recv_raw(&b, RecvFlags::empty(), 0);
+    assert_eq!((result, command.dropped_msgs), (Ok(()), 0));
+    Ok(())
+}
+
+pub(crate) fn peeking_by_priority_shows_the_most_urgent<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    for (cookie, priority) in [(1, 5), (2, -5), (3, 0)] {
+        t.send(&a, &Message::to(b.id).priority(priority).cookie(cookie)).unwrap();
+    }
+    let (result, command) = t.recv_raw(&b, RecvFlags::PEEK | RecvFlags::USE_PRIORITY, 0);
+    assert_eq!(result, Ok(()));
+    assert_eq!(t.look(&b, command.msg).msg.cookie, 2);
+    assert_eq!(t.recv(&b).unwrap().msg.cookie, 1, "arrival does not ask for priority");
+    assert_eq!(t.recv_urgent(&b, 0).unwrap().msg.cookie, 2);
+    Ok(())
+}
+
+pub(crate) fn the_whole_range_of_priorities_is_in_order<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let priorities = [0, i64::MAX, i64::MIN, -1, 1];
+    for priority in priorities {
+        t.send(&a, &Message::to(b.id).priority(priority)).unwrap();
+    }
+    assert_eq!(t.recv_urgent(&b, i64::MIN).unwrap().msg.priority, i64::MIN);
+    let rest: Vec<i64> = (0..4).map(|_| t.recv_urgent(&b, i64::MAX).unwrap().msg.priority).collect();
+    assert_eq!(rest, [-1, 0, 1, i64::MAX]);
+    Ok(())
+}
+
+pub(crate) fn a_long_queue_keeps_its_order<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, c) = (t.connect(), t.connect(), t.connect());
+    for cookie in 0..24 {
+        let sender = if cookie % 3 == 0 { &c } else { &a };
+        t.send(sender, &Message::to(b.id).cookie(cookie).priority(-(cookie as i64))).unwrap();
+    }
+    for cookie in 0..24 {
+        assert_eq!(t.recv(&b).unwrap().msg.cookie, cookie);
+    }
+    Ok(())
+}

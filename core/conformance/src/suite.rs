@@ -55,7 +55,9 @@ impl CaseInfo {
             "a_user_has_at_most_1024_connections" => {
                 (needs.connections, needs.messages, needs.slices) = (1026, 4, 8);
             }
-            "a_pool_full_of_unfreed_slices_is_full" => needs.slices = 300,
+            "a_query_that_does_not_fit_is_refused" | "a_pool_full_of_unfreed_slices_is_full" => {
+                needs.slices = 300
+            }
             "adjacent_free_slices_become_one" => needs.connections = 80,
             "a_reply_that_failed_cannot_be_repeated"
             | "a_broadcast_to_a_full_receiver_counts_as_lost"
@@ -186,6 +188,10 @@ macro_rules! __conformance_list {
                 [90] a_name_given_twice_changes_nothing;
                 [91] an_empty_update_empties_the_policy;
                 [92] an_endpoint_dies_with_its_handle;
+                [404] ids_are_listed_and_names_are_not;
+                [405] broadcasts_need_endpoint_policy;
+                [406] others_talk_to_a_custom_endpoint_as_ever;
+                [407] a_custom_endpoint_has_no_faked_identity;
             }
             hello {
                 [93] a_pool_is_whole_pages;
@@ -261,6 +267,11 @@ macro_rules! __conformance_list {
                 [159] two_destination_names_are_refused;
                 [161] name_and_filter_stay_in_the_message;
                 [162] reported_size_is_the_whole_slice;
+                [408] long_messages_of_items_are_fine;
+                [409] header_fields_arrive_as_sent;
+                [410] what_was_sent_does_not_change;
+                [411] items_keep_their_order;
+                [412] a_fresh_message_has_no_bytes_of_an_older_one;
             }
             fds {
                 [163] bus_handles_are_not_passed_on;
@@ -296,6 +307,10 @@ macro_rules! __conformance_list {
                 [194] a_policy_holder_receives_nothing;
                 [195] polling_tells_of_messages_and_losses;
                 [196] a_lost_broadcast_is_reported_once;
+                [413] peeking_reports_losses_too;
+                [414] peeking_by_priority_shows_the_most_urgent;
+                [415] the_whole_range_of_priorities_is_in_order;
+                [416] a_long_queue_keeps_its_order;
             }
             quota {
                 [197, 198] a_user_queues_up_to_256_messages;
@@ -327,6 +342,11 @@ macro_rules! __conformance_list {
                 [221] a_dropped_call_is_reported;
                 [222] a_caller_that_left_cannot_be_answered;
                 [223] a_reply_that_failed_cannot_be_repeated;
+                [417] a_late_deadline_does_not_hold_up_an_early_one;
+                [418] a_deadline_beyond_all_time_never_comes;
+                [419] a_callee_may_be_the_caller;
+                [420] a_call_that_was_not_delivered_awaits_nothing;
+                [421] a_reply_may_go_to_a_name;
             }
             sync {
                 [224] only_calls_wait;
@@ -346,6 +366,13 @@ macro_rules! __conformance_list {
                 [238] a_call_with_descriptors_needs_a_callee_that_takes_them;
                 [239] a_malformed_reply_does_not_end_the_wait;
                 [240] a_callee_that_drops_breaks_the_call;
+                [422] a_reply_may_come_while_interrupted;
+                [423] a_reply_to_an_interrupted_call_leaks_nothing;
+                [424] a_reply_brings_descriptors;
+                [425] a_reply_that_does_not_fit_ends_the_call;
+                [426] a_readable_cancel_descriptor_ends_the_wait_at_once;
+                [427] a_waiting_caller_goes_on_receiving;
+                [428] a_bus_that_dies_ends_the_wait;
             }
             matches {
                 [241] a_broadcast_is_a_signal;
@@ -378,6 +405,17 @@ macro_rules! __conformance_list {
                 [268] a_signal_to_an_activator_vanishes;
                 [269] a_plain_message_needs_no_match;
                 [270] a_broadcast_to_a_full_receiver_counts_as_lost;
+                [429] a_probe_in_a_match_is_no_rule;
+                [430] all_rules_of_a_match_have_to_pass;
+                [431] two_masks_in_one_match_have_to_pass_both;
+                [432] any_match_is_enough_and_brings_one_copy;
+                [433] a_full_mask_needs_a_full_filter;
+                [434] a_match_without_rules_hears_notifications;
+                [435] a_rule_may_name_both_owners;
+                [436] a_failed_hello_is_announced_and_taken_back;
+                [437] leaving_is_announced_in_order;
+                [438] an_activator_is_announced_before_its_name;
+                [439] a_broadcast_is_heard_in_one_order;
             }
             names {
                 [271] malformed_names_cannot_be_acquired;
@@ -422,6 +460,12 @@ macro_rules! __conformance_list {
                 [308] behind_a_service_it_dies_quietly;
                 [309] strangers_do_not_wake_it;
                 [310] broadcasts_do_not_reach_it;
+                [440] a_waiting_call_follows_the_name;
+                [441] moved_messages_line_up_behind;
+                [442] a_moved_descriptor_still_works;
+                [443] a_moved_message_frees_its_room;
+                [444] an_activator_may_come_after_the_service;
+                [445] a_waiter_comes_before_the_activator;
             }
             policy {
                 [311] strangers_do_not_talk_to_owners;
@@ -446,6 +490,11 @@ macro_rules! __conformance_list {
                 [330] unknown_access_is_refused;
                 [331] rights_are_those_of_opening;
                 [332] a_waiting_name_grants_nothing;
+                [446] a_signal_needs_a_receiver_that_may_talk_back;
+                [447] broadcasts_follow_policy;
+                [448] calls_follow_policy;
+                [449] a_denied_name_is_still_known;
+                [450] an_activator_brings_its_own_policy;
             }
             monitors {
                 [333] nobody_hears_of_a_monitor;
@@ -480,6 +529,11 @@ macro_rules! __conformance_list {
                 [361] a_listed_name_stands_for_its_connection;
                 [362] activators_are_listed_when_asked;
                 [363] unknown_list_flags_are_refused;
+                [451] metadata_comes_in_a_fixed_order;
+                [452] each_receiver_gets_what_it_asks_for;
+                [453] waiters_are_listed_when_asked;
+                [454] a_query_that_does_not_fit_is_refused;
+                [455] ids_are_never_used_twice;
             }
         }
     };
