@@ -440,6 +440,21 @@ impl Bed {
         self.hello(handle, HelloFlags::ACTIVATOR, 1 << 20, &[(ItemType::NAME, &name)]).unwrap()
     }
 
+    pub(super) fn policy_holder(&mut self, name: &str, records: &[(u64, u64, u64)]) -> Peer {
+        let handle = self.open(OWNER);
+        let name = c_str(name);
+        let records: Vec<_> =
+            records.iter().map(|&(kind, access, id)| crate::abi::PolicyAccess { kind, access, id }).collect();
+        let mut items = vec![(ItemType::NAME, name.as_slice())];
+        items.extend(records.iter().map(|record| (ItemType::POLICY_ACCESS, record.as_bytes())));
+        self.hello(handle, HelloFlags::POLICY_HOLDER, 4096, &items).unwrap()
+    }
+
+    pub(super) fn remove_match(&mut self, peer: Peer, cookie: u64) -> Result<(), Errno> {
+        let mut arg = arg(CmdMatch { cookie, ..CmdMatch::default() }, &[]);
+        self.run(peer.handle, Command::MatchRemove, &mut arg)
+    }
+
     pub(super) fn close(&mut self, handle: HandleId) {
         let at = self.at();
         self.domain.close(&mut self.host, at, handle);
