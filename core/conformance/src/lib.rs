@@ -34,5 +34,5 @@ mod quota;
 mod recv;
 mod sync;
 
-pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table};
+pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table, try_run};
 pub use world::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who, World};

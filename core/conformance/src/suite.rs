@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use crate::bench::{Bench, Outcome};
-use crate::world::World;
+use crate::world::{Skip, World};
 
 /// One case: its numbers, its chapter and what it shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -587,19 +587,31 @@ fn find<W: World>(chapter: &str, name: &str) -> Option<fn(&mut Bench<W>) -> Outc
     __conformance_list! { @find [W, (chapter, name)] }
 }
 
-/// Runs one case over a new world.
+/// Runs one case over a new world. A case that the world cannot express prints a line.
 ///
 /// # Panics
 ///
 /// If the case fails, or if there is none of that name.
 pub fn run<W: World>(chapter: &str, name: &str, make: impl FnOnce(&CaseInfo) -> W) {
+    if let Err(skip) = try_run(chapter, name, make) {
+        report(&format!("{chapter}::{name}"), &skip.0);
+    }
+}
+
+/// Runs one case over a new world.
+///
+/// # Errors
+///
+/// [`Skip`] if the world cannot express it.
+///
+/// # Panics
+///
+/// If the case fails, or if there is none of that name.
+pub fn try_run<W: World>(chapter: &str, name: &str, make: impl FnOnce(&CaseInfo) -> W) -> Result<(), Skip> {
     let run = find::<W>(chapter, name);
     let info = cases().iter().find(|case| (case.chapter, case.name) == (chapter, name));
     let (Some(run), Some(info)) = (run, info) else { panic!("no case {chapter}::{name}") };
-    let mut bench = Bench::new(make(info));
-    if let Err(skip) = run(&mut bench) {
-        report(&format!("{chapter}::{name}"), &skip.0);
-    }
+    run(&mut Bench::new(make(info)))
 }
 
 /// Prints a line for each case that commands alone cannot bring about.
