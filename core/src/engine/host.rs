@@ -79,6 +79,26 @@ pub struct Credentials {
     pub privileged: bool,
 }
 
+impl Credentials {
+    /// Those of user 0 without groups, process and label, and without privilege.
+    pub const BLANK: Self = Self {
+        uid: 0,
+        euid: 0,
+        suid: 0,
+        fsuid: 0,
+        gid: 0,
+        egid: 0,
+        sgid: 0,
+        fsgid: 0,
+        groups: heapless::Vec::new(),
+        pid: 0,
+        tid: 0,
+        ppid: 0,
+        label: heapless::Vec::new(),
+        privileged: false,
+    };
+}
+
 /// One command of a client.
 #[derive(Debug)]
 pub struct Request<'a> {
