@@ -318,7 +318,8 @@ pub trait Host {
     fn random(&mut self) -> [u8; 16];
 
     /// Reads one kind of metadata of the process behind `from` into `buffer` and returns its length: the
-    /// payload of the item of that kind, a NUL behind strings included. `None` leaves the item out.
+    /// payload of the item of that kind, a NUL behind strings included. `None` leaves the item out, also if
+    /// the buffer, which can be empty, is too short for it.
     ///
     /// Asked only for what is not pinned in [`Credentials`], and only when a receiver wants it.
     fn metadata(&mut self, from: HandleId, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {
