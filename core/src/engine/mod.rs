@@ -39,6 +39,8 @@ mod send;
 mod slice;
 mod storage;
 mod table;
+#[cfg(test)]
+mod testbed;
 mod user;
 mod watch;
 
@@ -49,4 +51,4 @@ pub use host::{
     LABEL_MAX, Node, Outcome, Readiness, Request, Return,
 };
 pub use inspect::{ConnectionView, Holder, Usage};
-pub use storage::{Allocate, Storage};
+pub use storage::{Allocate, StaticStorage, Storage};

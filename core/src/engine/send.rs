@@ -91,7 +91,7 @@ impl Domain<'_> {
         let (bus, id, user, handle) = (sender.bus, sender.id, sender.user, sender.handle);
         let message = examine_from(bytes, flags, self.buses[bus].bloom.size, id)?;
         let stamp = self.stamp(at, bus);
-        self.gathered = Gathered::default();
+        self.gathered = Gathered::NOTHING;
         let files = self.files.import(host, self.handle_id(handle), &message)?;
         let parcel = Parcel {
             header: message.header,
@@ -315,3 +315,7 @@ fn names_holds(
     let owner = names.find(bus, name.as_bytes()).and_then(|entry| names.owner(entry));
     owner.is_some_and(|owner| owner.connection == index(conn))
 }
+
+#[cfg(test)]
+#[path = "send_tests.rs"]
+mod tests;
