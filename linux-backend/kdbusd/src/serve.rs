@@ -75,7 +75,7 @@ impl Daemon {
         };
         self.state.poller.wait(events, deadline)?;
         let mut goes_on = true;
-        if !self.state.poller.gone().is_empty() {
+        if self.may_lose_nodes() {
             self.accept_everywhere();
         }
         // Whoever hung up before the commands below were sent is gone before they are carried out.
@@ -147,6 +147,16 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Whether somebody hung up who can own a node: a handle that never was a connection.
+    fn may_lose_nodes(&self) -> bool {
+        self.state.poller.gone().iter().any(|ready| match ready.source(&self.state) {
+            Some(Source::Client(id)) => {
+                self.state.clients.get(id).is_some_and(|client| client.bell.is_none())
+            }
+            _ => false,
+        })
     }
 
     /// Takes in those who wait at any endpoint: who opened one before its owner hung up has a handle of it,
@@ -332,8 +342,16 @@ impl Daemon {
         mut fds: Descriptors,
     ) {
         let token = self.state.pending.token();
+        let count = fds.len();
         let mut places = places(&mut fds);
-        let mut turn = Turn { payload, fds: &mut places, from: Some(from), ..Turn::idle(&mut self.state) };
+        let mut pinned = [None; FDS_MAX];
+        let mut turn = Turn {
+            payload,
+            fds: places.get_mut(..count).unwrap_or_default(),
+            pinned: pinned.get_mut(..count).unwrap_or_default(),
+            from: Some(from),
+            state: &mut self.state,
+        };
         let message_at = message.as_deref_mut();
         let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
         let outcome = self.domain.handle(&mut turn, Arrival { at: clock(), from, caller: None, request });
