@@ -29,10 +29,11 @@ struct Added {
     items: Vec<OwnedItem>,
 }
 
-fn mask(dice: &mut Dice) -> [u8; BLOOM] {
+/// Up to `bits` bits, some of them neighbours.
+fn mask(dice: &mut Dice, bits: u64) -> [u8; BLOOM] {
     let mut mask = [0; BLOOM];
-    for _ in 0..dice.roll(3) {
-        mask[dice.roll(4) as usize * 16] |= 1 << dice.roll(3);
+    for _ in 0..1 + dice.roll(bits) {
+        mask[dice.roll(2) as usize * 8 + 7] |= 1 << dice.roll(4);
     }
     mask
 }
@@ -43,7 +44,9 @@ fn random_items(dice: &mut Dice, peers: &[Peer]) -> Vec<OwnedItem> {
         _ => peers[dice.roll(peers.len() as u64) as usize].id,
     };
     let mut items = Vec::new();
-    for _ in 0..dice.roll(3) {
+    // A match without rules passes everything: it is rare, lest it hide what the others do.
+    let rules = if dice.roll(40) == 0 { 0 } else { 1 + dice.roll(2) };
+    for _ in 0..rules {
         let item = match dice.roll(7) {
             0 => (ItemType::ID, id(dice).to_ne_bytes().to_vec()),
             1 => (ItemType::DST_ID, id(dice).to_ne_bytes().to_vec()),
@@ -57,9 +60,9 @@ fn random_items(dice: &mut Dice, peers: &[Peer]) -> Vec<OwnedItem> {
                 (ItemType::NAME_CHANGE, rule)
             }
             _ => {
-                let mut bits = mask(dice).to_vec();
+                let mut bits = mask(dice, 2).to_vec();
                 if dice.roll(4) == 0 {
-                    bits.extend(mask(dice));
+                    bits.extend(mask(dice, 2));
                 }
                 (ItemType::BLOOM_MASK, bits)
             }
@@ -96,17 +99,17 @@ fn signal_passes(
 fn broadcasts_and_signals_reach_exactly_those_whose_rules_pass() {
     for seed in 1..12_u64 {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let buckets = [1, 3, 64][dice.roll(3) as usize];
+        let buckets = [1, 7, 256, 256][dice.roll(4) as usize];
         let mut bed = Bed::with(&Config { match_buckets: buckets, connections: 8, ..Config::SMALL });
         let peers: Vec<_> = (0..5).map(|_| bed.connect()).collect();
         for (peer, name) in peers.iter().zip(NAMES) {
             bed.acquire(*peer, name, NameFlags::empty()).unwrap();
         }
         let mut added: Vec<Added> = Vec::new();
-        for _ in 0..150 {
+        for _ in 0..300 {
             let peer = peers[dice.roll(5) as usize];
             let cookie = dice.roll(6);
-            if dice.roll(4) == 0 {
+            if dice.roll(2) == 0 {
                 let known = added.iter().any(|one| (one.peer, one.cookie) == (peer, cookie));
                 let removed = bed.remove_match(peer, cookie);
                 assert_eq!(removed, if known { Ok(()) } else { Err(Errno::EBADSLT) });
@@ -120,7 +123,7 @@ fn broadcasts_and_signals_reach_exactly_those_whose_rules_pass() {
 
             let (sender, generation) = (dice.roll(5) as usize, dice.roll(3));
             let to = if dice.roll(3) == 0 { peers[dice.roll(5) as usize].id } else { ANY };
-            let filter = mask(&mut dice);
+            let filter = mask(&mut dice, 6);
             let mut sent = signal(to, filter);
             sent.items[0].1[0] = generation as u8;
             bed.send(peers[sender], &sent).unwrap();
@@ -147,13 +150,17 @@ fn broadcasts_and_signals_reach_exactly_those_whose_rules_pass() {
 fn notifications_reach_exactly_those_whose_rules_pass() {
     for seed in 1..12_u64 {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut bed = Bed::with(&Config { match_buckets: 5, connections: 12, ..Config::SMALL });
+        let mut bed = Bed::with(&Config { match_buckets: 64, connections: 12, ..Config::SMALL });
         let peers: Vec<_> = (0..4).map(|_| bed.connect()).collect();
         bed.acquire(peers[0], "a.a", NameFlags::ALLOW_REPLACEMENT).unwrap();
         let mut owner = 0;
         let mut added: Vec<Added> = Vec::new();
-        for _ in 0..60 {
+        for _ in 0..120 {
             let peer = peers[dice.roll(4) as usize];
+            if dice.roll(3) == 0 {
+                let _ = bed.remove_match(peer, 1);
+                added.retain(|one| one.peer != peer);
+            }
             let items = random_items(&mut dice, &peers);
             let borrowed: Vec<_> = items.iter().map(|(kind, bytes)| (*kind, bytes.as_slice())).collect();
             bed.add_match(peer, 1, &borrowed).unwrap();
