@@ -75,6 +75,9 @@ impl Daemon {
         };
         self.state.poller.wait(events, deadline)?;
         let mut goes_on = true;
+        if !self.state.poller.gone().is_empty() {
+            self.accept_everywhere();
+        }
         // Whoever hung up before the commands below were sent is gone before they are carried out.
         let mut at = 0;
         while let Some(ready) = self.state.poller.gone().get(at).copied() {
@@ -142,6 +145,17 @@ impl Daemon {
                         return;
                     }
                 }
+            }
+        }
+    }
+
+    /// Takes in those who wait at any endpoint: who opened one before its owner hung up has a handle of it,
+    /// and learns by its next command that the endpoint is gone.
+    fn accept_everywhere(&mut self) {
+        for at in 0..self.state.listeners.len() {
+            if let Some(Some(listener)) = self.state.listeners.get(at) {
+                let id = listener.id;
+                self.accept(Some(id));
             }
         }
     }
