@@ -201,7 +201,8 @@ impl Daemon {
         let id = opened.inspect_err(|_| state.budget.close_client(uid))?;
         let added = state.poller.add_client(&socket, id).map_err(errno);
         let inserted = added.and_then(|()| {
-            state.clients.insert(Client::new(id, socket, uid, pid, process)).map_err(|_| Errno::EMFILE)
+            let client = Client::new(id, socket, uid, pid, process);
+            if state.clients.insert(client) { Ok(()) } else { Err(Errno::EMFILE) }
         });
         if inserted.is_err() {
             state.budget.close_client(uid);

@@ -18,6 +18,9 @@ use kdbus_linux::local::{ConnectError, Environment, LocalTransport, Options};
 use kdbusd::config::Access;
 
 const SOON: Duration = Duration::from_secs(20);
+/// A test; its error is the reason why it cannot be tried here.
+type Test = fn() -> Result<(), String>;
+
 const SERVICE: &str = "org.example.Service";
 
 fn main() {
@@ -27,7 +30,7 @@ fn main() {
     }
     // As the usual harness: a word on the command line chooses.
     let wanted = arguments.iter().skip(1).find(|argument| !argument.starts_with('-'));
-    let tests: &[(&str, fn() -> Result<(), String>)] = &[
+    let tests: &[(&str, Test)] = &[
         (
             "a_killed_client_leaves_its_names_and_its_callers",
             a_killed_client_leaves_its_names_and_its_callers,
