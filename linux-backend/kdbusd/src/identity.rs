@@ -5,6 +5,7 @@
 
 use kdbus_core::abi::AttachFlags;
 use kdbus_core::engine::{Credentials, GROUPS_MAX, LABEL_MAX};
+use kdbus_linux::local::raw::{peer_groups, peer_label, peer_pidfd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
@@ -41,26 +42,19 @@ pub fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
         privileged: uid == 0,
         ..Credentials::default()
     };
-    let mut groups = [0; GROUPS_MAX];
-    match raw::peer_groups(socket, &mut groups) {
-        Ok(count) => {
-            // Cannot fail: as many places.
-            let _ = credentials.groups.extend_from_slice(groups.get(..count).unwrap_or(&groups));
-        }
-        Err(Errno::RANGE) => {
-            // More than the bus keeps; a process has 65,536 at most.
-            let mut all = vec![0; 1 << 16];
-            if raw::peer_groups(socket, &mut all).is_ok() {
-                let _ = credentials.groups.extend_from_slice(&all[..GROUPS_MAX]);
-            }
-        }
+    let mut keep = |groups: &[u32]| {
+        let kept = &groups[..groups.len().min(GROUPS_MAX)];
+        // Cannot fail: as many places.
+        let _ = credentials.groups.extend_from_slice(kept);
+    };
+    match peer_groups(socket, &mut [0; GROUPS_MAX]) {
+        Ok(groups) => keep(groups),
+        // More than the bus keeps; a process has 65,536 at most.
+        Err(Errno::RANGE) => keep(peer_groups(socket, &mut vec![0; 1 << 16]).unwrap_or_default()),
         Err(_) => {}
     }
-    let mut label = [0; LABEL_MAX];
-    if let Ok(length) = raw::peer_label(socket, &mut label) {
-        let label = label.get(..length).unwrap_or(&label);
-        let text = label.split(|byte| *byte == 0).next().unwrap_or_default();
-        let _ = credentials.label.extend_from_slice(text);
+    if let Ok(label) = peer_label(socket, &mut [0; LABEL_MAX]) {
+        let _ = credentials.label.extend_from_slice(label);
     }
     Ok(credentials)
 }
@@ -80,7 +74,7 @@ impl Process {
     #[must_use]
     pub fn of(socket: BorrowedFd<'_>, pid: u32, uid: u32, proc: &Proc) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        let pidfd = match raw::peer_pidfd(socket) {
+        let pidfd = match peer_pidfd(socket) {
             Ok(pidfd) => pidfd,
             Err(_) => {
                 let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;

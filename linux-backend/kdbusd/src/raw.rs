@@ -8,9 +8,6 @@ use rustix::io::{self, Errno};
 
 use crate::config::Policy;
 
-/// `SO_PEERPIDFD`, since Linux 6.5.
-const SO_PEERPIDFD: c_int = 77;
-
 /// Process, effective user and effective group of a peer, by the kernel's word. The process is 0 if it has no
 /// number here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,33 +17,17 @@ pub(crate) struct PeerIds {
     pub(crate) gid: u32,
 }
 
-/// `SO_PEERCRED`.
+/// `SO_PEERCRED`. (That of rustix cannot say that a process has no number.)
 pub(crate) fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<PeerIds> {
-    let mut words = [0; 3];
-    match option(socket, libc::SO_PEERCRED, &mut words)? {
-        12 => Ok(PeerIds { pid: words[0], uid: words[1], gid: words[2] }),
-        _ => Err(Errno::INVAL),
-    }
-}
-
-/// `SO_PEERGROUPS`: how many there are, or `ERANGE` if there are more than places.
-pub(crate) fn peer_groups(socket: BorrowedFd<'_>, groups: &mut [u32]) -> io::Result<usize> {
-    Ok(option(socket, libc::SO_PEERGROUPS, groups)? / size_of::<u32>())
-}
-
-/// `SO_PEERSEC`: bytes of the label, perhaps with a NUL behind it.
-pub(crate) fn peer_label(socket: BorrowedFd<'_>, label: &mut [u8]) -> io::Result<usize> {
-    option(socket, libc::SO_PEERSEC, label)
-}
-
-/// `SO_PEERPIDFD`.
-pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut fd = [-1_i32];
-    match option(socket, SO_PEERPIDFD, &mut fd)? {
-        // SAFETY: the kernel has just made this descriptor for us, so nobody else owns it.
-        4 if fd[0] >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd[0]) }),
-        _ => Err(Errno::INVAL),
-    }
+    let mut ids = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    let place = (&raw mut ids).cast();
+    // SAFETY: `place` is writable for `length` bytes, the kernel writes no more than that, and any numbers are
+    // a valid `ucred`.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length)
+    })?;
+    Ok(PeerIds { pid: u32::try_from(ids.pid).unwrap_or(0), uid: ids.uid, gid: ids.gid })
 }
 
 /// Gives the calling thread a scheduling class and priority.
@@ -76,23 +57,6 @@ pub(crate) fn inherited(fd: c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A value that any bytes are a valid instance of, so that the kernel may fill it.
-trait Plain: Copy {}
-
-impl Plain for u8 {}
-impl Plain for u32 {}
-impl Plain for i32 {}
-
-/// Reads a `SOL_SOCKET` option into `value` and returns its length in bytes.
-fn option<T: Plain>(socket: BorrowedFd<'_>, name: c_int, value: &mut [T]) -> io::Result<usize> {
-    let mut length = libc::socklen_t::try_from(size_of_val(value)).map_err(|_| Errno::INVAL)?;
-    let place = value.as_mut_ptr().cast();
-    // SAFETY: `place` is writable for `length` bytes, the kernel writes no more than that, and `Plain` says
-    // that what it writes is valid.
-    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, place, &raw mut length) })?;
-    Ok(length as usize)
-}
-
 fn check(result: c_int) -> io::Result<()> {
     if result == 0 {
         return Ok(());
@@ -104,17 +68,11 @@ fn check(result: c_int) -> io::Result<()> {
 mod tests {
     use super::*;
     use rustix::fd::AsFd;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
     #[test]
-    fn options_that_do_not_fit_are_refused() {
-        let flags = SocketFlags::CLOEXEC;
-        let (socket, _other) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        assert_eq!(peer_ids(socket.as_fd()).unwrap().pid, std::process::id());
-        let groups = rustix::process::getgroups().unwrap().len();
-        let expected = if groups == 0 { Ok(0) } else { Err(Errno::RANGE) };
-        assert_eq!(peer_groups(socket.as_fd(), &mut []), expected);
+    fn a_socket_without_a_peer_has_no_ids() {
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        assert_eq!(peer_ids(file.as_fd()), Err(Errno::NOTSOCK));
     }
 
     #[test]
