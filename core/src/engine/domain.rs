@@ -361,3 +361,7 @@ pub(super) fn chunk_ref<P: Place, T>(block: &[T], place: P, len: usize) -> &[T] 
     let start = place.index() as usize * len;
     block.get(start..start + len).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "domain_tests.rs"]
+mod tests;

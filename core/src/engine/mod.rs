@@ -39,6 +39,8 @@ mod send;
 mod slice;
 mod storage;
 mod table;
+#[cfg(test)]
+mod testbed;
 mod user;
 mod watch;
 
