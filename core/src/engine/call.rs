@@ -339,3 +339,7 @@ impl Domain<'_> {
 pub(super) fn index(conn: ConnIx) -> ConnectionIndex {
     ConnectionIndex(conn.index())
 }
+
+#[cfg(test)]
+#[path = "call_tests.rs"]
+mod tests;

@@ -315,3 +315,7 @@ fn names_holds(
     let owner = names.find(bus, name.as_bytes()).and_then(|entry| names.owner(entry));
     owner.is_some_and(|owner| owner.connection == index(conn))
 }
+
+#[cfg(test)]
+#[path = "send_tests.rs"]
+mod tests;
