@@ -10,7 +10,10 @@ pub mod abi;
 pub mod client;
 pub mod engine;
 mod name;
+pub mod queue;
+pub mod slots;
 mod time;
+pub mod tree;
 
 pub use name::{NODE_NAME_MAX, NameError, NodeName, PolicyName, WELL_KNOWN_NAME_MAX, WellKnownName};
 pub use time::Instant;

@@ -4,6 +4,10 @@
 //! answers in place and leaves [`Effect`]s for the host to carry out.
 
 mod host;
+pub mod names;
+pub mod pool;
+pub mod quota;
+pub mod reply;
 
 pub use host::{
     Arrival, Clock, Credentials, Effect, EndpointId, Entry, FileId, FileKind, GROUPS_MAX, HandleId, Host,

@@ -1,0 +1,166 @@
+//! A service's loop: take what comes, answer each call.
+
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+use super::connection::{Connection, Link};
+use super::deadline::Deadline;
+use super::delivery::{Delivery, Kind};
+use super::error::RecvError;
+use super::error_reply::ErrorReply;
+use super::message::{Message, ReplyTo};
+use super::transport::Transport;
+
+/// One message that a service is to handle: mostly a call, but also signals, notifications and plain
+/// messages, which take no answer. It is a [`Delivery`] that can be answered.
+pub struct Request<'c, T: Transport + 'c> {
+    message: Delivery<'c, T>,
+    link: &'c Link<T>,
+    answered: bool,
+    stop: bool,
+}
+
+impl<'c, T: Transport> Request<'c, T> {
+    /// Whether the sender waits for an answer that nobody has given yet.
+    #[must_use]
+    pub fn wants_reply(&self) -> bool {
+        !self.answered && self.message.kind() == Kind::Call
+    }
+
+    /// Answers with `payload`. Does nothing if no answer is wanted.
+    ///
+    /// # Errors
+    ///
+    /// An [`ErrorReply`] for the caller, if the answer could not be sent; to be passed on with `?`.
+    pub fn reply(&mut self, payload: &[u8]) -> Result<(), ErrorReply> {
+        if !self.wants_reply() {
+            return Ok(());
+        }
+        self.link.send(&Message::reply(self.message.reply_to()).payload(payload))?;
+        self.answered = true;
+        Ok(())
+    }
+
+    /// Answers with a message, made from [`Message::reply`], that can have memfds and descriptors.
+    ///
+    /// # Errors
+    ///
+    /// As [`reply`](Self::reply).
+    pub fn reply_with<'m>(&'m mut self, reply: &Message<'m, T::BorrowedFd<'m>>) -> Result<(), ErrorReply> {
+        let link = self.link;
+        link.send(reply)?;
+        self.answered = true;
+        Ok(())
+    }
+
+    /// Keeps the loop from answering: the service will do it later, with
+    /// [`Connection::reply`] or [`Message::reply`].
+    pub fn defer(&mut self) -> ReplyTo {
+        self.answered = true;
+        self.message.reply_to()
+    }
+
+    /// Ends the loop once this request is handled.
+    pub const fn stop(&mut self) {
+        self.stop = true;
+    }
+
+    /// Sends the answer that is still owed; true if the loop goes on.
+    fn conclude(mut self, result: Result<(), ErrorReply>) -> bool {
+        let owed = self.wants_reply();
+        let sent = match result {
+            Ok(()) => self.reply(b""),
+            Err(error) if owed => {
+                self.link.reply_error(self.message.reply_to(), &error).map_err(ErrorReply::from)
+            }
+            Err(_) => Ok(()),
+        };
+        if sent.is_err() {
+            self.link.count(|stats| stats.unanswered += 1);
+        }
+        !self.stop
+    }
+}
+
+impl<'c, T: Transport> Deref for Request<'c, T> {
+    type Target = Delivery<'c, T>;
+
+    fn deref(&self) -> &Delivery<'c, T> {
+        &self.message
+    }
+}
+
+impl<'c, T: Transport> DerefMut for Request<'c, T> {
+    fn deref_mut(&mut self) -> &mut Delivery<'c, T> {
+        &mut self.message
+    }
+}
+
+impl<T: Transport> fmt::Debug for Request<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Request").field(&self.message).finish()
+    }
+}
+
+impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, INBOX> {
+    /// Hands each message that comes to `handler`, until one [stops](Request::stop) the loop.
+    ///
+    /// A call that the handler returned from is always answered: with its own reply, with an empty one after
+    /// `Ok`, or with the error it returned. An answer that cannot be sent is counted in
+    /// [`Stats`](super::Stats); neither that nor an error ends the loop. While the handler waits for something,
+    /// no other message is handled.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`] when nothing can be received any more.
+    pub async fn serve<H>(&self, mut handler: H) -> Result<(), RecvError>
+    where
+        H: AsyncFnMut(&mut Request<'_, T>) -> Result<(), ErrorReply>,
+    {
+        loop {
+            let mut request = self.request(self.recv().await?);
+            let result = handler(&mut request).await;
+            if !request.conclude(result) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// As [`serve`](Self::serve), and waits in the transport.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`]: `EOPNOTSUPP` where the transport cannot wait.
+    pub fn serve_blocking<H>(&self, mut handler: H) -> Result<(), RecvError>
+    where
+        H: FnMut(&mut Request<'_, T>) -> Result<(), ErrorReply>,
+    {
+        loop {
+            let mut request = self.request(self.recv_blocking(Deadline::Never)?);
+            let result = handler(&mut request);
+            if !request.conclude(result) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Hands one message to `handler` if one waits; false if none does. For programs with a loop of their own.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`].
+    pub fn try_serve<H>(&self, handler: H) -> Result<bool, RecvError>
+    where
+        H: FnOnce(&mut Request<'_, T>) -> Result<(), ErrorReply>,
+    {
+        let Some(message) = self.try_recv()? else { return Ok(false) };
+        let mut request = self.request(message);
+        let result = handler(&mut request);
+        request.conclude(result);
+        Ok(true)
+    }
+
+    const fn request<'c>(&'c self, message: Delivery<'c, T>) -> Request<'c, T> {
+        Request { message, link: &self.link, answered: false, stop: false }
+    }
+}

@@ -1,0 +1,634 @@
+//! The receive pool of a connection: which parts of it are taken, and by whom.
+//!
+//! A pool is covered without gaps by slices, each free or busy. A busy slice is held by the bus, for a
+//! message that waits or a query that is answered, by the user, to whom its offset was reported, or by
+//! both; when nobody holds it, it is free again and merges with free neighbours. Nothing here touches
+//! the pool's memory.
+//!
+//! The [`PoolHead`] of a connection and a slice of [`SliceRecord`]s make a [`Pool`] to work with.
+//! Free slices are indexed by size, all slices by offset, so every operation costs `O(log n)` in the
+//! number of records. A pool of `n` records has at most `n` slices, the free ones counted.
+
+use core::fmt;
+
+use crate::abi::Errno;
+use crate::slots::{FreeList, Slot, SlotId, Slotted};
+use crate::tree::{Link, Linked, Root, TreeError};
+
+/// Offsets and sizes of slices are multiples of this many bytes.
+pub const GRANULE: u64 = 8;
+
+const BY_OFFSET: usize = 0;
+const BY_SIZE: usize = 1;
+
+/// The fixed part of a pool. It belongs to one slice of records from [`Pool::create`] on.
+#[derive(Debug)]
+pub struct PoolHead {
+    size: u64,
+    accounted_size: u64,
+    busy: u32,
+    slots: FreeList,
+    by_offset: Root<BY_OFFSET>,
+    by_size: Root<BY_SIZE>,
+}
+
+/// One slice of a pool, or room to describe one.
+#[derive(Debug)]
+pub struct SliceRecord {
+    slot: Slot,
+    /// Among all slices.
+    by_offset: Link,
+    /// Among the free ones; not linked while the slice is busy.
+    by_size: Link,
+    offset: u64,
+    size: u64,
+    /// Held by the bus.
+    internal: bool,
+    /// Held by the user.
+    user: bool,
+    accounted: bool,
+}
+
+/// A pool to work with: its head and its records.
+#[derive(Debug)]
+pub struct Pool<'a> {
+    head: &'a mut PoolHead,
+    records: &'a mut [SliceRecord],
+}
+
+/// Names one busy slice until nobody holds it; of no effect after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct SliceId(SlotId);
+
+/// A busy slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Slice {
+    /// Names the slice.
+    pub id: SliceId,
+    /// Bytes from the start of the pool, a multiple of [`GRANULE`].
+    pub offset: u64,
+    /// Bytes, a multiple of [`GRANULE`].
+    pub size: u64,
+}
+
+/// Why a slice was not made, published or given back; nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum PoolError {
+    /// No free slice is that large, or the records of the pool are used up.
+    Exhausted,
+    /// A slice of no bytes, or a pool whose size is 0 or not a multiple of [`GRANULE`].
+    Size,
+    /// No slice starts there that the user holds.
+    NotPublished,
+    /// The slice is free already.
+    Stale,
+    /// The records are not those that the pool was made with.
+    Corrupt,
+}
+
+impl PoolError {
+    /// The code that every transport reports for this refusal.
+    #[must_use]
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Exhausted => Errno::EXFULL,
+            Self::Size => Errno::EINVAL,
+            Self::NotPublished | Self::Stale => Errno::ENXIO,
+            Self::Corrupt => Errno::EIO,
+        }
+    }
+}
+
+impl fmt::Display for PoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Exhausted => "pool has no room for the slice",
+            Self::Size => "size of the slice or pool is not usable",
+            Self::NotPublished => "no published slice starts at that offset",
+            Self::Stale => "slice is free already",
+            Self::Corrupt => "records are not those of the pool",
+        })
+    }
+}
+
+impl core::error::Error for PoolError {}
+
+impl From<TreeError> for PoolError {
+    fn from(_: TreeError) -> Self {
+        Self::Corrupt
+    }
+}
+
+impl PoolHead {
+    /// The head of no pool: nothing can be allocated.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            size: 0,
+            accounted_size: 0,
+            busy: 0,
+            slots: FreeList::new(),
+            by_offset: Root::new(),
+            by_size: Root::new(),
+        }
+    }
+
+    /// Bytes of the whole pool.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of the accounted slices that the bus still holds: messages not yet received.
+    #[must_use]
+    pub const fn accounted_size(&self) -> u64 {
+        self.accounted_size
+    }
+}
+
+impl Default for PoolHead {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SliceRecord {
+    /// Room to describe one slice.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            slot: Slot::new(),
+            by_offset: Link::new(),
+            by_size: Link::new(),
+            offset: 0,
+            size: 0,
+            internal: false,
+            user: false,
+            accounted: false,
+        }
+    }
+
+    const fn is_free(&self) -> bool {
+        !self.internal && !self.user
+    }
+}
+
+impl Default for SliceRecord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Slotted for SliceRecord {
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    fn slot_mut(&mut self) -> &mut Slot {
+        &mut self.slot
+    }
+}
+
+impl Linked<BY_OFFSET> for SliceRecord {
+    fn link(&self) -> &Link {
+        &self.by_offset
+    }
+
+    fn link_mut(&mut self) -> &mut Link {
+        &mut self.by_offset
+    }
+}
+
+impl Linked<BY_SIZE> for SliceRecord {
+    fn link(&self) -> &Link {
+        &self.by_size
+    }
+
+    fn link_mut(&mut self) -> &mut Link {
+        &mut self.by_size
+    }
+}
+
+impl<'a> Pool<'a> {
+    /// Makes a pool of `size` bytes, all free, whatever head and records were used for before. `O(1)`.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Size`]; [`PoolError::Exhausted`] if there is no record at all.
+    pub fn create(
+        head: &'a mut PoolHead,
+        records: &'a mut [SliceRecord],
+        size: u64,
+    ) -> Result<Self, PoolError> {
+        if size == 0 || !size.is_multiple_of(GRANULE) {
+            return Err(PoolError::Size);
+        }
+        if records.is_empty() {
+            return Err(PoolError::Exhausted);
+        }
+        *head = PoolHead { size, ..PoolHead::new() };
+        let mut pool = Self { head, records };
+        pool.add_free(0, size)?;
+        Ok(pool)
+    }
+
+    /// The pool of `head` over `records`, which must be those it was created with.
+    pub const fn new(head: &'a mut PoolHead, records: &'a mut [SliceRecord]) -> Self {
+        Self { head, records }
+    }
+
+    /// Takes `size` bytes, rounded up to [`GRANULE`], for the bus: the front of the smallest free slice
+    /// that is large enough. `O(log n)`.
+    ///
+    /// `accounted` slices count in [`accounted_size`](Self::accounted_size) until the bus releases them:
+    /// those of messages do, those of query results do not.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Exhausted`], also if a record is missing for the rest of the free slice;
+    /// [`PoolError::Size`] if `size` is 0.
+    pub fn allocate(&mut self, size: u64, accounted: bool) -> Result<Slice, PoolError> {
+        if size == 0 {
+            return Err(PoolError::Size);
+        }
+        let size = size.checked_next_multiple_of(GRANULE).ok_or(PoolError::Exhausted)?;
+        let index = self
+            .head
+            .by_size
+            .lower_bound(self.records, |_, record| record.size.cmp(&size))
+            .ok_or(PoolError::Exhausted)?;
+        let id = self.head.slots.id_at(self.records, index).ok_or(PoolError::Corrupt)?;
+        let record = self.record(id)?;
+        let (offset, rest) = (record.offset, record.size.checked_sub(size).ok_or(PoolError::Corrupt)?);
+        // What can fail comes first.
+        if rest > 0 {
+            self.add_free(offset.saturating_add(size), rest)?;
+        }
+        self.head.by_size.remove(self.records, index)?;
+        let record = self.record_mut(id)?;
+        (record.size, record.internal, record.user, record.accounted) = (size, true, false, accounted);
+        self.head.busy = self.head.busy.saturating_add(1);
+        if accounted {
+            self.head.accounted_size = self.head.accounted_size.saturating_add(size);
+        }
+        Ok(Slice { id: SliceId(id), offset, size })
+    }
+
+    /// Gives the slice to the user as well, who may [`free`](Self::free) it from then on. `O(1)`.
+    ///
+    /// A slice can be published again after the user freed it, while the bus holds it.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Stale`].
+    pub fn publish(&mut self, id: SliceId) -> Result<(), PoolError> {
+        self.busy_mut(id)?.user = true;
+        Ok(())
+    }
+
+    /// The bus holds the slice no longer; it is free unless the user holds it. `O(log n)`.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Stale`], also if the bus has released the slice before.
+    pub fn release(&mut self, id: SliceId) -> Result<(), PoolError> {
+        let record = self.busy_mut(id)?;
+        if !record.internal {
+            return Err(PoolError::Stale);
+        }
+        record.internal = false;
+        let (size, accounted) = (record.size, record.accounted);
+        if accounted {
+            self.head.accounted_size = self.head.accounted_size.saturating_sub(size);
+        }
+        self.reclaim(id.0)
+    }
+
+    /// The user gives back what starts at `offset`; it is free unless the bus holds it. `O(log n)`.
+    ///
+    /// The end of the pool stands for no slice: giving that back has no effect.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NotPublished`] for anything but the start of a slice that the user holds.
+    pub fn free(&mut self, offset: u64) -> Result<(), PoolError> {
+        if offset == self.head.size {
+            return Ok(());
+        }
+        let id = self.starting_at(offset).ok_or(PoolError::NotPublished)?;
+        let record = self.record_mut(id)?;
+        if !record.user {
+            return Err(PoolError::NotPublished);
+        }
+        record.user = false;
+        self.reclaim(id)
+    }
+
+    /// The busy slice that starts at `offset`, in `O(log n)`.
+    #[must_use]
+    pub fn find(&self, offset: u64) -> Option<Slice> {
+        self.get(SliceId(self.starting_at(offset)?))
+    }
+
+    /// The slice `id`, in `O(1)`; `None` once it is free.
+    #[must_use]
+    pub fn get(&self, id: SliceId) -> Option<Slice> {
+        let record = self.head.slots.get(self.records, id.0)?;
+        if record.is_free() {
+            return None;
+        }
+        Some(Slice { id, offset: record.offset, size: record.size })
+    }
+
+    /// Bytes of the whole pool.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.head.size
+    }
+
+    /// Bytes of the accounted slices that the bus still holds: messages not yet received. `O(1)`.
+    #[must_use]
+    pub const fn accounted_size(&self) -> u64 {
+        self.head.accounted_size
+    }
+
+    /// Bytes of the largest free slice, in `O(log n)`.
+    #[must_use]
+    pub fn largest_free(&self) -> u64 {
+        let largest = self.head.by_size.last(self.records);
+        largest.and_then(|index| self.records.get(index as usize)).map_or(0, |record| record.size)
+    }
+
+    /// Slices that somebody holds, in `O(1)`.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.head.busy as usize
+    }
+
+    /// Most slices that the pool can have, free ones counted.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether nobody holds any slice, in `O(1)`.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.head.busy == 0
+    }
+
+    fn starting_at(&self, offset: u64) -> Option<SlotId> {
+        let index = self.head.by_offset.find(self.records, |_, record| record.offset.cmp(&offset))?;
+        self.head.slots.id_at(self.records, index)
+    }
+
+    fn record(&self, id: SlotId) -> Result<&SliceRecord, PoolError> {
+        self.head.slots.get(self.records, id).ok_or(PoolError::Corrupt)
+    }
+
+    fn record_mut(&mut self, id: SlotId) -> Result<&mut SliceRecord, PoolError> {
+        self.head.slots.get_mut(self.records, id).ok_or(PoolError::Corrupt)
+    }
+
+    fn busy_mut(&mut self, id: SliceId) -> Result<&mut SliceRecord, PoolError> {
+        let record = self.head.slots.get_mut(self.records, id.0).ok_or(PoolError::Stale)?;
+        if record.is_free() { Err(PoolError::Stale) } else { Ok(record) }
+    }
+
+    /// Describes the bytes from `offset` on as a free slice.
+    fn add_free(&mut self, offset: u64, size: u64) -> Result<(), PoolError> {
+        let id = self.head.slots.allocate(self.records).ok_or(PoolError::Exhausted)?;
+        let record = self.record_mut(id)?;
+        (record.offset, record.size) = (offset, size);
+        (record.internal, record.user, record.accounted) = (false, false, false);
+        (record.by_offset, record.by_size) = (Link::new(), Link::new());
+        let index = id.index();
+        self.head.by_offset.insert(self.records, index, |_, other| offset.cmp(&other.offset))?;
+        self.head.by_size.insert(self.records, index, |_, other| size.cmp(&other.size))?;
+        Ok(())
+    }
+
+    /// Makes a slice free that nobody holds, and one with its free neighbours.
+    fn reclaim(&mut self, id: SlotId) -> Result<(), PoolError> {
+        let record = self.record(id)?;
+        if !record.is_free() {
+            return Ok(());
+        }
+        let mut size = record.size;
+        self.head.busy = self.head.busy.saturating_sub(1);
+        let right = self.head.by_offset.next(self.records, id.index());
+        if let Some((right, more)) = right.and_then(|index| self.free_at(index)) {
+            self.remove(right)?;
+            size = size.saturating_add(more);
+        }
+        let left = self.head.by_offset.prev(self.records, id.index());
+        let index = if let Some((left, more)) = left.and_then(|index| self.free_at(index)) {
+            self.head.by_offset.remove(self.records, id.index())?;
+            self.head.slots.free(self.records, id);
+            self.head.by_size.remove(self.records, left.index())?;
+            size = size.saturating_add(more);
+            left.index()
+        } else {
+            id.index()
+        };
+        self.records.get_mut(index as usize).ok_or(PoolError::Corrupt)?.size = size;
+        self.head.by_size.insert(self.records, index, |_, other| size.cmp(&other.size))?;
+        if index != id.index() {
+            return Ok(());
+        }
+        // The free slice keeps its record but not the handle that its users had.
+        self.head.slots.renew(self.records, id).map(|_| ()).ok_or(PoolError::Corrupt)
+    }
+
+    /// The slice at `index` and its size, if it is free.
+    fn free_at(&self, index: u32) -> Option<(SlotId, u64)> {
+        let id = self.head.slots.id_at(self.records, index)?;
+        let record = self.head.slots.get(self.records, id)?;
+        if record.is_free() { Some((id, record.size)) } else { None }
+    }
+
+    /// Removes the record of a free slice.
+    fn remove(&mut self, id: SlotId) -> Result<(), PoolError> {
+        self.head.by_size.remove(self.records, id.index())?;
+        self.head.by_offset.remove(self.records, id.index())?;
+        self.head.slots.free(self.records, id);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    struct Fixture {
+        head: PoolHead,
+        records: Vec<SliceRecord>,
+    }
+
+    impl Fixture {
+        fn new(size: u64, records: usize) -> Self {
+            let mut fixture =
+                Self { head: PoolHead::new(), records: (0..records).map(|_| SliceRecord::new()).collect() };
+            Pool::create(&mut fixture.head, &mut fixture.records, size).unwrap();
+            fixture
+        }
+
+        fn pool(&mut self) -> Pool<'_> {
+            Pool::new(&mut self.head, &mut self.records)
+        }
+    }
+
+    #[test]
+    fn slices_are_cut_from_the_front_and_rounded_up() {
+        let mut fixture = Fixture::new(4096, 8);
+        let mut pool = fixture.pool();
+        let first = pool.allocate(1, true).unwrap();
+        let second = pool.allocate(16, true).unwrap();
+        assert_eq!((first.offset, first.size), (0, 8));
+        assert_eq!((second.offset, second.size), (8, 16));
+        assert_eq!(pool.accounted_size(), 24);
+        assert_eq!(pool.find(8), Some(second));
+        assert_eq!(pool.find(16), None);
+    }
+
+    #[test]
+    fn the_smallest_free_slice_that_fits_is_taken() {
+        let mut fixture = Fixture::new(1024, 16);
+        let mut pool = fixture.pool();
+        // Holes of 128, 32 and 64 bytes, kept apart by slices of 8.
+        let holes: Vec<Slice> = [128, 32, 64]
+            .into_iter()
+            .map(|size| {
+                let hole = pool.allocate(size, false).unwrap();
+                pool.allocate(8, false).unwrap();
+                hole
+            })
+            .collect();
+        for hole in &holes {
+            pool.release(hole.id).unwrap();
+        }
+        assert_eq!(pool.allocate(40, false).unwrap().offset, holes[2].offset);
+        assert_eq!(pool.allocate(32, false).unwrap().offset, holes[1].offset);
+        assert_eq!(pool.allocate(24, false).unwrap().offset, holes[2].offset + 40);
+        assert_eq!(pool.allocate(24, false).unwrap().offset, holes[0].offset);
+    }
+
+    #[test]
+    fn neighbours_merge_in_any_order() {
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let mut fixture = Fixture::new(4096, 5);
+            let mut pool = fixture.pool();
+            let slices = [8, 16, 24].map(|size| pool.allocate(size, true).unwrap());
+            let wall = pool.allocate(8, true).unwrap();
+            for at in order {
+                pool.release(slices[at].id).unwrap();
+            }
+            assert_eq!(pool.allocate(48, true).unwrap().offset, 0);
+            pool.release(pool.find(0).unwrap().id).unwrap();
+            pool.release(wall.id).unwrap();
+            assert_eq!(pool.largest_free(), 4096);
+            assert_eq!(pool.accounted_size(), 0);
+            assert!(pool.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_slice_is_free_when_neither_bus_nor_user_holds_it() {
+        let mut fixture = Fixture::new(4096, 4);
+        let mut pool = fixture.pool();
+        let message = pool.allocate(64, true).unwrap();
+        assert_eq!(pool.free(0), Err(PoolError::NotPublished), "queued, not published");
+        pool.publish(message.id).unwrap();
+        pool.release(message.id).unwrap();
+        assert_eq!(pool.accounted_size(), 0, "a received message does not count");
+        assert_eq!(pool.find(0), Some(message));
+        pool.free(0).unwrap();
+        assert_eq!(pool.free(0), Err(PoolError::NotPublished), "freed twice");
+        assert_eq!(pool.publish(message.id), Err(PoolError::Stale));
+        assert_eq!(pool.largest_free(), 4096);
+    }
+
+    #[test]
+    fn a_peeked_slice_can_be_freed_and_published_again() {
+        let mut fixture = Fixture::new(4096, 4);
+        let mut pool = fixture.pool();
+        let message = pool.allocate(64, true).unwrap();
+        pool.publish(message.id).unwrap();
+        pool.free(0).unwrap();
+        assert_eq!(pool.accounted_size(), 64);
+        pool.publish(message.id).unwrap();
+        pool.release(message.id).unwrap();
+        assert_eq!(pool.release(message.id), Err(PoolError::Stale));
+        pool.free(0).unwrap();
+        assert!(pool.is_empty());
+    }
+
+    #[test]
+    fn only_starts_of_published_slices_can_be_freed() {
+        let mut fixture = Fixture::new(4096, 4);
+        let mut pool = fixture.pool();
+        assert_eq!(pool.free(0), Err(PoolError::NotPublished));
+        let slice = pool.allocate(64, false).unwrap();
+        pool.publish(slice.id).unwrap();
+        for offset in [1, 8, 64, 4088, 4097, u64::MAX] {
+            assert_eq!(pool.free(offset), Err(PoolError::NotPublished), "{offset}");
+        }
+        assert_eq!(pool.free(4096), Ok(()), "the end stands for no slice");
+        assert_eq!(pool.find(0), Some(slice));
+    }
+
+    #[test]
+    fn query_results_are_not_accounted() {
+        let mut fixture = Fixture::new(4096, 4);
+        let mut pool = fixture.pool();
+        let slice = pool.allocate(24, false).unwrap();
+        assert_eq!(pool.accounted_size(), 0);
+        pool.release(slice.id).unwrap();
+        assert_eq!(pool.accounted_size(), 0);
+    }
+
+    #[test]
+    fn refusals_change_nothing() {
+        let mut fixture = Fixture::new(64, 3);
+        let mut pool = fixture.pool();
+        assert_eq!(pool.allocate(0, true), Err(PoolError::Size));
+        assert_eq!(pool.allocate(65, true), Err(PoolError::Exhausted));
+        assert_eq!(pool.allocate(u64::MAX, true), Err(PoolError::Exhausted));
+        pool.allocate(8, true).unwrap();
+        pool.allocate(8, true).unwrap();
+        // The third record describes the rest, so that can only be taken as a whole.
+        assert_eq!(pool.allocate(8, true), Err(PoolError::Exhausted));
+        assert_eq!(pool.accounted_size(), 16);
+        assert_eq!(pool.largest_free(), 48);
+        assert_eq!(pool.allocate(48, true).unwrap().offset, 16);
+        assert_eq!(pool.largest_free(), 0);
+        assert_eq!(PoolError::Exhausted.errno(), Errno::EXFULL);
+    }
+
+    #[test]
+    fn sizes_and_records_of_a_pool_are_checked() {
+        let mut head = PoolHead::new();
+        for size in [0, 4, 4097] {
+            let mut records = [SliceRecord::new()];
+            assert_eq!(Pool::create(&mut head, &mut records, size).err(), Some(PoolError::Size));
+        }
+        assert_eq!(Pool::create(&mut head, &mut [], 4096).err(), Some(PoolError::Exhausted));
+        assert_eq!(Pool::new(&mut head, &mut []).allocate(8, true), Err(PoolError::Exhausted));
+    }
+
+    #[test]
+    fn a_pool_made_anew_is_free_and_knows_no_old_slices() {
+        let mut fixture = Fixture::new(4096, 4);
+        let old = fixture.pool().allocate(64, true).unwrap();
+        let mut pool = Pool::create(&mut fixture.head, &mut fixture.records, 8192).unwrap();
+        assert_eq!(pool.get(old.id), None);
+        assert_eq!(pool.release(old.id), Err(PoolError::Stale));
+        assert_eq!(pool.largest_free(), 8192);
+    }
+}

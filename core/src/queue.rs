@@ -1,0 +1,859 @@
+//! A stable priority queue over memory of its user.
+//!
+//! The lowest priority value is the most urgent one, and equal priorities leave in the order they
+//! came. A queue is a small [`Head`] and a slice of [`Node`]s; [`PriorityQueue`] borrows both for as
+//! long as it is worked with, so that a table can hold many heads beside one block of nodes.
+//! [`StaticQueue`] holds head and nodes together, fit for a `static`.
+//!
+//! Up to eight priorities at a time have a lane of their own, a list in order of arrival: there push
+//! and pop take constant time. Entries of further priorities share one such list and are found by
+//! urgency through a balanced [`tree`](crate::tree). An entry never changes between the two, so no
+//! single operation pays for a rearrangement: each costs `O(log capacity)` at worst, and none walks
+//! the entries.
+//!
+//! ```
+//! use kdbus_core::queue::StaticQueue;
+//!
+//! let mut storage = StaticQueue::<&str, 4>::new();
+//! let mut queue = storage.view();
+//! queue.push(0, "telemetry").unwrap();
+//! let alarm = queue.push(-20, "alarm").unwrap();
+//! queue.push(0, "log").unwrap();
+//!
+//! assert_eq!(queue.remove(alarm), Some("alarm"));
+//! assert_eq!(queue.pop(), Some("telemetry"));
+//! assert_eq!(queue.pop_at_most(-1), None);
+//! ```
+
+use core::fmt;
+
+use crate::tree::{Link, Linked, Root};
+
+const NONE: u32 = u32::MAX;
+
+/// How many priorities have a list of their own; a search takes three comparisons.
+const LANES: usize = 8;
+
+/// The list of the entries that are in the tree, counted behind the lanes.
+const SPILL: usize = LANES;
+
+/// The fixed part of a queue: what is waiting where, without the entries themselves.
+///
+/// It belongs to one slice of nodes for as long as anything is queued. A new head over nodes that
+/// were used before is an empty queue, which makes forgetting a queue `O(1)`; items left in the
+/// nodes are dropped when their node is used again.
+#[derive(Debug)]
+pub struct Head {
+    /// Priorities of the lanes in ascending order. Of equal ones only the first may be in use.
+    priorities: [i64; LANES],
+    /// First and last entry of each lane and of the spill list; an empty one has no last.
+    ends: [Ends; LANES + 1],
+    arrivals: u64,
+    /// Bit `n`: lane `n` has entries, or the spill list.
+    waiting: u32,
+    /// The entries of the spill list by priority and arrival.
+    tree: Root,
+    /// Nodes that were used before, linked by `next`.
+    free: u32,
+    /// The first node that never was used.
+    fresh: u32,
+    len: u32,
+}
+
+/// One entry of a queue, or room for one.
+#[derive(Debug)]
+pub struct Node<T> {
+    priority: i64,
+    arrival: u64,
+    /// The neighbour in the entry's list; stale in the last one.
+    next: u32,
+    /// The neighbour in the entry's list; stale in the first one.
+    previous: u32,
+    /// In the tree, unless the entry stands in a lane.
+    link: Link,
+    generation: u32,
+    item: Option<T>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    first: u32,
+    last: u32,
+}
+
+/// A queue to work with: a head and its nodes.
+///
+/// Costs are in terms of [`capacity`](Self::capacity). An operation on nodes that are not those the
+/// head was used with finds nothing or something else of the queue, and does not panic.
+#[derive(Debug)]
+pub struct PriorityQueue<'a, T> {
+    head: &'a mut Head,
+    nodes: &'a mut [Node<T>],
+}
+
+/// A queue that holds its `N` entries itself.
+#[derive(Debug)]
+pub struct StaticQueue<T, const N: usize> {
+    head: Head,
+    nodes: [Node<T>; N],
+}
+
+/// Names one entry of a queue until it leaves; of no effect after that.
+///
+/// A node is told apart from its earlier uses by a count of 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Handle {
+    slot: u32,
+    generation: u32,
+}
+
+impl Handle {
+    /// The entry's place among the nodes, less than the capacity.
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.slot
+    }
+}
+
+/// An entry that is still queued.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry<'a, T> {
+    /// Names the entry.
+    pub handle: Handle,
+    /// Its priority; the lowest value is the most urgent.
+    pub priority: i64,
+    /// What is queued.
+    pub item: &'a T,
+}
+
+impl<T> Clone for Entry<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Entry<'_, T> {}
+
+/// The queue has no room; the item comes back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Full<T>(pub T);
+
+impl<T> fmt::Debug for Full<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Full(..)")
+    }
+}
+
+impl<T> fmt::Display for Full<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the queue is full")
+    }
+}
+
+impl<T> core::error::Error for Full<T> {}
+
+impl Head {
+    /// The head of an empty queue.
+    pub const fn new() -> Self {
+        Self {
+            // Lanes that were never used sort behind all others.
+            priorities: [i64::MAX; LANES],
+            ends: [Ends { first: NONE, last: NONE }; LANES + 1],
+            arrivals: 0,
+            waiting: 0,
+            tree: Root::new(),
+            free: NONE,
+            fresh: 0,
+            len: 0,
+        }
+    }
+
+    /// Entries in the queue, in `O(1)`.
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether nothing is queued, in `O(1)`.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The lane of `priority` if there is one, else the last lane of a lower value or its successor.
+    fn nearest_lane(&self, priority: i64) -> usize {
+        let mut lane = if self.priorities[3] < priority { 4 } else { 0 };
+        lane += if self.priorities[lane + 1] < priority { 2 } else { 0 };
+        lane + usize::from(self.priorities[lane] < priority)
+    }
+
+    /// Gives `priority` a lane in the place of one that is empty, in at most [`LANES`] moves.
+    #[cold]
+    fn new_lane(&mut self, priority: i64) -> Option<usize> {
+        // The empty lane of the highest value: unused ones first, then the least urgent.
+        let empty = !self.waiting & ((1 << LANES) - 1);
+        let mut lane = empty.checked_ilog2()? as usize;
+        while lane > 0 && self.priorities[lane - 1] > priority {
+            self.move_lane(lane - 1, lane);
+            lane -= 1;
+        }
+        while lane + 1 < LANES && self.priorities[lane + 1] < priority {
+            self.move_lane(lane + 1, lane);
+            lane += 1;
+        }
+        self.priorities[lane] = priority;
+        self.waiting &= !(1 << lane);
+        self.ends[lane].last = NONE;
+        Some(lane)
+    }
+
+    fn move_lane(&mut self, from: usize, to: usize) {
+        self.priorities[to] = self.priorities[from];
+        self.ends[to] = self.ends[from];
+        let waits = self.waiting >> from & 1;
+        self.waiting = self.waiting & !(1 << to) | waits << to;
+    }
+
+    /// The lane of the most urgent priority; [`LANES`] or more if none waits.
+    fn first_lane(&self) -> usize {
+        self.waiting.trailing_zeros() as usize
+    }
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Node<T> {
+    /// Room for one entry.
+    pub const fn new() -> Self {
+        Self {
+            priority: 0,
+            arrival: 0,
+            next: NONE,
+            previous: NONE,
+            link: Link::new(),
+            generation: 0,
+            item: None,
+        }
+    }
+}
+
+impl<T> Linked for Node<T> {
+    fn link(&self) -> &Link {
+        &self.link
+    }
+
+    fn link_mut(&mut self) -> &mut Link {
+        &mut self.link
+    }
+}
+
+impl<T> Default for Node<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T, const N: usize> StaticQueue<T, N> {
+    /// An empty queue for `N` entries.
+    pub const fn new() -> Self {
+        Self { head: Head::new(), nodes: [const { Node::new() }; N] }
+    }
+
+    /// The queue to work with.
+    pub const fn view(&mut self) -> PriorityQueue<'_, T> {
+        PriorityQueue { head: &mut self.head, nodes: &mut self.nodes }
+    }
+
+    /// Entries in the queue, in `O(1)`.
+    pub const fn len(&self) -> usize {
+        self.head.len()
+    }
+
+    /// Entries that fit at the same time.
+    pub const fn capacity(&self) -> usize {
+        N
+    }
+
+    /// Whether nothing is queued, in `O(1)`.
+    pub const fn is_empty(&self) -> bool {
+        self.head.is_empty()
+    }
+
+    /// Whether the next push fails, in `O(1)`.
+    pub const fn is_full(&self) -> bool {
+        self.head.len() >= N
+    }
+}
+
+impl<T, const N: usize> Default for StaticQueue<T, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a, T> PriorityQueue<'a, T> {
+    /// The queue of `head` over `nodes`, which must be those it was used with so far.
+    ///
+    /// As many entries fit as there are nodes, and never more than `u32::MAX - 1`.
+    pub const fn new(head: &'a mut Head, nodes: &'a mut [Node<T>]) -> Self {
+        let most = NONE as usize - 1;
+        let (nodes, _) = nodes.split_at_mut(if nodes.len() < most { nodes.len() } else { most });
+        Self { head, nodes }
+    }
+
+    /// Adds `item` behind every queued item of the same priority, in `O(log capacity)`.
+    ///
+    /// It is constant time for a priority with a lane, see the [module](self).
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] hands `item` back; the queue is unchanged.
+    #[inline]
+    pub fn push(&mut self, priority: i64, item: T) -> Result<Handle, Full<T>> {
+        let lane = self.head.nearest_lane(priority);
+        if self.head.priorities[lane] != priority {
+            return self.push_unfamiliar(priority, item);
+        }
+        let Some((slot, generation)) = self.occupy(priority) else {
+            return Err(Full(item));
+        };
+        self.append(lane, slot, item);
+        Ok(Handle { slot, generation })
+    }
+
+    /// Removes the most urgent item, the oldest of several, in `O(log capacity)`.
+    #[inline]
+    pub fn pop(&mut self) -> Option<T> {
+        self.pop_at_most(i64::MAX)
+    }
+
+    /// Removes the most urgent item if its priority is `limit` or a lower value, in
+    /// `O(log capacity)`.
+    #[inline]
+    pub fn pop_at_most(&mut self, limit: i64) -> Option<T> {
+        let lane = self.head.first_lane();
+        if let Some(slot) = self.head.tree.first()
+            && self.precedes_lane(slot, lane)
+        {
+            return self.pop_spilled(slot, limit);
+        }
+        let ends = self.head.ends.get_mut(lane)?;
+        if *self.head.priorities.get(lane)? > limit {
+            return None;
+        }
+        let slot = ends.first;
+        let node = self.nodes.get_mut(slot as usize)?;
+        if slot == ends.last {
+            ends.last = NONE;
+            self.head.waiting &= self.head.waiting - 1;
+        } else {
+            ends.first = node.next;
+        }
+        Self::vacate(self.head, node, slot)
+    }
+
+    /// Removes the item that is queued longest, whatever its priority, in `O(log capacity)`.
+    pub fn pop_front(&mut self) -> Option<T> {
+        let slot = self.oldest()?;
+        self.take(slot)
+    }
+
+    /// Removes the entry that `handle` names, in `O(log capacity)`; `None` if it has left.
+    pub fn remove(&mut self, handle: Handle) -> Option<T> {
+        self.node(handle)?;
+        self.take(handle.slot)
+    }
+
+    /// Removes items from the most urgent one on, up to and including priority `limit`.
+    ///
+    /// Each step is a [`pop_at_most`](Self::pop_at_most). There are at most as many steps as there
+    /// are entries now; what is not taken stays queued.
+    pub const fn drain_up_to(&mut self, limit: i64) -> Drain<'_, 'a, T> {
+        let left = self.head.len();
+        Drain { queue: self, limit, left }
+    }
+
+    /// Removes items from the most urgent one on that are more urgent than `priority`.
+    ///
+    /// As [`drain_up_to`](Self::drain_up_to), without the entries of that very priority.
+    pub const fn drain_more_urgent_than(&mut self, priority: i64) -> Drain<'_, 'a, T> {
+        match priority.checked_sub(1) {
+            Some(limit) => self.drain_up_to(limit),
+            None => Drain { queue: self, limit: i64::MIN, left: 0 },
+        }
+    }
+
+    /// The item that `handle` names, in `O(1)`, for a change in place; `None` if it has left.
+    pub fn get_mut(&mut self, handle: Handle) -> Option<&mut T> {
+        self.node(handle)?;
+        self.nodes.get_mut(handle.slot as usize)?.item.as_mut()
+    }
+
+    /// The item that `handle` names, in `O(1)`; `None` if it has left.
+    pub fn get(&self, handle: Handle) -> Option<&T> {
+        self.node(handle)?.item.as_ref()
+    }
+
+    /// The handle of the entry at `index` of the nodes, in `O(1)`; `None` if there is none.
+    pub fn handle_at(&self, index: u32) -> Option<Handle> {
+        let handle = Handle { slot: index, generation: self.nodes.get(index as usize)?.generation };
+        self.node(handle).map(|_| handle)
+    }
+
+    /// The priority of the entry that `handle` names, in `O(1)`; `None` if it has left.
+    pub fn priority(&self, handle: Handle) -> Option<i64> {
+        Some(self.node(handle)?.priority)
+    }
+
+    /// The entry that [`pop`](Self::pop) would remove, in `O(1)`.
+    pub fn peek(&self) -> Option<Entry<'_, T>> {
+        let lane = self.head.first_lane();
+        match self.head.tree.first() {
+            Some(slot) if self.precedes_lane(slot, lane) => self.entry(slot),
+            _ if lane < LANES => self.entry(self.head.ends[lane].first),
+            _ => None,
+        }
+    }
+
+    /// The entry that [`pop_front`](Self::pop_front) would remove, in `O(1)`.
+    pub fn peek_front(&self) -> Option<Entry<'_, T>> {
+        self.entry(self.oldest()?)
+    }
+
+    /// All entries in order of arrival, each in `O(1)`.
+    pub fn iter(&self) -> Iter<'_, T> {
+        let mut cursors = [NONE; LANES + 1];
+        for (list, cursor) in cursors.iter_mut().enumerate() {
+            if self.head.has_entries(list) {
+                *cursor = self.head.ends[list].first;
+            }
+        }
+        Iter { head: self.head, nodes: self.nodes, cursors, left: self.head.len() }
+    }
+
+    /// Entries in the queue, in `O(1)`.
+    pub const fn len(&self) -> usize {
+        self.head.len()
+    }
+
+    /// Entries that fit at the same time, in `O(1)`.
+    pub const fn capacity(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether nothing is queued, in `O(1)`.
+    pub const fn is_empty(&self) -> bool {
+        self.head.is_empty()
+    }
+
+    /// Whether the next push fails, in `O(1)`.
+    pub const fn is_full(&self) -> bool {
+        self.len() >= self.capacity()
+    }
+
+    fn node(&self, handle: Handle) -> Option<&Node<T>> {
+        let node = self.nodes.get(handle.slot as usize)?;
+        // Nodes from `fresh` on may hold what an earlier head left behind.
+        let named = handle.slot < self.head.fresh && handle.generation == node.generation;
+        if named && node.item.is_some() { Some(node) } else { None }
+    }
+
+    fn entry(&self, slot: u32) -> Option<Entry<'_, T>> {
+        entry(self.nodes, slot)
+    }
+
+    /// The slot of the entry that waits longest: the oldest of the fronts of all lists.
+    fn oldest(&self) -> Option<u32> {
+        let mut oldest = None;
+        let mut arrival = u64::MAX;
+        let mut lists = self.head.waiting;
+        while lists != 0 {
+            let list = lists.trailing_zeros() as usize;
+            lists &= lists - 1;
+            let slot = self.head.ends[list].first;
+            let node = self.nodes.get(slot as usize)?;
+            if node.arrival < arrival {
+                arrival = node.arrival;
+                oldest = Some(slot);
+            }
+        }
+        oldest
+    }
+
+    /// Whether the first entry of the tree comes before the first of `lane`, if there is one.
+    #[inline]
+    fn precedes_lane(&self, slot: u32, lane: usize) -> bool {
+        let (Some(ends), Some(&priority)) = (self.head.ends.get(lane), self.head.priorities.get(lane)) else {
+            return true;
+        };
+        let (Some(spilled), Some(waiting)) =
+            (self.nodes.get(slot as usize), self.nodes.get(ends.first as usize))
+        else {
+            return false;
+        };
+        if spilled.priority == priority {
+            spilled.arrival < waiting.arrival
+        } else {
+            spilled.priority < priority
+        }
+    }
+
+    #[inline(never)]
+    fn pop_spilled(&mut self, slot: u32, limit: i64) -> Option<T> {
+        if self.nodes.get(slot as usize)?.priority > limit { None } else { self.take(slot) }
+    }
+
+    /// Removes a queued entry from its list and from the tree.
+    #[inline]
+    fn take(&mut self, slot: u32) -> Option<T> {
+        let node = self.nodes.get(slot as usize)?;
+        let (next, previous, spilled) = (node.next, node.previous, node.link.is_linked());
+        let list = if spilled { SPILL } else { self.head.nearest_lane(node.priority) };
+        let ends = &mut self.head.ends[list];
+        if slot == ends.first {
+            if slot == ends.last {
+                ends.last = NONE;
+                self.head.waiting &= !(1 << list);
+            } else {
+                ends.first = next;
+            }
+        } else {
+            self.nodes.get_mut(previous as usize)?.next = next;
+            if slot == ends.last {
+                ends.last = previous;
+            } else {
+                self.nodes.get_mut(next as usize)?.previous = previous;
+            }
+        }
+        if spilled {
+            self.head.tree.remove(self.nodes, slot).ok()?;
+        }
+        Self::vacate(self.head, self.nodes.get_mut(slot as usize)?, slot)
+    }
+
+    /// Puts the newest entry of the spill list into the tree.
+    #[inline]
+    fn rank(&mut self, priority: i64, slot: u32) {
+        let first = self.head.tree.first().and_then(|first| self.nodes.get(first as usize));
+        // This fails only for nodes that are not those of this queue; the list keeps the entry then.
+        let _ = if first.is_none_or(|first| priority < first.priority) {
+            self.head.tree.insert_first(self.nodes, slot)
+        } else {
+            // Nothing in the tree came later: behind those of equal priority is in order of arrival.
+            self.head.tree.insert(self.nodes, slot, |_, other| priority.cmp(&other.priority))
+        };
+    }
+
+    /// Takes a node for the newest entry.
+    #[inline(always)]
+    fn occupy(&mut self, priority: i64) -> Option<(u32, u32)> {
+        let reused = self.head.free != NONE;
+        let slot = if reused { self.head.free } else { self.head.fresh };
+        let node = self.nodes.get_mut(slot as usize)?;
+        if reused {
+            self.head.free = node.next;
+        } else {
+            self.head.fresh = slot + 1;
+        }
+        node.priority = priority;
+        node.arrival = self.head.arrivals;
+        node.generation = node.generation.wrapping_add(1);
+        node.link = Link::new();
+        self.head.arrivals = node.arrival.wrapping_add(1);
+        self.head.len = self.head.len.wrapping_add(1);
+        Some((slot, node.generation))
+    }
+
+    /// Puts `item` into the newest node, and that behind the entries of `list`.
+    #[inline(always)]
+    fn append(&mut self, list: usize, slot: u32, item: T) {
+        let ends = &mut self.head.ends[list];
+        let last = ends.last;
+        ends.last = slot;
+        if let Some(node) = self.nodes.get_mut(slot as usize) {
+            node.previous = last;
+            node.item = Some(item);
+        }
+        if let Some(node) = self.nodes.get_mut(last as usize) {
+            node.next = slot;
+        } else {
+            ends.first = slot;
+            self.head.waiting |= 1 << list;
+        }
+    }
+
+    /// Adds an entry of a priority without a lane: in a new lane, else in the tree.
+    #[inline(never)]
+    fn push_unfamiliar(&mut self, priority: i64, item: T) -> Result<Handle, Full<T>> {
+        let Some((slot, generation)) = self.occupy(priority) else {
+            return Err(Full(item));
+        };
+        match self.head.new_lane(priority) {
+            Some(lane) => self.append(lane, slot, item),
+            None => {
+                self.append(SPILL, slot, item);
+                self.rank(priority, slot);
+            }
+        }
+        Ok(Handle { slot, generation })
+    }
+
+    /// Gives the node of an entry back that is in no list any more.
+    fn vacate(head: &mut Head, node: &mut Node<T>, slot: u32) -> Option<T> {
+        node.next = head.free;
+        head.free = slot;
+        head.len = head.len.wrapping_sub(1);
+        node.item.take()
+    }
+}
+
+impl Head {
+    fn has_entries(&self, list: usize) -> bool {
+        self.waiting >> list & 1 == 1
+    }
+}
+
+fn entry<T>(nodes: &[Node<T>], slot: u32) -> Option<Entry<'_, T>> {
+    let node = nodes.get(slot as usize)?;
+    let handle = Handle { slot, generation: node.generation };
+    Some(Entry { handle, priority: node.priority, item: node.item.as_ref()? })
+}
+
+/// Removes the items up to a priority, most urgent first; made by [`PriorityQueue::drain_up_to`].
+#[derive(Debug)]
+pub struct Drain<'q, 'a, T> {
+    queue: &'q mut PriorityQueue<'a, T>,
+    limit: i64,
+    left: usize,
+}
+
+impl<T> Iterator for Drain<'_, '_, T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        self.left = self.left.checked_sub(1)?;
+        self.queue.pop_at_most(self.limit)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.left))
+    }
+}
+
+/// The entries of a queue in order of arrival; made by [`PriorityQueue::iter`].
+#[derive(Clone, Debug)]
+pub struct Iter<'a, T> {
+    head: &'a Head,
+    nodes: &'a [Node<T>],
+    /// The next entry of each list, [`NONE`] behind the last.
+    cursors: [u32; LANES + 1],
+    left: usize,
+}
+
+impl<'a, T> Iterator for Iter<'a, T> {
+    type Item = Entry<'a, T>;
+
+    fn next(&mut self) -> Option<Entry<'a, T>> {
+        self.left = self.left.checked_sub(1)?;
+        let mut oldest = None;
+        for (list, &slot) in self.cursors.iter().enumerate() {
+            if let Some(node) = self.nodes.get(slot as usize)
+                && oldest.is_none_or(|(_, arrival)| node.arrival < arrival)
+            {
+                oldest = Some((list, node.arrival));
+            }
+        }
+        let (list, _) = oldest?;
+        let slot = self.cursors[list];
+        let is_last = slot == self.head.ends[list].last;
+        self.cursors[list] = if is_last { NONE } else { self.nodes.get(slot as usize)?.next };
+        entry(self.nodes, slot)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    fn items(queue: &PriorityQueue<'_, u32>) -> Vec<u32> {
+        queue.iter().map(|entry| *entry.item).collect()
+    }
+
+    fn drained(queue: &mut PriorityQueue<'_, u32>) -> Vec<u32> {
+        core::iter::from_fn(|| queue.pop()).collect()
+    }
+
+    #[test]
+    fn lowest_value_leaves_first() {
+        let mut storage = StaticQueue::<i64, 16>::new();
+        let mut queue = storage.view();
+        for priority in [25, -600, 10, -35, -100, 20, -15, -800, -150, 11, -801, -10] {
+            queue.push(priority, priority).unwrap();
+        }
+        assert_eq!(queue.pop_at_most(-200), Some(-801));
+        assert_eq!(queue.pop_at_most(-100), Some(-800));
+        assert_eq!(queue.pop_at_most(-400), Some(-600));
+        assert_eq!(queue.pop_at_most(-400), None);
+        assert_eq!(queue.pop_at_most(10), Some(-150));
+        assert_eq!(queue.pop_at_most(10), Some(-100));
+        assert_eq!(queue.pop_front(), Some(25));
+        assert_eq!(queue.pop_front(), Some(10));
+    }
+
+    #[test]
+    fn equal_priorities_leave_in_arrival_order() {
+        let mut storage = StaticQueue::<u32, 64>::new();
+        let mut queue = storage.view();
+        for item in 0..60 {
+            queue.push(i64::from(item % 12), item).unwrap();
+        }
+        let mut expected: Vec<u32> = (0..60).collect();
+        expected.sort_by_key(|item| item % 12);
+        assert_eq!(drained(&mut queue), expected);
+    }
+
+    #[test]
+    fn a_priority_that_got_a_lane_late_keeps_its_order() {
+        let mut storage = StaticQueue::<u32, 32>::new();
+        let mut queue = storage.view();
+        for item in 0..8 {
+            queue.push(i64::from(item), item).unwrap();
+        }
+        // All lanes are taken, so these are ordered otherwise; then a lane falls free.
+        queue.push(100, 8).unwrap();
+        queue.push(-5, 9).unwrap();
+        assert_eq!(queue.pop(), Some(9));
+        assert_eq!(queue.pop(), Some(0));
+        queue.push(100, 10).unwrap();
+        queue.push(-5, 11).unwrap();
+        assert_eq!(items(&queue), [1, 2, 3, 4, 5, 6, 7, 8, 10, 11]);
+        assert_eq!(drained(&mut queue), [11, 1, 2, 3, 4, 5, 6, 7, 8, 10]);
+    }
+
+    #[test]
+    fn arrival_order_ignores_priorities() {
+        let mut storage = StaticQueue::<u32, 40>::new();
+        let mut queue = storage.view();
+        for item in 0..40 {
+            queue.push(i64::from(item * 7919 % 23) - 11, item).unwrap();
+        }
+        assert_eq!(items(&queue), (0..40).collect::<Vec<_>>());
+        for item in 0..40 {
+            assert_eq!(queue.peek_front().map(|entry| *entry.item), Some(item));
+            assert_eq!(queue.pop_front(), Some(item));
+        }
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn a_full_queue_hands_the_item_back() {
+        let mut storage = StaticQueue::<u32, 2>::new();
+        let mut queue = storage.view();
+        queue.push(0, 1).unwrap();
+        queue.push(i64::MAX, 2).unwrap();
+        assert!(queue.is_full());
+        assert_eq!(queue.push(-1, 3), Err(Full(3)));
+        assert_eq!(queue.push(0, 3), Err(Full(3)));
+        assert_eq!(drained(&mut queue), [1, 2]);
+        assert_eq!(StaticQueue::<u32, 0>::new().view().push(0, 1), Err(Full(1)));
+    }
+
+    #[test]
+    fn a_handle_of_an_entry_that_left_is_of_no_effect() {
+        let mut storage = StaticQueue::<u32, 4>::new();
+        let mut queue = storage.view();
+        let first = queue.push(3, 1).unwrap();
+        assert_eq!(queue.priority(first), Some(3));
+        assert_eq!(queue.remove(first), Some(1));
+        let second = queue.push(4, 2).unwrap();
+        assert_eq!(queue.remove(first), None);
+        assert_eq!(queue.get(first), None);
+        *queue.get_mut(second).unwrap() += 1;
+        assert_eq!(queue.get(second), Some(&3));
+        assert_eq!(queue.handle_at(second.index()), Some(second));
+        assert_eq!(queue.handle_at(second.index() + 1), None);
+        assert_eq!(queue.pop(), Some(3));
+        assert_eq!(queue.remove(second), None);
+    }
+
+    #[test]
+    fn any_entry_can_be_removed() {
+        // With few priorities all stand in lanes, with many most are in the tree.
+        for distinct in [1, 3, 8, 9, 50] {
+            for removed in 0..50_u32 {
+                let mut storage = StaticQueue::<u32, 50>::new();
+                let mut queue = storage.view();
+                let handles: Vec<Handle> =
+                    (0..50).map(|item| queue.push(i64::from(item * 31 % distinct), item).unwrap()).collect();
+                assert_eq!(queue.remove(handles[removed as usize]), Some(removed));
+                let mut expected: Vec<u32> = (0..50).filter(|&item| item != removed).collect();
+                assert_eq!(items(&queue), expected);
+                expected.sort_by_key(|item| item * 31 % distinct);
+                assert_eq!(drained(&mut queue), expected);
+                assert_eq!(queue.len(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn drains_end_at_their_priority() {
+        let mut storage = StaticQueue::<u32, 8>::new();
+        let mut queue = storage.view();
+        for (item, priority) in [4, i64::MIN, 2, 4, 9].into_iter().enumerate() {
+            queue.push(priority, item as u32).unwrap();
+        }
+        assert_eq!(queue.drain_more_urgent_than(i64::MIN).count(), 0);
+        assert_eq!(queue.drain_more_urgent_than(4).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(queue.drain_up_to(4).next(), Some(0));
+        assert_eq!(queue.drain_up_to(4).collect::<Vec<_>>(), [3]);
+        assert_eq!(items(&queue), [4]);
+    }
+
+    #[test]
+    fn a_new_head_forgets_what_its_nodes_held() {
+        let mut nodes = [const { Node::new() }; 12];
+        let mut head = Head::new();
+        let mut handles = Vec::new();
+        for item in 0..12_u32 {
+            let mut queue = PriorityQueue::new(&mut head, &mut nodes);
+            handles.push(queue.push(i64::from(item), item).unwrap());
+        }
+        let mut head = Head::new();
+        let mut queue = PriorityQueue::new(&mut head, &mut nodes);
+        assert_eq!(queue.remove(handles[3]), None);
+        for item in 20..32_u32 {
+            queue.push(i64::from(50 - item), item).unwrap();
+        }
+        assert!(handles.iter().all(|&handle| queue.get(handle).is_none()));
+        assert_eq!(drained(&mut queue), (20..32).rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nodes_of_another_queue_end_in_nothing_worse_than_a_wrong_answer() {
+        let mut head = Head::new();
+        let mut nodes = [const { Node::new() }; 12];
+        for item in 0..12_u32 {
+            PriorityQueue::new(&mut head, &mut nodes).push(i64::from(item), item).unwrap();
+        }
+        for mut nodes in [Vec::new(), Vec::from([Node::new()]), (0..12).map(|_| Node::new()).collect()] {
+            let mut queue = PriorityQueue::new(&mut head, &mut nodes);
+            let _ = queue.peek().is_some();
+            let _ = queue.peek_front().is_some();
+            assert!(queue.iter().count() <= 12);
+            for _ in 0..4 {
+                let _ = queue.push(40, 1);
+                let _ = queue.pop();
+                let _ = queue.pop_front();
+            }
+        }
+    }
+}
