@@ -294,6 +294,13 @@ impl<T, const N: usize> Default for StaticQueue<T, N> {
     }
 }
 
+impl Handle {
+    /// The position of the entry among the nodes, below the capacity.
+    pub const fn slot(self) -> u32 {
+        self.slot
+    }
+}
+
 impl<'a, T> PriorityQueue<'a, T> {
     /// The queue of `head` over `nodes`, which must be those it was used with so far.
     ///
@@ -423,15 +430,32 @@ impl<'a, T> PriorityQueue<'a, T> {
         self.entry(self.oldest()?)
     }
 
+    /// The entry in that slot if one is queued there, in `O(1)`.
+    pub fn at_slot(&self, slot: u32) -> Option<Entry<'_, T>> {
+        let handle = Handle { slot, generation: self.nodes.get(slot as usize)?.generation };
+        self.node(handle)?;
+        self.entry(slot)
+    }
+
     /// All entries in order of arrival, each in `O(1)`.
     pub fn iter(&self) -> Iter<'_, T> {
-        let mut cursors = [NONE; LANES + 1];
-        for (list, cursor) in cursors.iter_mut().enumerate() {
+        Iter { head: self.head, nodes: self.nodes, cursor: self.cursor() }
+    }
+
+    /// A cursor before the oldest entry, for a walk that removes what it finds. `O(1)`.
+    pub fn cursor(&self) -> Cursor {
+        let mut lists = [NONE; LANES + 1];
+        for (list, slot) in lists.iter_mut().enumerate() {
             if self.head.has_entries(list) {
-                *cursor = self.head.ends[list].first;
+                *slot = self.head.ends[list].first;
             }
         }
-        Iter { head: self.head, nodes: self.nodes, cursors, left: self.head.len() }
+        Cursor { lists, left: self.head.len() }
+    }
+
+    /// The entry behind `cursor`, which moves on, in `O(1)`.
+    pub fn advance(&self, cursor: &mut Cursor) -> Option<Entry<'_, T>> {
+        cursor.advance(self.head, self.nodes)
     }
 
     /// Entries in the queue, in `O(1)`.
@@ -643,38 +667,54 @@ impl<T> Iterator for Drain<'_, '_, T> {
     }
 }
 
+/// A place between the entries of a queue, in order of arrival; made by [`PriorityQueue::cursor`].
+///
+/// It does not borrow the queue: the entry that was returned last may be removed before the next step.
+/// After any other change it may miss entries.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    /// The next entry of each list, [`NONE`] behind the last.
+    lists: [u32; LANES + 1],
+    left: usize,
+}
+
 /// The entries of a queue in order of arrival; made by [`PriorityQueue::iter`].
 #[derive(Clone, Debug)]
 pub struct Iter<'a, T> {
     head: &'a Head,
     nodes: &'a [Node<T>],
-    /// The next entry of each list, [`NONE`] behind the last.
-    cursors: [u32; LANES + 1],
-    left: usize,
+    cursor: Cursor,
 }
 
-impl<'a, T> Iterator for Iter<'a, T> {
-    type Item = Entry<'a, T>;
-
-    fn next(&mut self) -> Option<Entry<'a, T>> {
+impl Cursor {
+    /// Goes past the oldest entry that is ahead and returns it, in `O(1)`.
+    fn advance<'n, T>(&mut self, head: &Head, nodes: &'n [Node<T>]) -> Option<Entry<'n, T>> {
         self.left = self.left.checked_sub(1)?;
         let mut oldest = None;
-        for (list, &slot) in self.cursors.iter().enumerate() {
-            if let Some(node) = self.nodes.get(slot as usize)
+        for (list, &slot) in self.lists.iter().enumerate() {
+            if let Some(node) = nodes.get(slot as usize)
                 && oldest.is_none_or(|(_, arrival)| node.arrival < arrival)
             {
                 oldest = Some((list, node.arrival));
             }
         }
         let (list, _) = oldest?;
-        let slot = self.cursors[list];
-        let is_last = slot == self.head.ends[list].last;
-        self.cursors[list] = if is_last { NONE } else { self.nodes.get(slot as usize)?.next };
-        entry(self.nodes, slot)
+        let slot = self.lists[list];
+        let is_last = slot == head.ends[list].last;
+        self.lists[list] = if is_last { NONE } else { nodes.get(slot as usize)?.next };
+        entry(nodes, slot)
+    }
+}
+
+impl<'a, T> Iterator for Iter<'a, T> {
+    type Item = Entry<'a, T>;
+
+    fn next(&mut self) -> Option<Entry<'a, T>> {
+        self.cursor.advance(self.head, self.nodes)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.left))
+        (0, Some(self.cursor.left))
     }
 }
 

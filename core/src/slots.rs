@@ -63,6 +63,11 @@ impl SlotId {
     pub const fn index(self) -> u32 {
         self.index
     }
+
+    /// Which use of the record this is, to send along with the index.
+    pub const fn generation(self) -> u32 {
+        self.generation
+    }
 }
 
 impl fmt::Debug for SlotId {

@@ -259,6 +259,24 @@ pub trait Host {
     /// `EBADF` if no such descriptor is open; `EMFILE` if the host can hold no more.
     fn import(&mut self, from: HandleId, fd: i32) -> Result<(FileId, FileKind), Errno>;
 
+    /// Checks the descriptor with which the caller of the command being handled may cancel its call.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if no such descriptor is open; `EINVAL` if it cannot be waited for.
+    fn check_cancel(&mut self, from: HandleId, fd: i32) -> Result<(), Errno> {
+        let _ = (from, fd);
+        Ok(())
+    }
+
+    /// Whether the caller of the command being handled can see a process or thread with this number.
+    ///
+    /// Asked for numbers that an owner of a bus gives in place of its own.
+    fn process_exists(&mut self, from: HandleId, pid: u32) -> bool {
+        let _ = (from, pid);
+        true
+    }
+
     /// Gives a pinned file to a client and returns the number to write into its message: the client's
     /// descriptor, or its place among the descriptors of this answer. `None` if that is not possible.
     fn install(&mut self, to: HandleId, file: FileId) -> Option<i32>;

@@ -1,15 +1,54 @@
 //! The bus itself, as a state machine without input or output.
 //!
-//! A [`Host`] brings commands, time, credentials and memory; the engine keeps every rule of the bus, writes
-//! answers in place and leaves [`Effect`]s for the host to carry out.
+//! A [`Host`] brings commands, time, credentials and memory to a [`Domain`]; the engine keeps every rule of
+//! the bus, writes answers in place and leaves [`Effect`]s for the host to carry out.
+//!
+//! - [`domain`](Domain): handles, which command goes where; [`Config`] and [`Storage`]: how much of it there
+//!   is, and whose memory that is.
+//! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
+//! - `send`, [`examine`], `deliver`, `receive`, `call`, `registry`, `list`: the commands.
+//! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `policy`, `files`: tables that change their own
+//!   state and return what follows.
 
+mod access;
+mod bus;
+mod call;
+mod config;
+mod connection;
+mod deliver;
+mod domain;
+mod effect;
+mod endpoint;
+pub mod examine;
+mod files;
 mod host;
+mod inspect;
+pub mod limits;
+mod list;
+mod matches;
+mod metadata;
 pub mod names;
+mod notify;
+mod policy;
 pub mod pool;
 pub mod quota;
+mod receive;
+mod registry;
 pub mod reply;
+mod send;
+mod slice;
+mod storage;
+mod table;
+#[cfg(test)]
+mod testbed;
+mod user;
+mod watch;
 
+pub use config::{Config, ConfigError};
+pub use domain::Domain;
 pub use host::{
     Arrival, Clock, Credentials, Effect, EndpointId, Entry, FileId, FileKind, GROUPS_MAX, HandleId, Host,
     LABEL_MAX, Node, Outcome, Readiness, Request, Return,
 };
+pub use inspect::{ConnectionView, Holder, Usage};
+pub use storage::{Allocate, Storage};

@@ -568,6 +568,12 @@ impl<'a> ReplyTable<'a> {
             .filter_map(Tracker::call)
     }
 
+    /// Calls that count for `caller`, in `O(1)`.
+    #[must_use]
+    pub fn count(&self, caller: ConnectionIndex) -> usize {
+        self.calls.get(caller.0 as usize).map_or(0, OpenCalls::len)
+    }
+
     /// Trackers in use, in `O(1)`.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -1,0 +1,383 @@
+//! Delivery of one message to one connection.
+
+use zerocopy::IntoBytes;
+
+use crate::abi::{
+    AttachFlags, Errno, ItemType, Items, Memfd, Msg, MsgInfo, NameFlags, OFFSET_ZEROS, RecvReturnFlags,
+    Timestamp, Vec, align8,
+};
+
+use super::Domain;
+use super::examine::received_len;
+use super::host::{Clock, Credentials, Entry, Host};
+use super::metadata::{PROCESS, emit_process};
+use super::pool::{Slice, SliceId};
+use super::reply::TrackerId;
+use super::slice::{ItemSink, Measure, SliceWriter};
+use super::table::{BusIx, ConnIx, FileIx, UserIx};
+
+/// One message on its way to its receivers.
+#[derive(Clone, Copy)]
+pub(super) struct Parcel<'m> {
+    /// The header as sent; size and sender are filled in for each receiver.
+    pub(super) header: Msg,
+    /// Items, up to the unpadded end of the last one.
+    pub(super) items: &'m [u8],
+    /// Bytes behind header, items and metadata.
+    pub(super) payload: u64,
+    /// Who sends it; nobody if it is the bus itself.
+    pub(super) from: Option<ConnIx>,
+    /// Who the sender is now.
+    pub(super) caller: Option<&'m Credentials>,
+    /// Whom it is charged to.
+    pub(super) user: UserIx,
+    /// The same for all receivers.
+    pub(super) stamp: Timestamp,
+    /// Files, of which the sender holds one copy.
+    pub(super) files: Option<FileIx>,
+    /// Passed descriptors among them.
+    pub(super) fds: u32,
+    /// Metadata to attach, whatever the receiver asks for.
+    pub(super) attach: Option<AttachFlags>,
+}
+
+/// A message that waits at a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message {
+    pub(super) slice: Slice,
+    pub(super) charge: Charge,
+    pub(super) files: Option<FileIx>,
+    /// Number of the name it was sent to, 0 if it was sent by id.
+    pub(super) name: u64,
+    /// The call that it is.
+    pub(super) tracker: Option<TrackerId>,
+    pub(super) key: u64,
+}
+
+/// What a waiting message takes of a receiver's quota.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Charge {
+    pub(super) user: UserIx,
+    pub(super) size: u64,
+    pub(super) fds: u32,
+}
+
+/// A message in its receiver's pool, charged but not queued.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deposit {
+    pub(super) slice: Slice,
+    pub(super) charge: Charge,
+    pub(super) files: Option<FileIx>,
+}
+
+impl Domain<'_> {
+    /// Queues a copy of a message at `to` and remembers to wake it.
+    ///
+    /// `name` is the number of the name it was sent to, or 0. Cost: the copy, and `O(log)` of the
+    /// receiver's slices, users and queue.
+    ///
+    /// # Errors
+    ///
+    /// `ECONNRESET`, `ECOMM`, `ENOBUFS`, `EMFILE`, `EXFULL`, `EFAULT`; nothing is left behind.
+    pub(super) fn deliver(
+        &mut self,
+        host: &mut dyn Host,
+        at: Clock,
+        to: ConnIx,
+        parcel: &Parcel<'_>,
+        name: u64,
+        tracker: Option<TrackerId>,
+    ) -> Result<(), Errno> {
+        let deposit = self.deposit(host, at, to, parcel)?;
+        self.enqueue(host, at, to, deposit, parcel.header.priority, name, tracker)
+    }
+
+    /// Puts a copy of a message into the pool of `to` and charges it.
+    ///
+    /// # Errors
+    ///
+    /// As [`deliver`](Self::deliver).
+    pub(super) fn deposit(
+        &mut self,
+        host: &mut dyn Host,
+        at: Clock,
+        to: ConnIx,
+        parcel: &Parcel<'_>,
+    ) -> Result<Deposit, Errno> {
+        let receiver = &self.conns[to];
+        if !receiver.is_active() {
+            return Err(Errno::ECONNRESET);
+        }
+        // kdbus: monitors take every message, with numbers of -1 for descriptors they do not accept.
+        if parcel.fds > 0 && !receiver.is_monitor() && !receiver.accepts_fds() {
+            return Err(Errno::ECOMM);
+        }
+        let attach = self.attached(parcel, to);
+        self.gather(host, parcel, attach);
+        let mut measure = Measure::default();
+        self.emit_metadata(parcel, attach, &mut measure);
+        let sent = (Msg::SIZE + parcel.items.len()) as u64;
+        let size = received_len(sent, measure.len());
+        let base = align8(size);
+        let need = base + align8(parcel.payload);
+
+        self.drain(host, at, to);
+        let charge = self.charge(to, parcel.user, need, parcel.fds)?;
+        let slice = match self.pool(to).allocate(need, true) {
+            Ok(slice) => slice,
+            Err(error) => {
+                // A message that finds no slice leaves no charge behind.
+                self.discharge(to, charge);
+                return Err(error.errno());
+            }
+        };
+        if let Err(error) = self.write_message(host, to, parcel, attach, slice, size) {
+            let _ = self.pool(to).release(slice.id);
+            self.discharge(to, charge);
+            return Err(error);
+        }
+        let files = self.files.share(parcel.files);
+        Ok(Deposit { slice, charge, files })
+    }
+
+    /// Appends a deposited message to the queue of `to`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOBUFS` if the queue is full; the deposit is undone.
+    #[expect(clippy::too_many_arguments, reason = "an entry is made of that much")]
+    pub(super) fn enqueue(
+        &mut self,
+        host: &mut dyn Host,
+        at: Clock,
+        to: ConnIx,
+        deposit: Deposit,
+        priority: i64,
+        name: u64,
+        tracker: Option<TrackerId>,
+    ) -> Result<(), Errno> {
+        let key = self.next_key(at);
+        let Deposit { slice, charge, files } = deposit;
+        let message = Message { slice, charge, files, name, tracker, key };
+        let Ok(entry) = self.queue(to).push(priority, message) else {
+            self.discard(host, to, deposit);
+            return Err(Errno::ENOBUFS);
+        };
+        let handle = self.conns[to].handle;
+        let (offset, size) = (slice.offset, slice.size);
+        let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
+        host.publish(self.handle_id(handle), shown);
+        if let Some(tracker) = tracker {
+            self.replies.carry(tracker, entry);
+        }
+        self.wake(handle);
+        Ok(())
+    }
+
+    /// Takes a deposit back that nobody has seen.
+    pub(super) fn discard(&mut self, host: &mut dyn Host, to: ConnIx, deposit: Deposit) {
+        self.files.release(host, deposit.files);
+        let _ = self.pool(to).release(deposit.slice.id);
+        self.discharge(to, deposit.charge);
+    }
+
+    /// Gives a deposited or queued message to its receiver: installs its files, publishes its slice and
+    /// lets go of everything the bus held for it.
+    pub(super) fn hand_out(&mut self, host: &mut dyn Host, to: ConnIx, deposit: Deposit) -> MsgInfo {
+        let info = self.publish_slice(host, to, deposit);
+        self.discard(host, to, deposit);
+        info
+    }
+
+    fn publish_slice(&mut self, host: &mut dyn Host, to: ConnIx, deposit: Deposit) -> MsgInfo {
+        let conn = &self.conns[to];
+        let (accept, handle) = (conn.accepts_fds(), self.handle_id(conn.handle));
+        let missing = self.files.install(host, handle, deposit.slice.offset, deposit.files, accept);
+        self.show_slice(to, deposit.slice.id);
+        let flags = if missing { RecvReturnFlags::INCOMPLETE_FDS } else { RecvReturnFlags::empty() };
+        MsgInfo { offset: deposit.slice.offset, msg_size: deposit.slice.size, return_flags: flags.bits() }
+    }
+
+    /// Lets the user of a pool see a slice.
+    pub(super) fn show_slice(&mut self, to: ConnIx, slice: SliceId) {
+        let shown = self.pool(to).publish(slice);
+        debug_assert!(shown.is_ok(), "the bus holds the slice");
+    }
+
+    /// Counts a broadcast that did not get through.
+    pub(super) fn lose(&mut self, host: &mut dyn Host, to: ConnIx) {
+        let conn = &mut self.conns[to];
+        conn.lost += 1;
+        conn.lost_ever += 1;
+        let (handle, first, ever) = (conn.handle, conn.lost == 1, conn.lost_ever);
+        host.lost(self.handle_id(handle), ever);
+        if first {
+            self.wake(handle);
+        }
+    }
+
+    /// Copies a message to every monitor of a bus; those without room count it as lost.
+    pub(super) fn copy_to_monitors(
+        &mut self,
+        host: &mut dyn Host,
+        at: Clock,
+        bus: BusIx,
+        parcel: &Parcel<'_>,
+    ) {
+        let mut next = self.buses[bus].monitors.first;
+        while let Some(monitor) = next {
+            next = self.conns[monitor].next;
+            if self.deliver(host, at, monitor, parcel, 0, None).is_err() {
+                self.lose(host, monitor);
+            }
+        }
+    }
+
+    /// Whether a connection is yet to get the broadcast with this serial.
+    pub(super) fn takes_broadcast(&mut self, to: ConnIx, bus: BusIx, serial: u64) -> bool {
+        let conn = &mut self.conns[to];
+        if conn.bus != bus || !conn.is_active() || conn.heard == serial {
+            return false;
+        }
+        conn.heard = serial;
+        true
+    }
+
+    /// Number and times of a new message.
+    pub(super) fn stamp(&mut self, at: Clock, bus: BusIx) -> Timestamp {
+        let bus = &mut self.buses[bus];
+        bus.seqnum += 1;
+        Timestamp { seqnum: bus.seqnum, monotonic_ns: at.monotonic.as_nanos(), realtime_ns: at.realtime_ns }
+    }
+
+    fn next_key(&mut self, at: Clock) -> u64 {
+        self.last_key = at.monotonic.as_nanos().max(self.last_key.saturating_add(1));
+        self.last_key
+    }
+
+    /// What of its metadata a message shows to this receiver.
+    fn attached(&self, parcel: &Parcel<'_>, to: ConnIx) -> AttachFlags {
+        let wanted = parcel.attach.unwrap_or(self.conns[to].attach_recv);
+        match parcel.from {
+            // kdbus: faked credentials do not travel with messages, and neither do the real ones then.
+            Some(from) if self.conns[from].faked.is_some() => wanted.difference(PROCESS),
+            _ => wanted,
+        }
+    }
+
+    fn gather(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, attach: AttachFlags) {
+        if let Some(from) = parcel.from {
+            let handle = self.handle_id(self.conns[from].handle);
+            self.gathered.gather(host, handle, attach, self.scratch);
+        }
+    }
+
+    fn emit_metadata(&self, parcel: &Parcel<'_>, attach: AttachFlags, sink: &mut dyn ItemSink) {
+        if let Some(from) = parcel.from {
+            let who = parcel.caller.unwrap_or(&self.handles[self.conns[from].handle].creds);
+            emit_process(attach, who, &self.gathered, self.scratch, sink);
+            self.emit_connection(from, attach, sink);
+        }
+        if attach.contains(AttachFlags::TIMESTAMP) {
+            sink.item(ItemType::TIMESTAMP, &[parcel.stamp.as_bytes()]);
+        }
+    }
+
+    /// Emits what a connection itself is known by: its names, and its description.
+    pub(super) fn emit_connection(&self, conn: ConnIx, attach: AttachFlags, sink: &mut dyn ItemSink) {
+        if attach.contains(AttachFlags::NAMES) {
+            self.each_held_name(conn, &mut |name: &str, flags: NameFlags| {
+                sink.item(ItemType::OWNED_NAME, &[flags.bits().as_bytes(), name.as_bytes(), &[0]]);
+            });
+        }
+        let description = &self.conns[conn].description;
+        if attach.contains(AttachFlags::CONN_DESCRIPTION) && !description.is_empty() {
+            sink.item(ItemType::CONN_DESCRIPTION, &[description.as_bytes(), &[0]]);
+        }
+    }
+
+    fn write_message(
+        &mut self,
+        host: &mut dyn Host,
+        to: ConnIx,
+        parcel: &Parcel<'_>,
+        attach: AttachFlags,
+        slice: Slice,
+        size: u64,
+    ) -> Result<(), Errno> {
+        let owner = self.handle_id(self.conns[to].handle);
+        let base = align8(size);
+        let src_id = parcel.from.map_or(0, |from| self.conns[from].id);
+        let header = Msg { size, src_id, ..parcel.header };
+        let mut writer = SliceWriter::new(host, owner, slice.offset);
+        writer.bytes(header.as_bytes());
+        let mut payload = base;
+        let mut written = 0;
+        for item in Items::new(parcel.items).filter_map(Result::ok) {
+            match item.kind {
+                ItemType::PAYLOAD_VEC => {
+                    let vec: Vec = item.record().unwrap_or_default();
+                    writer.bytes(&parcel.items[written..item.at]);
+                    written = item.at + crate::abi::ITEM_HEADER + item.payload.len();
+                    let (address, len) = match vec.address {
+                        0 => (OFFSET_ZEROS, vec.size % 8),
+                        _ => (payload, vec.size),
+                    };
+                    writer.item(ItemType::PAYLOAD_OFF, &[Vec { size: vec.size, address }.as_bytes()]);
+                    payload += len;
+                }
+                ItemType::PAYLOAD_MEMFD => {
+                    payload += item.record::<Memfd>().map_or(0, |memfd| memfd.size % 8);
+                }
+                _ => {}
+            }
+        }
+        writer.bytes(&parcel.items[written..]);
+        self.emit_metadata(parcel, attach, &mut writer);
+        writer.pad();
+        debug_assert_eq!(writer.at(), slice.offset + base, "metadata is as long as it was measured");
+        if parcel.payload > 0 {
+            write_payload(host, owner, parcel, slice.offset + base)?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies the payload of a message behind its items.
+fn write_payload(
+    host: &mut dyn Host,
+    owner: super::HandleId,
+    parcel: &Parcel<'_>,
+    start: u64,
+) -> Result<(), Errno> {
+    let (mut at, mut skip) = (start, 0);
+    for item in Items::new(parcel.items).filter_map(Result::ok) {
+        match item.kind {
+            ItemType::PAYLOAD_VEC => {
+                let vec: Vec = item.record().unwrap_or_default();
+                if vec.address == 0 {
+                    at = zero(host, owner, at, vec.size % 8);
+                } else {
+                    host.payload(owner, at, vec.address, skip, vec.size)?;
+                    at += vec.size;
+                    skip += vec.size;
+                }
+            }
+            ItemType::PAYLOAD_MEMFD => {
+                let rest = item.record::<Memfd>().map_or(0, |memfd| memfd.size % 8);
+                at = zero(host, owner, at, rest);
+            }
+            _ => {}
+        }
+    }
+    let end = start + align8(parcel.payload);
+    zero(host, owner, at, end - at);
+    Ok(())
+}
+
+fn zero(host: &mut dyn Host, owner: super::HandleId, at: u64, len: u64) -> u64 {
+    if len > 0 {
+        host.pool_zero(owner, at, len);
+    }
+    at + len
+}

@@ -1,0 +1,148 @@
+//! Looking into a domain: for tools, and for checks of what must always hold.
+
+use super::Domain;
+use super::host::HandleId;
+use super::quota;
+use super::table::ConnIx;
+use super::user::Identity;
+
+/// How much of each table is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Usage {
+    /// Open handles.
+    pub handles: usize,
+    /// Buses.
+    pub buses: usize,
+    /// Endpoints.
+    pub endpoints: usize,
+    /// Accounting users, the bus itself among them.
+    pub users: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Well-known names.
+    pub names: usize,
+    /// Matches.
+    pub matches: usize,
+    /// Awaited replies, those of which the message still waits among them.
+    pub trackers: usize,
+    /// Synchronous calls, and ends of them that were not told yet.
+    pub calls: usize,
+    /// Files in flight.
+    pub files: usize,
+    /// Names in policies.
+    pub policy_entries: usize,
+    /// Watches for room.
+    pub watches: usize,
+}
+
+/// One connection, as a tool shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ConnectionView {
+    /// Its handle.
+    pub handle: HandleId,
+    /// Its id.
+    pub id: u64,
+    /// Id of its bus.
+    pub bus: u64,
+    /// Messages that wait.
+    pub queued: usize,
+    /// Broadcasts lost since its last RECV.
+    pub lost: u64,
+    /// Bytes of its pool.
+    pub pool_size: u64,
+    /// Bytes of messages that wait.
+    pub accounted_size: u64,
+    /// Slices that it or the bus holds.
+    pub slices: usize,
+    /// Bytes of the largest free slice.
+    pub largest_free: u64,
+    /// Calls of it that count.
+    pub calls: usize,
+}
+
+/// What one user occupies at a receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Holder {
+    /// Real user; none for the bus itself and for custom endpoints.
+    pub uid: Option<u32>,
+    /// Whether it is the bus itself.
+    pub kernel: bool,
+    /// Bytes, messages and descriptors.
+    pub charge: quota::Charge,
+}
+
+impl Domain<'_> {
+    /// How much of each table is in use, in `O(1)`.
+    #[must_use]
+    pub const fn usage(&self) -> Usage {
+        Usage {
+            handles: self.handles.len(),
+            buses: self.buses.len(),
+            endpoints: self.endpoints.len(),
+            users: self.users.len(),
+            connections: self.conns.len(),
+            names: self.names.len(),
+            matches: self.matches.len(),
+            trackers: self.replies.len(),
+            calls: self.calls.len(),
+            files: self.files.len(),
+            policy_entries: self.policy.len(),
+            watches: self.watches.len(),
+        }
+    }
+
+    /// Calls `each` with every connection, in `O(connections)` steps of `O(log)` of its slices.
+    pub fn each_connection(&mut self, mut each: impl FnMut(ConnectionView)) {
+        for index in 0..self.conns.capacity() {
+            if let Some(place) = self.conns.at(index) {
+                each(self.view(place));
+            }
+        }
+    }
+
+    /// One connection, if the handle is one that is active.
+    #[must_use]
+    pub fn connection(&mut self, handle: HandleId) -> Option<ConnectionView> {
+        let conn = self.connected(handle).ok()?;
+        Some(self.view(conn))
+    }
+
+    /// Calls `each` with everybody whose messages wait at a connection.
+    pub fn each_holder(&mut self, handle: HandleId, mut each: impl FnMut(Holder)) {
+        let Ok(conn) = self.connected(handle) else {
+            return;
+        };
+        let users = core::mem::take(&mut self.users.records);
+        for (user, charge) in self.quota(conn).holders() {
+            let identity = users.get(user.0 as usize).map(|record| record.item.identity);
+            let uid = match identity {
+                Some(Identity::Uid(uid)) => Some(uid),
+                _ => None,
+            };
+            each(Holder { uid, kernel: user == quota::UserIndex::KERNEL, charge });
+        }
+        self.users.records = users;
+    }
+
+    fn view(&mut self, conn: ConnIx) -> ConnectionView {
+        let record = &self.conns[conn];
+        let mut view = ConnectionView {
+            handle: self.handle_id(record.handle),
+            id: record.id,
+            bus: self.buses[record.bus].id,
+            queued: record.queue.len(),
+            lost: record.lost,
+            pool_size: record.pool.size(),
+            accounted_size: record.pool.accounted_size(),
+            slices: 0,
+            largest_free: 0,
+            calls: self.replies.count(super::call::index(conn)),
+        };
+        let pool = self.pool(conn);
+        (view.slices, view.largest_free) = (pool.len(), pool.largest_free());
+        view
+    }
+}

@@ -1,0 +1,710 @@
+//! Match rules: which signals and notifications a connection wants.
+//!
+//! Each match is listed once, under the key of its most selective rule: the sender's id, a bit of its
+//! bloom mask, or the notified id or name. A signal asks only the matches listed under its sender, under
+//! the bits of its filter, and those without such a rule: it costs its candidates, not all matches. In
+//! the worst case every match of the domain shares one bucket and is looked at once.
+
+use crate::WellKnownName;
+use crate::abi::{CmdMatch, Command, Errno, Frame, FrameError, Item, ItemType, MATCH_ID_ANY, MatchFlags};
+
+use super::connection::record;
+use super::limits::MATCHES_PER_CONNECTION;
+use super::notify::Notice;
+use super::table::{BlockIx, BusIx, ConnIx, MatchIx, Place, Record, RuleIx, Table};
+
+/// Bytes of rule payload in one block: the usual bloom mask fits into one.
+pub(super) const BLOCK_BYTES: usize = 64;
+
+/// Bits of a mask that are weighed when a bucket is chosen.
+const BITS_WEIGHED: usize = 64;
+
+/// The matches of one connection, newest first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OwnMatches {
+    first: Option<MatchIx>,
+    len: u32,
+}
+
+/// One match of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Match {
+    cookie: u64,
+    conn: Option<ConnIx>,
+    rules: Option<RuleIx>,
+    next_own: Option<MatchIx>,
+    /// Bucket it is listed in; none if it can never pass a broadcast.
+    bucket: Option<u32>,
+    next: Option<MatchIx>,
+    prev: Option<MatchIx>,
+}
+
+/// One rule of a match.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rule {
+    test: Test,
+    next: Option<RuleIx>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Test {
+    #[default]
+    Never,
+    /// Masks of the bus' size, one after another.
+    Bloom {
+        bits: Bytes,
+        masks: u32,
+    },
+    Sender(u64),
+    Destination(u64),
+    /// The sender holds this name.
+    Name(Bytes),
+    IdChange {
+        kind: ItemType,
+        id: u64,
+    },
+    NameChange {
+        kind: ItemType,
+        old: u64,
+        new: u64,
+        name: Option<Bytes>,
+    },
+}
+
+/// Bytes in a chain of blocks.
+#[derive(Clone, Copy, Debug)]
+struct Bytes {
+    first: Option<BlockIx>,
+    len: u32,
+}
+
+/// A part of the bytes of one rule.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    bytes: [u8; BLOCK_BYTES],
+    next: Option<BlockIx>,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { bytes: [0; BLOCK_BYTES], next: None }
+    }
+}
+
+/// The matches that share one key, or keys of the same hash.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bucket {
+    first: Option<MatchIx>,
+    len: u32,
+    /// The walk that came by last.
+    walked: u64,
+}
+
+/// What a match is listed under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    AllSignals,
+    Sender(u64),
+    Bit(u32),
+    AllNotices,
+    Kind(ItemType),
+    KindId(ItemType, u64),
+    KindName(ItemType, u64),
+}
+
+/// What matches are asked about.
+#[derive(Clone, Copy)]
+pub(super) enum Subject<'m> {
+    /// A signal of a connection; `holds` says whether that connection holds a name.
+    Signal {
+        sender: u64,
+        destination: u64,
+        generation: u64,
+        filter: &'m [u8],
+        holds: &'m dyn Fn(&str) -> bool,
+    },
+    /// A message of the bus itself.
+    Notice(&'m Notice<'m>),
+}
+
+/// All matches of a domain.
+#[derive(Debug)]
+pub(super) struct Matches<'s> {
+    matches: Table<'s, MatchIx, Match>,
+    rules: Table<'s, RuleIx, Rule>,
+    blocks: Table<'s, BlockIx, Block>,
+    buckets: &'s mut [Bucket],
+    walks: u64,
+}
+
+/// A walk over the matches that a broadcast may concern.
+#[derive(Debug)]
+pub(super) struct Walk {
+    serial: u64,
+    stage: u32,
+    at: Option<MatchIx>,
+}
+
+impl Walk {
+    /// A number that no other walk has.
+    pub(super) const fn serial(&self) -> u64 {
+        self.serial
+    }
+}
+
+impl<'s> Matches<'s> {
+    pub(super) fn new(
+        matches: &'s mut [Record<Match>],
+        rules: &'s mut [Record<Rule>],
+        blocks: &'s mut [Record<Block>],
+        buckets: &'s mut [Bucket],
+    ) -> Self {
+        Self {
+            matches: Table::new(matches),
+            rules: Table::new(rules),
+            blocks: Table::new(blocks),
+            buckets,
+            walks: 0,
+        }
+    }
+
+    /// Whether `items` can become a match at all.
+    ///
+    /// # Errors
+    ///
+    /// `EDOM` for a mask that is not made of whole filters, `EINVAL` for a malformed name.
+    pub(super) fn check<'m>(items: impl Iterator<Item = Item<'m>>, bloom_size: u64) -> Result<(), Errno> {
+        for item in items {
+            match item.kind {
+                ItemType::BLOOM_MASK => {
+                    let len = item.payload.len() as u64;
+                    if len == 0 || !len.is_multiple_of(bloom_size) {
+                        return Err(Errno::EDOM);
+                    }
+                }
+                ItemType::NAME => {
+                    let name = item.c_str().ok_or(Errno::EINVAL)?;
+                    WellKnownName::from_bytes(name).map_err(|error| error.errno())?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one match with a rule for each item that [`check`](Self::check) let pass.
+    ///
+    /// Cost: one copy of the items.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE` beyond [`MATCHES_PER_CONNECTION`]; `ENOMEM` if a table is full. Nothing is added.
+    pub(super) fn add<'m>(
+        &mut self,
+        own: &mut OwnMatches,
+        conn: ConnIx,
+        bus: BusIx,
+        cookie: u64,
+        items: impl Iterator<Item = Item<'m>>,
+        bloom_size: u64,
+    ) -> Result<(), Errno> {
+        if own.len >= MATCHES_PER_CONNECTION {
+            return Err(Errno::EMFILE);
+        }
+        let new = Match { cookie, conn: Some(conn), next_own: own.first, ..Match::default() };
+        let place = self.matches.insert(new).ok_or(Errno::ENOMEM)?;
+        for item in items {
+            // kdbus: an item that probes for item types is no rule.
+            if item.kind == ItemType::NEGOTIATE {
+                continue;
+            }
+            if !self.add_rule(place, &item, bloom_size) {
+                self.drop_rules(place);
+                self.matches.remove(place);
+                return Err(Errno::ENOMEM);
+            }
+        }
+        own.first = Some(place);
+        own.len += 1;
+        if let Some(key) = self.key(place, bloom_size, bus) {
+            self.list(place, self.bucket(bus, key));
+        }
+        Ok(())
+    }
+
+    /// Removes every own match with that cookie and says how many there were. `O(own matches)`.
+    pub(super) fn remove(&mut self, own: &mut OwnMatches, cookie: u64) -> usize {
+        let mut removed = 0;
+        let mut before: Option<MatchIx> = None;
+        let mut at = own.first;
+        while let Some(place) = at {
+            at = self.matches[place].next_own;
+            if self.matches[place].cookie != cookie {
+                before = Some(place);
+                continue;
+            }
+            match before {
+                Some(before) => self.matches[before].next_own = at,
+                None => own.first = at,
+            }
+            own.len -= 1;
+            removed += 1;
+            self.free(place);
+        }
+        removed
+    }
+
+    /// Removes the newest own match; false if there is none.
+    pub(super) fn remove_one(&mut self, own: &mut OwnMatches) -> bool {
+        let Some(place) = own.first else {
+            return false;
+        };
+        own.first = self.matches[place].next_own;
+        own.len -= 1;
+        self.free(place);
+        true
+    }
+
+    /// Whether any match of a connection passes `subject`, in `O(own matches)`.
+    pub(super) fn any(&self, own: &OwnMatches, subject: Subject<'_>) -> bool {
+        let mut at = own.first;
+        while let Some(place) = at {
+            if self.passes(place, subject) {
+                return true;
+            }
+            at = self.matches[place].next_own;
+        }
+        false
+    }
+
+    /// Starts a walk over the matches on `bus` that may pass a broadcast.
+    pub(super) const fn walk(&mut self) -> Walk {
+        self.walks += 1;
+        Walk { serial: self.walks, stage: 0, at: None }
+    }
+
+    /// The connection of the next match that passes; a connection can come several times.
+    ///
+    /// Matches of other buses are passed over by the caller, who knows the bus of each connection.
+    pub(super) fn next(&mut self, walk: &mut Walk, bus: BusIx, subject: Subject<'_>) -> Option<ConnIx> {
+        loop {
+            while let Some(place) = walk.at {
+                walk.at = self.matches[place].next;
+                if self.passes(place, subject) {
+                    return self.matches[place].conn;
+                }
+            }
+            let key = match subject {
+                Subject::Signal { sender, filter, .. } => signal_key(&mut walk.stage, sender, filter)?,
+                Subject::Notice(notice) => notice_key(&mut walk.stage, notice)?,
+            };
+            let bucket = self.bucket(bus, key) as usize;
+            if let Some(bucket) = self.buckets.get_mut(bucket)
+                && bucket.walked != walk.serial
+            {
+                bucket.walked = walk.serial;
+                walk.at = bucket.first;
+            }
+        }
+    }
+
+    /// Matches of all connections.
+    pub(super) const fn len(&self) -> usize {
+        self.matches.len()
+    }
+
+    fn passes(&self, place: MatchIx, subject: Subject<'_>) -> bool {
+        let mut at = self.matches[place].rules;
+        while let Some(rule) = at {
+            let Rule { test, next } = self.rules[rule];
+            let passes = match subject {
+                Subject::Signal { sender, destination, generation, filter, holds } => match test {
+                    Test::Bloom { bits, masks } => self.mask_passes(bits, masks, generation, filter),
+                    Test::Sender(id) => id == MATCH_ID_ANY || id == sender,
+                    Test::Destination(id) => id == MATCH_ID_ANY || id == destination,
+                    Test::Name(name) => self.with_name(name, holds),
+                    Test::Never | Test::IdChange { .. } | Test::NameChange { .. } => false,
+                },
+                Subject::Notice(notice) => self.notice_passes(test, notice),
+            };
+            if !passes {
+                return false;
+            }
+            at = next;
+        }
+        true
+    }
+
+    fn notice_passes(&self, test: Test, notice: &Notice<'_>) -> bool {
+        match (test, notice) {
+            (Test::IdChange { kind, id }, Notice::Id { change, .. }) => {
+                kind == notice.kind() && (id == MATCH_ID_ANY || id == change.id)
+            }
+            (
+                Test::NameChange { kind, old, new, name },
+                Notice::Name { old: from, new: to, name: changed },
+            ) => {
+                kind == notice.kind()
+                    && (old == MATCH_ID_ANY || old == from.id)
+                    && (new == MATCH_ID_ANY || new == to.id)
+                    && name.is_none_or(|name| self.equal(name, changed.as_bytes()))
+            }
+            _ => false,
+        }
+    }
+
+    fn mask_passes(&self, bits: Bytes, masks: u32, generation: u64, filter: &[u8]) -> bool {
+        let mask = generation.min(u64::from(masks.max(1) - 1)) as usize;
+        let skip = mask * filter.len();
+        let mut at = bits.first;
+        for _ in 0..skip / BLOCK_BYTES {
+            at = at.and_then(|block| self.blocks[block].next);
+        }
+        // Mask and filter are both made of words, so no word lies across two blocks.
+        let mut offset = skip % BLOCK_BYTES;
+        let mut rest = filter;
+        while let Some(block) = at {
+            let block = &self.blocks[block];
+            let part = &block.bytes[offset..];
+            let len = part.len().min(rest.len());
+            if !covers(&rest[..len], &part[..len]) {
+                return false;
+            }
+            rest = &rest[len..];
+            if rest.is_empty() {
+                return true;
+            }
+            offset = 0;
+            at = block.next;
+        }
+        false
+    }
+
+    fn with_name(&self, name: Bytes, holds: &dyn Fn(&str) -> bool) -> bool {
+        let mut buffer = [0; crate::WELL_KNOWN_NAME_MAX];
+        let Some(place) = buffer.get_mut(..name.len as usize) else {
+            return false;
+        };
+        self.read(name, place);
+        core::str::from_utf8(place).is_ok_and(holds)
+    }
+
+    fn equal(&self, stored: Bytes, bytes: &[u8]) -> bool {
+        if stored.len as usize != bytes.len() {
+            return false;
+        }
+        let mut at = stored.first;
+        for part in bytes.chunks(BLOCK_BYTES) {
+            let Some(block) = at else {
+                return false;
+            };
+            if self.blocks[block].bytes[..part.len()] != *part {
+                return false;
+            }
+            at = self.blocks[block].next;
+        }
+        true
+    }
+
+    fn read(&self, stored: Bytes, into: &mut [u8]) {
+        let mut at = stored.first;
+        for part in into.chunks_mut(BLOCK_BYTES) {
+            let Some(block) = at else {
+                return;
+            };
+            part.copy_from_slice(&self.blocks[block].bytes[..part.len()]);
+            at = self.blocks[block].next;
+        }
+    }
+
+    fn add_rule(&mut self, place: MatchIx, item: &Item<'_>, bloom_size: u64) -> bool {
+        let test = match item.kind {
+            ItemType::BLOOM_MASK => {
+                let masks = item.payload.len() as u64 / bloom_size.max(1);
+                self.store(item.payload).map(|bits| Test::Bloom { bits, masks: masks as u32 })
+            }
+            ItemType::NAME => item.c_str().and_then(|name| self.store(name)).map(Test::Name),
+            ItemType::ID => item.u64().map(Test::Sender),
+            ItemType::DST_ID => item.u64().map(Test::Destination),
+            ItemType::ID_ADD | ItemType::ID_REMOVE => item
+                .record::<crate::abi::IdChange>()
+                .map(|change| Test::IdChange { kind: item.kind, id: change.id }),
+            ItemType::NAME_ADD | ItemType::NAME_REMOVE | ItemType::NAME_CHANGE => {
+                let Some((old, new, name)) = item.name_change() else {
+                    return false;
+                };
+                let stored = match name.len() {
+                    0 => None,
+                    // No name that can change is that long.
+                    len if len > crate::WELL_KNOWN_NAME_MAX => return self.push_rule(place, Test::Never),
+                    _ => match self.store(name) {
+                        Some(name) => Some(name),
+                        None => return false,
+                    },
+                };
+                Some(Test::NameChange { kind: item.kind, old: old.id, new: new.id, name: stored })
+            }
+            _ => Some(Test::Never),
+        };
+        test.is_some_and(|test| self.push_rule(place, test))
+    }
+
+    fn push_rule(&mut self, place: MatchIx, test: Test) -> bool {
+        let next = self.matches[place].rules;
+        match self.rules.insert(Rule { test, next }) {
+            Some(rule) => {
+                self.matches[place].rules = Some(rule);
+                true
+            }
+            None => {
+                self.drop_bytes(test);
+                false
+            }
+        }
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> Option<Bytes> {
+        if self.blocks.room() < bytes.len().div_ceil(BLOCK_BYTES) {
+            return None;
+        }
+        // From the end on, so that each block knows the next one.
+        let mut first = None;
+        for part in bytes.chunks(BLOCK_BYTES).rev() {
+            let mut block = Block { bytes: [0; BLOCK_BYTES], next: first };
+            block.bytes[..part.len()].copy_from_slice(part);
+            first = self.blocks.insert(block);
+        }
+        Some(Bytes { first, len: bytes.len() as u32 })
+    }
+
+    fn drop_bytes(&mut self, test: Test) {
+        let bytes = match test {
+            Test::Bloom { bits, .. } => bits,
+            Test::Name(name) | Test::NameChange { name: Some(name), .. } => name,
+            _ => return,
+        };
+        let mut at = bytes.first;
+        while let Some(block) = at {
+            at = self.blocks.remove(block).and_then(|block| block.next);
+        }
+    }
+
+    fn drop_rules(&mut self, place: MatchIx) {
+        let mut at = self.matches[place].rules.take();
+        while let Some(rule) = at {
+            let rule = self.rules.remove(rule).unwrap_or_default();
+            self.drop_bytes(rule.test);
+            at = rule.next;
+        }
+    }
+
+    fn free(&mut self, place: MatchIx) {
+        self.unlist(place);
+        self.drop_rules(place);
+        self.matches.remove(place);
+    }
+
+    fn list(&mut self, place: MatchIx, bucket: u32) {
+        let Some(head) = self.buckets.get_mut(bucket as usize) else {
+            return;
+        };
+        let next = head.first.replace(place);
+        head.len += 1;
+        if let Some(next) = next {
+            self.matches[next].prev = Some(place);
+        }
+        let listed = &mut self.matches[place];
+        (listed.bucket, listed.next, listed.prev) = (Some(bucket), next, None);
+    }
+
+    fn unlist(&mut self, place: MatchIx) {
+        let Match { bucket: Some(bucket), next, prev, .. } = self.matches[place] else {
+            return;
+        };
+        match prev {
+            Some(prev) => self.matches[prev].next = next,
+            None => self.buckets[bucket as usize].first = next,
+        }
+        if let Some(next) = next {
+            self.matches[next].prev = prev;
+        }
+        self.buckets[bucket as usize].len -= 1;
+    }
+
+    /// The most selective key of a match; none if no broadcast can ever pass it.
+    fn key(&self, place: MatchIx, bloom_size: u64, bus: BusIx) -> Option<Key> {
+        let (mut signal, mut notice) = (None, None);
+        let mut at = self.matches[place].rules;
+        if at.is_none() {
+            return Some(Key::AllSignals);
+        }
+        while let Some(rule) = at {
+            let Rule { test, next } = self.rules[rule];
+            let better = match test {
+                Test::Never => return None,
+                Test::Sender(id) if id != MATCH_ID_ANY => Some(Key::Sender(id)),
+                Test::Bloom { bits, masks } => self.rare_bit(bits, masks, bloom_size, bus).map(Key::Bit),
+                // A broadcast goes to nobody in particular.
+                Test::Destination(id) if id != MATCH_ID_ANY => return None,
+                Test::Sender(_) | Test::Destination(_) | Test::Name(_) => None,
+                Test::IdChange { kind, id } => {
+                    notice = Some(if id == MATCH_ID_ANY { Key::Kind(kind) } else { Key::KindId(kind, id) });
+                    at = next;
+                    continue;
+                }
+                Test::NameChange { kind, name, .. } => {
+                    notice = Some(name.map_or(Key::Kind(kind), |name| Key::KindName(kind, self.hash(name))));
+                    at = next;
+                    continue;
+                }
+            };
+            if !matches!(signal, Some(Key::Sender(_))) {
+                signal = better.or(signal).or(Some(Key::AllSignals));
+            }
+            at = next;
+        }
+        match (signal, notice) {
+            // Rules for signals and rules for notifications together pass neither.
+            (Some(_), Some(_)) => None,
+            (signal, notice) => signal.or(notice),
+        }
+    }
+
+    /// The bit that all masks of a rule have, of the fewest matches; none if they have no bit in common.
+    fn rare_bit(&self, bits: Bytes, masks: u32, bloom_size: u64, bus: BusIx) -> Option<u32> {
+        let mut best: Option<(u32, u32)> = None;
+        let mut weighed = 0;
+        for word in 0..bloom_size / 8 {
+            let mut common = u64::MAX;
+            for mask in 0..u64::from(masks) {
+                common &= self.word(bits, mask * bloom_size + word * 8);
+            }
+            while common != 0 && weighed < BITS_WEIGHED {
+                let bit = word as u32 * 64 + common.trailing_zeros();
+                common &= common - 1;
+                weighed += 1;
+                let len = self.buckets[self.bucket(bus, Key::Bit(bit)) as usize].len;
+                if best.is_none_or(|(_, least)| len < least) {
+                    best = Some((bit, len));
+                }
+            }
+            if weighed >= BITS_WEIGHED {
+                break;
+            }
+        }
+        best.map(|(bit, _)| bit)
+    }
+
+    fn word(&self, stored: Bytes, at: u64) -> u64 {
+        let mut block = stored.first;
+        for _ in 0..at as usize / BLOCK_BYTES {
+            block = block.and_then(|block| self.blocks[block].next);
+        }
+        let bytes =
+            block.and_then(|block| self.blocks[block].bytes[at as usize % BLOCK_BYTES..].first_chunk());
+        bytes.map_or(0, |word| u64::from_ne_bytes(*word))
+    }
+
+    fn hash(&self, stored: Bytes) -> u64 {
+        let mut buffer = [0; crate::WELL_KNOWN_NAME_MAX];
+        let Some(place) = buffer.get_mut(..stored.len as usize) else {
+            return 0;
+        };
+        self.read(stored, place);
+        hash(place)
+    }
+
+    fn bucket(&self, bus: BusIx, key: Key) -> u32 {
+        let (class, value) = match key {
+            Key::AllSignals => (1, 0),
+            Key::Sender(id) => (2, id),
+            Key::Bit(bit) => (3, u64::from(bit)),
+            Key::AllNotices => (1, 0),
+            Key::Kind(kind) => (kind.0, 0),
+            Key::KindId(kind, id) => (kind.0 | 1 << 32, id),
+            Key::KindName(kind, hash) => (kind.0 | 2 << 32, hash),
+        };
+        let mixed = mix(mix(u64::from(bus.index()) + 1, class), value);
+        (mixed % (self.buckets.len() as u64).max(1)) as u32
+    }
+}
+
+/// The keys under which a match that passes a signal is listed, one at each stage.
+fn signal_key(stage: &mut u32, sender: u64, filter: &[u8]) -> Option<Key> {
+    let at = *stage;
+    if at < 2 {
+        *stage += 1;
+        return Some(if at == 0 { Key::AllSignals } else { Key::Sender(sender) });
+    }
+    // Behind the first two stages come the bits of the filter.
+    let mut bit = at - 2;
+    while let Some(word) = filter.get(bit as usize / 64 * 8..).and_then(|rest| rest.first_chunk()) {
+        let left = u64::from_ne_bytes(*word) >> (bit % 64);
+        if left == 0 {
+            bit = (bit / 64 + 1) * 64;
+            continue;
+        }
+        bit += left.trailing_zeros();
+        *stage = bit + 3;
+        return Some(Key::Bit(bit));
+    }
+    None
+}
+
+/// The keys under which a match that passes a notification is listed, one at each stage.
+fn notice_key(stage: &mut u32, notice: &Notice<'_>) -> Option<Key> {
+    *stage += 1;
+    match (*stage, notice) {
+        (1, _) => Some(Key::AllNotices),
+        (2, _) => Some(Key::Kind(notice.kind())),
+        (3, Notice::Id { change, .. }) => Some(Key::KindId(notice.kind(), change.id)),
+        (3, Notice::Name { name, .. }) => Some(Key::KindName(notice.kind(), hash(name.as_bytes()))),
+        _ => None,
+    }
+}
+
+/// Whether the filter has every bit of the mask.
+fn covers(filter: &[u8], mask: &[u8]) -> bool {
+    filter.iter().zip(mask).all(|(filter, mask)| filter & mask == *mask)
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |hash, byte| mix(hash, u64::from(*byte)))
+}
+
+const fn mix(state: u64, value: u64) -> u64 {
+    let product = (state ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    product ^ product >> 31
+}
+
+impl super::Domain<'_> {
+    /// MATCH_ADD. Cost: one copy of the items, and `O(own matches)` to replace some.
+    pub(super) fn match_add(&mut self, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
+        let frame = Frame::check(arg, Command::MatchAdd.shape(), false).map_err(FrameError::errno)?;
+        if frame.negotiate {
+            return Ok(());
+        }
+        let cmd: CmdMatch = record(frame.bytes);
+        let bus = self.conns[conn].bus;
+        let bloom_size = self.buses[bus].bloom.size;
+        Matches::check(frame.items(), bloom_size)?;
+        let own = &mut self.conns[conn].matches;
+        if MatchFlags::from_bits_truncate(frame.flags).contains(MatchFlags::REPLACE) {
+            self.matches.remove(own, cmd.cookie);
+        }
+        self.matches.add(own, conn, bus, cmd.cookie, frame.items(), bloom_size)
+    }
+
+    /// MATCH_REMOVE. Cost: `O(own matches)`.
+    pub(super) fn match_remove(&mut self, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
+        let frame = Frame::check(arg, Command::MatchRemove.shape(), false).map_err(FrameError::errno)?;
+        if frame.negotiate {
+            return Ok(());
+        }
+        let cmd: CmdMatch = record(frame.bytes);
+        match self.matches.remove(&mut self.conns[conn].matches, cmd.cookie) {
+            0 => Err(Errno::EBADSLT),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Metadata: what travels with a message about its sender, and what queries report.
+//!
+//! Ids, groups, process numbers and label are those pinned in [`Credentials`]. The other kinds are read by
+//! the host, once for each message on first need, and once at HELLO and BUS_MAKE for later queries.
+
+use zerocopy::IntoBytes;
+
+use crate::abi::{AttachFlags, Creds, ItemType, Pids};
+
+use super::host::{Credentials, GROUPS_MAX, HandleId, Host};
+use super::slice::ItemSink;
+
+/// Kinds that describe a process, and not its connection.
+pub(super) const PROCESS: AttachFlags = AttachFlags::CREDS
+    .union(AttachFlags::PIDS)
+    .union(AttachFlags::AUXGROUPS)
+    .union(AttachFlags::SECLABEL)
+    .union(READ);
+
+/// Kinds of a process that only the host can read.
+pub(super) const READ: AttachFlags = AttachFlags::TID_COMM
+    .union(AttachFlags::PID_COMM)
+    .union(AttachFlags::EXE)
+    .union(AttachFlags::CMDLINE)
+    .union(AttachFlags::CGROUP)
+    .union(AttachFlags::CAPS)
+    .union(AttachFlags::AUDIT);
+
+/// The kinds of a process in the order of their items.
+const ORDER: [(AttachFlags, ItemType); 11] = [
+    (AttachFlags::CREDS, ItemType::CREDS),
+    (AttachFlags::PIDS, ItemType::PIDS),
+    (AttachFlags::AUXGROUPS, ItemType::AUXGROUPS),
+    (AttachFlags::TID_COMM, ItemType::TID_COMM),
+    (AttachFlags::PID_COMM, ItemType::PID_COMM),
+    (AttachFlags::EXE, ItemType::EXE),
+    (AttachFlags::CMDLINE, ItemType::CMDLINE),
+    (AttachFlags::CGROUP, ItemType::CGROUP),
+    (AttachFlags::CAPS, ItemType::CAPS),
+    (AttachFlags::SECLABEL, ItemType::SECLABEL),
+    (AttachFlags::AUDIT, ItemType::AUDIT),
+];
+
+/// Which kinds a host was asked for, and where in a buffer its answers stand.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gathered {
+    asked: AttachFlags,
+    spans: [Span; ORDER.len()],
+    used: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    at: u32,
+    /// 0 for a kind without a value.
+    len: u32,
+}
+
+impl Gathered {
+    /// Asks the host for the kinds in `wanted` that it was not asked for yet, seven at most.
+    ///
+    /// What does not fit into `buffer` is left out.
+    pub(super) fn gather(
+        &mut self,
+        host: &mut dyn Host,
+        from: HandleId,
+        wanted: AttachFlags,
+        buffer: &mut [u8],
+    ) {
+        let missing = wanted.intersection(READ).difference(self.asked);
+        if missing.is_empty() {
+            return;
+        }
+        self.asked |= missing;
+        for ((kind, _), span) in ORDER.iter().zip(&mut self.spans) {
+            if !missing.contains(*kind) {
+                continue;
+            }
+            let place = buffer.get_mut(self.used as usize..).unwrap_or_default();
+            let room = place.len();
+            if let Some(len) = host.metadata(from, *kind, place).filter(|len| *len <= room) {
+                *span = Span { at: self.used, len: len as u32 };
+                self.used += len as u32;
+            }
+        }
+    }
+
+    fn value<'b>(&self, index: usize, buffer: &'b [u8]) -> Option<&'b [u8]> {
+        let span = self.spans.get(index).filter(|span| span.len > 0)?;
+        buffer.get(span.at as usize..(span.at + span.len) as usize)
+    }
+}
+
+/// Emits the items of a process, in the order that every receiver sees.
+pub(super) fn emit_process(
+    mask: AttachFlags,
+    who: &Credentials,
+    gathered: &Gathered,
+    buffer: &[u8],
+    sink: &mut dyn ItemSink,
+) {
+    for (index, (kind, item)) in ORDER.iter().enumerate() {
+        if !mask.contains(*kind) {
+            continue;
+        }
+        match *item {
+            ItemType::CREDS => sink.item(*item, &[creds(who).as_bytes()]),
+            ItemType::PIDS => sink.item(*item, &[pids(who).as_bytes()]),
+            ItemType::AUXGROUPS => {
+                let mut groups = [0_u64; GROUPS_MAX];
+                for (place, group) in groups.iter_mut().zip(&who.groups) {
+                    *place = u64::from(*group);
+                }
+                sink.item(*item, &[groups[..who.groups.len()].as_bytes()]);
+            }
+            ItemType::SECLABEL => {
+                let label = who.label.split(|byte| *byte == 0).next().unwrap_or_default();
+                if !label.is_empty() {
+                    sink.item(*item, &[label, &[0]]);
+                }
+            }
+            _ => {
+                if let Some(value) = gathered.value(index, buffer) {
+                    sink.item(*item, &[value]);
+                }
+            }
+        }
+    }
+}
+
+fn creds(who: &Credentials) -> Creds {
+    Creds {
+        uid: who.uid.into(),
+        euid: who.euid.into(),
+        suid: who.suid.into(),
+        fsuid: who.fsuid.into(),
+        gid: who.gid.into(),
+        egid: who.egid.into(),
+        sgid: who.sgid.into(),
+        fsgid: who.fsgid.into(),
+    }
+}
+
+fn pids(who: &Credentials) -> Pids {
+    Pids { pid: who.pid.into(), tid: who.tid.into(), ppid: who.ppid.into() }
+}
