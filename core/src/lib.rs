@@ -13,6 +13,7 @@ pub mod client;
 pub mod engine;
 mod name;
 pub mod queue;
+mod radix;
 pub mod slots;
 mod time;
 pub mod tree;
