@@ -42,6 +42,8 @@ mod deadline;
 mod delivery;
 mod error;
 mod error_reply;
+#[cfg(test)]
+mod fake;
 mod hello;
 mod inbox;
 mod matches;

@@ -333,8 +333,11 @@ mod tests {
     use crate::abi::{ItemWriter, Items};
     use zerocopy::IntoBytes;
 
-    /// Items for names, each with records (kind, access, id).
-    fn items(names: &[(&str, &[(u64, u64, u64)])]) -> Vec<u8> {
+    /// Kind, access and id.
+    type Access = (u64, u64, u64);
+
+    /// Items for names, each with its records.
+    fn items(names: &[(&str, &[Access])]) -> Vec<u8> {
         let mut buffer = std::vec![0; 4096];
         let mut writer = ItemWriter::new(&mut buffer);
         for (name, records) in names {

@@ -180,6 +180,9 @@ pub(super) struct Peer {
     pub(super) pool: u64,
 }
 
+/// Type and payload of an item.
+pub(super) type OwnedItem = (ItemType, Vec<u8>);
+
 /// A message as its receiver finds it.
 #[derive(Clone, Debug)]
 pub(super) struct Received {
@@ -189,7 +192,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    pub(super) fn items(&self) -> Vec<(ItemType, Vec<u8>)> {
+    pub(super) fn items(&self) -> Vec<OwnedItem> {
         let area = &self.slice[Msg::SIZE..self.header.size as usize];
         let items = Items::new(area).map(Result::unwrap);
         items.map(|item: Item<'_>| (item.kind, item.payload.to_vec())).collect()
@@ -455,6 +458,35 @@ impl Bed {
         self.run(peer.handle, Command::MatchRemove, &mut arg)
     }
 
+    pub(super) fn make_endpoint(&mut self, handle: HandleId, name: &str) -> Result<(), Errno> {
+        let flags = MakeFlags::ACCESS_WORLD.bits();
+        let mut arg = arg(Cmd { flags, ..Cmd::default() }, &[(ItemType::MAKE_NAME, &c_str(name))]);
+        self.run(handle, Command::EndpointMake, &mut arg)
+    }
+
+    /// Sets the policy of an endpoint: names, each with kind, access and id of one record.
+    pub(super) fn set_policy(
+        &mut self,
+        endpoint: HandleId,
+        names: &[(&str, (u64, u64, u64))],
+    ) -> Result<(), Errno> {
+        let mut items = Vec::new();
+        for (name, (kind, access, id)) in names {
+            items.push((ItemType::NAME, c_str(name)));
+            let record = crate::abi::PolicyAccess { kind: *kind, access: *access, id: *id };
+            items.push((ItemType::POLICY_ACCESS, record.as_bytes().to_vec()));
+        }
+        let items: Vec<_> = items.iter().map(|(kind, payload)| (*kind, payload.as_slice())).collect();
+        self.run(endpoint, Command::EndpointUpdate, &mut arg(Cmd::default(), &items))
+    }
+
+    /// An ordinary connection on a custom endpoint.
+    pub(super) fn connect_on(&mut self, endpoint: &str, uid: u32) -> Peer {
+        let endpoint = self.domain.endpoint("1000-test", endpoint).unwrap();
+        let handle = self.domain.open(endpoint, &user(uid)).unwrap();
+        self.hello(handle, HelloFlags::ACCEPT_FD, 1 << 20, &[]).unwrap()
+    }
+
     pub(super) fn close(&mut self, handle: HandleId) {
         let at = self.at();
         self.domain.close(&mut self.host, at, handle);
@@ -602,7 +634,7 @@ impl Bed {
         command: Command,
         cmd: CmdInfo,
         items: &[(ItemType, &[u8])],
-    ) -> Result<(Info, Vec<(ItemType, Vec<u8>)>), Errno> {
+    ) -> Result<(Info, Vec<OwnedItem>), Errno> {
         let mut arg = arg(cmd, items);
         self.run(peer.handle, command, &mut arg)?;
         let cmd = CmdInfo::read_from_prefix(&arg).unwrap().0;

@@ -1,7 +1,9 @@
 //! What a client waits on: the bell that kdbusd rings, and the socket's end.
 
+use core::cell::{Cell, OnceCell};
+
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use kdbus_core::Instant;
@@ -22,10 +24,10 @@ pub(super) enum Woken {
 pub(super) struct Bell {
     set: OwnedFd,
     /// The read end of kdbusd's pipe, once there is a connection.
-    pipe: Option<OwnedFd>,
+    pipe: OnceCell<OwnedFd>,
     /// Rung by the client itself, for what it found after it had asked for the bell.
     own: OwnedFd,
-    own_rung: bool,
+    own_rung: Cell<bool>,
 }
 
 impl Bell {
@@ -37,31 +39,30 @@ impl Bell {
         // Answers on the socket are waited for by whoever asked.
         epoll::add(&set, socket, data, epoll::EventFlags::RDHUP)?;
         epoll::add(&set, &own, data, epoll::EventFlags::IN)?;
-        Ok(Self { set, pipe: None, own, own_rung: false })
+        Ok(Self { set, pipe: OnceCell::new(), own, own_rung: Cell::new(false) })
     }
 
     /// Adds the bell of a new connection.
-    pub(super) fn attach(&mut self, pipe: OwnedFd) -> Result<(), Errno> {
+    pub(super) fn attach(&self, pipe: OwnedFd) -> Result<(), Errno> {
         // kdbusd has its own description of the other end, so this changes nothing for it.
         let flags = rustix::fs::fcntl_getfl(&pipe)? | rustix::fs::OFlags::NONBLOCK;
         rustix::fs::fcntl_setfl(&pipe, flags)?;
         epoll::add(&self.set, &pipe, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-        self.pipe = Some(pipe);
-        Ok(())
+        // There is one HELLO at most.
+        self.pipe.set(pipe).map_err(|_| Errno::EXIST)
     }
 
-    /// The number of the set: readable while anything waits.
-    pub(super) fn raw_fd(&self) -> i32 {
-        self.set.as_raw_fd()
+    /// The set: readable while anything waits.
+    pub(super) fn set(&self) -> BorrowedFd<'_> {
+        self.set.as_fd()
     }
 
     /// Silences the bell. False if kdbusd's end of it is closed.
-    pub(super) fn silence(&mut self) -> bool {
-        if self.own_rung {
+    pub(super) fn silence(&self) -> bool {
+        if self.own_rung.replace(false) {
             let _ = rustix::io::read(&self.own, &mut [0; 8]);
-            self.own_rung = false;
         }
-        let Some(pipe) = &self.pipe else { return true };
+        let Some(pipe) = self.pipe.get() else { return true };
         // kdbusd rings once for each time it is asked to, so there is at most one byte; more of them would
         // only make the next look come early.
         match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut [0; 64])) {
@@ -71,17 +72,19 @@ impl Bell {
     }
 
     /// Makes the set readable until the bell is silenced.
-    pub(super) fn ring_own(&mut self) {
-        if !self.own_rung {
+    pub(super) fn ring_own(&self) {
+        if !self.own_rung.replace(true) {
             // The counter is 0 here and cannot overflow.
-            self.own_rung = rustix::io::write(&self.own, &1_u64.to_ne_bytes()).is_ok();
+            let _ = rustix::io::write(&self.own, &1_u64.to_ne_bytes());
         }
     }
 
     /// Waits for the bell, for `socket`'s end or until `deadline`. Restarts after signals.
     pub(super) fn wait(&self, socket: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<Woken, Errno> {
-        let pipe = self.pipe.as_ref().map_or(socket, AsFd::as_fd);
-        let pipe_events = if self.pipe.is_some() { PollFlags::IN } else { PollFlags::RDHUP };
+        let (pipe, pipe_events) = match self.pipe.get() {
+            Some(pipe) => (pipe.as_fd(), PollFlags::IN),
+            None => (socket, PollFlags::RDHUP),
+        };
         let mut fds = [
             PollFd::from_borrowed_fd(pipe, pipe_events),
             PollFd::from_borrowed_fd(socket, PollFlags::RDHUP),
@@ -161,7 +164,7 @@ mod tests {
     fn the_set_is_readable_from_the_ring_until_it_is_silenced() {
         let (socket, _peer) = pair();
         let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
-        let mut bell = Bell::new(socket.as_fd()).unwrap();
+        let bell = Bell::new(socket.as_fd()).unwrap();
         bell.attach(read).unwrap();
         assert!(!readable(&bell));
         rustix::io::write(&write, b"!").unwrap();
@@ -191,7 +194,7 @@ mod tests {
     fn a_closed_bell_is_an_end() {
         let (socket, _peer) = pair();
         let (read, write) = pipe_with(PipeFlags::empty()).unwrap();
-        let mut bell = Bell::new(socket.as_fd()).unwrap();
+        let bell = Bell::new(socket.as_fd()).unwrap();
         bell.attach(read).unwrap();
         drop(write);
         assert_eq!(bell.wait(socket.as_fd(), None), Ok(Woken::HungUp));

@@ -25,3 +25,6 @@ pub use handle::{Answer, Attachments, Handle};
 pub use memfd::{PayloadFile, SealedMemfd};
 pub use place::{Environment, NodePath, PATH_MAX, PlaceError};
 pub use transport::{LocalTransport, Options};
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use kdbus_core::abi::{
 };
 use kdbus_core::channel::{Arrived, InboxReader};
 use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport};
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::bell::{self, Bell, Woken};
@@ -104,7 +104,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct LocalTransport {
     handle: Handle,
-    bell: RefCell<Bell>,
+    bell: Bell,
     receiver: RefCell<Option<Receiver<WordMap, WordMap>>>,
     /// The connection has ended, though kdbusd has not.
     ended: Cell<bool>,
@@ -137,7 +137,7 @@ impl LocalTransport {
     pub fn over(handle: Handle) -> Result<Self, ConnectError> {
         let bell =
             Bell::new(handle.socket()).map_err(|error| ConnectError::System(handle.path(), errno(error)))?;
-        Ok(Self { handle, bell: RefCell::new(bell), receiver: RefCell::new(None), ended: Cell::new(false) })
+        Ok(Self { handle, bell, receiver: RefCell::new(None), ended: Cell::new(false) })
     }
 
     /// Makes room for `bytes` of payload too large for a packet now, so that no send has to.
@@ -177,7 +177,7 @@ impl LocalTransport {
         let Some(queue) = self.handle.take_queue() else { return Ok(()) };
         let inbox = InboxReader::attach(queue.posted, queue.shared).map_err(|_| self.handle.fail(EPROTO))?;
         let system = |error| self.handle.fail(errno(error));
-        self.bell.borrow_mut().attach(queue.bell).map_err(system)?;
+        self.bell.attach(queue.bell).map_err(system)?;
         // kdbus: a policy holder receives nothing, which kdbusd tells it.
         if HelloFlags::from_bits_retain(flags).contains(HelloFlags::POLICY_HOLDER) {
             return Ok(());
@@ -277,13 +277,12 @@ impl LocalTransport {
     ) -> Result<Received<OwnedFd>, Failure> {
         let mut taken = self.next(receiver, flags, priority)?;
         if taken.is_none() {
-            let mut bell = self.bell.borrow_mut();
-            if !bell.silence() || !receiver.is_alive() {
+            if !self.bell.silence() || !receiver.is_alive() {
                 return Err(self.end());
             }
             if receiver.arm() {
                 // It came before the bell was asked for, so nobody else rings for it.
-                bell.ring_own();
+                self.bell.ring_own();
                 taken = self.next(receiver, flags, priority)?;
             }
             if !receiver.is_alive() {
@@ -291,6 +290,13 @@ impl LocalTransport {
             }
         }
         Ok(Received { message: taken.flatten(), dropped: receiver.dropped() })
+    }
+}
+
+impl AsFd for LocalTransport {
+    /// The descriptor that is readable while anything waits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.set()
     }
 }
 
@@ -380,7 +386,7 @@ impl Transport for LocalTransport {
 
     fn wait(&self, deadline: Option<Instant>) -> Result<(), Failure> {
         self.check()?;
-        match self.bell.borrow().wait(self.handle.socket(), deadline) {
+        match self.bell.wait(self.handle.socket(), deadline) {
             Ok(Woken::Early) => Ok(()),
             Ok(Woken::HungUp) => Err(self.end()),
             Err(error) => Err(Failure::Refused(errno(error))),
@@ -388,7 +394,7 @@ impl Transport for LocalTransport {
     }
 
     fn fd(&self) -> Option<i32> {
-        Some(self.bell.borrow().raw_fd())
+        Some(self.bell.set().as_raw_fd())
     }
 
     fn watch_room(&self, receiver: u64) -> Result<bool, Failure> {
