@@ -74,24 +74,20 @@ enum Taken {
 
 impl<'c, T: Transport> Equalise<'c, T> {
     /// Makes the stage; blocks come from `source`, controls from `controller`, both unique ids, and no others are obeyed.
-    pub fn new(bus: &'c Connection<T>, source: u64, controller: u64, pace: Pace, equaliser: Equaliser) -> Self {
-        let (block_deadline, control_deadline) = match pace {
-            Pace::Fast => (Duration::MAX, Duration::MAX),
-            Pace::Realtime(timeline) => (timeline.equaliser_deadline(), timeline.control_deadline()),
-        };
+    pub fn new(bus: &'c Connection<T>, source: u64, controller: u64, equaliser: Equaliser) -> Self {
         Self {
             bus,
             source,
             controller,
-            pace,
+            pace: Pace::Fast,
             equaliser,
             queue: ControlQueue::new(CONTROLS),
             askers: VecDeque::with_capacity(CONTROLS),
             held: VecDeque::with_capacity(HELD),
             out: Block::new(0),
             measured: Equalised {
-                audio: HopRecorder::new("source → equaliser", block_deadline),
-                controls: HopRecorder::new("controller → equaliser", control_deadline),
+                audio: HopRecorder::new("source → equaliser", Duration::MAX),
+                controls: HopRecorder::new("controller → equaliser", Duration::MAX),
                 dropped: 0,
                 late_controls: 0,
                 missing_controls: 0,
@@ -100,12 +96,17 @@ impl<'c, T: Transport> Equalise<'c, T> {
         }
     }
 
-    /// Works until the last block has gone on to the sink. Nothing is allocated.
+    /// Works at `pace` until the last block has gone on to the sink. Nothing is allocated.
     ///
     /// # Errors
     ///
     /// [`StageError`] if another stage is gone, or the source does not keep to its [`WINDOW`].
-    pub fn run(&mut self) -> Result<(), StageError> {
+    pub fn run(&mut self, pace: Pace) -> Result<(), StageError> {
+        self.pace = pace;
+        if let Pace::Realtime(timeline) = pace {
+            self.measured.audio.set_deadline(timeline.equaliser_deadline());
+            self.measured.controls.set_deadline(timeline.control_deadline());
+        }
         let mut expected = 0;
         loop {
             let held = match self.pace {

@@ -2,7 +2,7 @@
 //!
 //! A source, an equaliser and a sink exchange blocks of sound in real time, while a controller sends changes that
 //! overtake them. The stages are [`source`], [`equalise`], [`sink`] and [`controller`], with [`stage`] for what they have in
-//! common on the bus; `coordinator` starts them as processes and ends them. What they need apart from the bus:
+//! common on the bus; [`coordinator`] starts them as processes and ends them. What they need apart from the bus:
 //!
 //! - what travels: [`block`], [`control`];
 //! - where sound comes from and goes to: [`piece`], [`synth`], [`wav`];
@@ -12,15 +12,20 @@
 //! A stage allocates when it starts, and never again per block.
 
 pub mod block;
+pub mod bus;
 pub mod control;
 pub mod controller;
+pub mod coordinator;
 pub mod equalise;
 pub mod equaliser;
 pub mod hop;
 pub mod limiter;
 pub mod piece;
 pub mod plot;
+pub mod process;
 pub mod progress;
+pub mod realtime;
+pub mod record;
 pub mod report;
 pub mod sink;
 pub mod source;

@@ -61,7 +61,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// Writes the record to `pipe` in one piece.
+    /// Writes the record to `pipe`, without an allocation if it is progress.
     ///
     /// # Errors
     ///

@@ -39,17 +39,7 @@ pub struct Sink<'c, T: Transport> {
 impl<'c, T: Transport> Sink<'c, T> {
     /// Makes a sink for a piece of `blocks` blocks that come from `equaliser`, a unique id, and go to `writer`, if there is
     /// one.
-    pub fn new(
-        bus: &'c Connection<T>,
-        equaliser: u64,
-        pace: Pace,
-        blocks: u64,
-        writer: Option<WavWriter>,
-    ) -> Self {
-        let (hop_deadline, whole_deadline) = match pace {
-            Pace::Fast => (Duration::MAX, Duration::MAX),
-            Pace::Realtime(timeline) => (timeline.sink_deadline(), timeline.playout_deadline()),
-        };
+    pub fn new(bus: &'c Connection<T>, equaliser: u64, blocks: u64, writer: Option<WavWriter>) -> Self {
         Self {
             bus,
             equaliser,
@@ -58,21 +48,25 @@ impl<'c, T: Transport> Sink<'c, T> {
             silence: Block::new(0),
             expected: 0,
             measured: Sunk {
-                hop: HopRecorder::new("equaliser → sink", hop_deadline),
-                whole: HopRecorder::new("source → sink", whole_deadline),
+                hop: HopRecorder::new("equaliser → sink", Duration::MAX),
+                whole: HopRecorder::new("source → sink", Duration::MAX),
                 lost: 0,
                 ignored: 0,
             },
         }
     }
 
-    /// Plays until the last block, and tells `progress` now and then how many blocks are done and how many missed their
+    /// Plays at `pace` until the last block, and tells `progress` now and then how many blocks are done and how many missed their
     /// deadline. Nothing is allocated.
     ///
     /// # Errors
     ///
     /// [`StageError`] if the equaliser is gone or the file cannot be written.
-    pub fn run(&mut self, mut progress: impl FnMut(u64, u64)) -> Result<(), StageError> {
+    pub fn run(&mut self, pace: Pace, mut progress: impl FnMut(u64, u64)) -> Result<(), StageError> {
+        if let Pace::Realtime(timeline) = pace {
+            self.measured.hop.set_deadline(timeline.sink_deadline());
+            self.measured.whole.set_deadline(timeline.playout_deadline());
+        }
         loop {
             let message = match self.bus.recv_blocking(SILENCE) {
                 Ok(message) => message,

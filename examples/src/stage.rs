@@ -46,7 +46,7 @@ const POOL: u64 = 2 << 20;
 const LEFTOVERS: usize = 1_024;
 
 /// One of the four processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Stage {
     /// Makes blocks of sound.
     Source,
