@@ -65,6 +65,11 @@ impl Files {
     }
 }
 
+/// Whether a file can be read without waiting for anybody, as only memory can.
+pub(crate) fn is_memfd(file: BorrowedFd<'_>) -> bool {
+    fs::fcntl_get_seals(file).is_ok()
+}
+
 /// What kind of file a descriptor is. At most three system calls.
 ///
 /// What is said of a sealed memfd stays true; the other kinds are final as well.

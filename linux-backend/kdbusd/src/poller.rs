@@ -75,6 +75,9 @@ pub(crate) trait Current {
     fn client(&self, index: u32) -> Option<HandleId>;
 }
 
+/// Room for what the system tells of.
+pub(crate) struct Events(Vec<Event>);
+
 /// Two epoll sets and a timer.
 ///
 /// The second set has all clients again, for hang-ups alone. It is asked after the first one has answered: so
@@ -84,7 +87,6 @@ pub(crate) struct Poller {
     hang_ups: OwnedFd,
     timer: OwnedFd,
     armed: Option<Instant>,
-    events: Vec<Event>,
     ready: Vec<Ready>,
     gone: Vec<Ready>,
 }
@@ -103,7 +105,6 @@ impl Poller {
             hang_ups,
             timer,
             armed: None,
-            events: Vec::with_capacity(places),
             ready: Vec::with_capacity(places),
             gone: Vec::with_capacity(places),
         })
@@ -138,11 +139,16 @@ impl Poller {
 
     /// Waits until something is ready or `deadline` has come. [`ready`](Self::ready) and
     /// [`gone`](Self::gone) tell what it is.
-    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+    pub(crate) fn wait(&mut self, events: &mut Events, deadline: Option<Instant>) -> io::Result<()> {
         self.arm(deadline)?;
-        collect(&self.all, None, &mut self.events, &mut self.ready)?;
+        collect(&self.all, None, events, &mut self.ready)?;
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        collect(&self.hang_ups, Some(&at_once), &mut self.events, &mut self.gone)
+        collect(&self.hang_ups, Some(&at_once), events, &mut self.gone)
+    }
+
+    /// Room for what one wait returns. (It stays with the thread that waits.)
+    pub(crate) fn events(&self) -> Events {
+        Events(Vec::with_capacity(self.ready.capacity()))
     }
 
     /// What is ready.
@@ -187,9 +193,10 @@ impl Poller {
 fn collect(
     set: &OwnedFd,
     timeout: Option<&Timespec>,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     ready: &mut Vec<Ready>,
 ) -> io::Result<()> {
+    let Events(events) = events;
     events.clear();
     ready.clear();
     match epoll::wait(set, spare_capacity(events), timeout) {
@@ -232,6 +239,11 @@ mod tests {
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
     }
 
+    fn wait(poller: &mut Poller, deadline: Option<Instant>) -> io::Result<()> {
+        let mut events = poller.events();
+        poller.wait(&mut events, deadline)
+    }
+
     fn sources(ready: &[Ready]) -> Vec<Source> {
         ready.iter().filter_map(|ready| ready.source(First)).collect()
     }
@@ -246,7 +258,7 @@ mod tests {
         poller.add_client(&b, id(2)).unwrap();
         drop(b_client);
         rustix::net::send(&a_client, b"x", SendFlags::empty()).unwrap();
-        poller.wait(None).unwrap();
+        wait(&mut poller, None).unwrap();
         assert!(sources(poller.ready()).contains(&Source::Client(id(1))));
         assert_eq!(sources(poller.gone()), [Source::Client(id(2))]);
     }
@@ -257,7 +269,7 @@ mod tests {
         let (a, a_client) = pair();
         poller.add_client(&a, HandleId { index: 1, generation: 1 }).unwrap();
         rustix::net::send(&a_client, b"x", SendFlags::empty()).unwrap();
-        poller.wait(None).unwrap();
+        wait(&mut poller, None).unwrap();
         assert_eq!((poller.ready().len(), poller.gone().len()), (1, 0));
     }
 
@@ -267,7 +279,7 @@ mod tests {
         let (a, a_client) = pair();
         poller.add_client(&a, HandleId { index: 1, generation: 0 }).unwrap();
         drop(a_client);
-        poller.wait(None).unwrap();
+        wait(&mut poller, None).unwrap();
         assert_eq!(sources(poller.gone()), []);
     }
 
@@ -275,12 +287,12 @@ mod tests {
     fn a_deadline_ends_the_wait() {
         let mut poller = Poller::new(4).unwrap();
         let deadline = clock().monotonic.after(Duration::from_millis(2));
-        poller.wait(Some(deadline)).unwrap();
+        wait(&mut poller, Some(deadline)).unwrap();
         assert_eq!(sources(poller.ready()), [Source::Timer]);
         assert!(clock().monotonic >= deadline);
         poller.timer_fired().unwrap();
         // An earlier one is taken in place of a later one.
-        poller.wait(Some(Instant::from_nanos(0))).unwrap();
+        wait(&mut poller, Some(Instant::from_nanos(0))).unwrap();
         assert_eq!(sources(poller.ready()), [Source::Timer]);
     }
 
@@ -290,7 +302,7 @@ mod tests {
         let mut poller = Poller::new(4).unwrap();
         poller.stop_on(&stop, true).unwrap();
         drop(running);
-        poller.wait(None).unwrap();
+        wait(&mut poller, None).unwrap();
         assert_eq!(sources(poller.ready()), [Source::Stop]);
     }
 }

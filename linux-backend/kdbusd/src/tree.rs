@@ -30,13 +30,13 @@ const UNFINISHED: &str = ".new-";
 
 /// Who owns a node, and its permission bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
+pub(crate) struct Access {
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Permission bits of the socket.
-    pub mode: u32,
+    pub(crate) mode: u32,
 }
 
 /// Why a tree cannot be set up.
@@ -73,7 +73,7 @@ pub enum TreeError {
 
 /// The tree of one daemon. Dropping it removes all nodes.
 #[derive(Debug)]
-pub struct Tree {
+pub(crate) struct Tree {
     path: PathBuf,
     root: OwnedFd,
     /// Keeps other daemons out until it is closed.
@@ -92,7 +92,7 @@ impl Tree {
     /// # Errors
     ///
     /// [`TreeError`]; a running daemon's tree stays as it is.
-    pub fn open(path: &Path) -> Result<Self, TreeError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, TreeError> {
         let failed = |doing: &str| {
             let doing = format!("{doing} {}", path.display());
             move |error| TreeError::Io { doing, error }
@@ -132,7 +132,7 @@ impl Tree {
 
     /// Where the tree stands.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -141,7 +141,7 @@ impl Tree {
     /// # Errors
     ///
     /// [`TreeError::Io`].
-    pub fn make_control(&mut self) -> Result<OwnedFd, TreeError> {
+    pub(crate) fn make_control(&mut self) -> Result<OwnedFd, TreeError> {
         let access = Access { uid: self.uid, gid: rustix::process::getegid().as_raw(), mode: 0o666 };
         self.node(&access)
             .and_then(|(socket, temporary)| {
@@ -160,7 +160,7 @@ impl Tree {
     ///
     /// `EEXIST` if there is such a bus; `EPERM` if the node would belong to another user and the daemon may
     /// not give it away; else what the system said.
-    pub fn make_bus(&mut self, bus: &str, endpoint: &str, access: &Access) -> io::Result<OwnedFd> {
+    pub(crate) fn make_bus(&mut self, bus: &str, endpoint: &str, access: &Access) -> io::Result<OwnedFd> {
         let (socket, node) = self.node(access)?;
         let made = self.make_directory(bus, endpoint, access, &node);
         if made.is_err() {
@@ -174,7 +174,12 @@ impl Tree {
     /// # Errors
     ///
     /// As [`make_bus`](Self::make_bus).
-    pub fn make_endpoint(&mut self, bus: &str, endpoint: &str, access: &Access) -> io::Result<OwnedFd> {
+    pub(crate) fn make_endpoint(
+        &mut self,
+        bus: &str,
+        endpoint: &str,
+        access: &Access,
+    ) -> io::Result<OwnedFd> {
         let directory = self.directory(bus)?;
         let (socket, node) = self.node(access)?;
         let made = self.in_writable(&directory, || self.publish(&node, &directory, endpoint));
@@ -189,7 +194,7 @@ impl Tree {
     /// # Errors
     ///
     /// What the system said.
-    pub fn remove_endpoint(&self, bus: &str, endpoint: &str) -> io::Result<()> {
+    pub(crate) fn remove_endpoint(&self, bus: &str, endpoint: &str) -> io::Result<()> {
         let directory = self.directory(bus)?;
         self.in_writable(&directory, || fs::unlinkat(&directory, endpoint, AtFlags::empty()))
     }
@@ -199,7 +204,7 @@ impl Tree {
     /// # Errors
     ///
     /// What the system said.
-    pub fn remove_bus(&self, bus: &str) -> io::Result<()> {
+    pub(crate) fn remove_bus(&self, bus: &str) -> io::Result<()> {
         let directory = self.directory(bus)?;
         self.in_writable(&directory, || {
             for name in names(&directory)? {
