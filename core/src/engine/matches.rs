@@ -11,7 +11,7 @@ use crate::abi::{CmdMatch, Command, Errno, Frame, FrameError, Item, ItemType, MA
 use super::connection::record;
 use super::limits::MATCHES_PER_CONNECTION;
 use super::notify::Notice;
-use super::table::{BlockIx, BusIx, ConnIx, MatchIx, Place, Record, RuleIx, Table};
+use super::table::{Blank, BlockIx, BusIx, ConnIx, MatchIx, Place, Record, RuleIx, Table};
 
 /// Bytes of rule payload in one block: the usual bloom mask fits into one.
 pub(super) const BLOCK_BYTES: usize = 64;
@@ -20,14 +20,14 @@ pub(super) const BLOCK_BYTES: usize = 64;
 const BITS_WEIGHED: usize = 64;
 
 /// The matches of one connection, newest first.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct OwnMatches {
     first: Option<MatchIx>,
     len: u32,
 }
 
 /// One match of a connection.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Match {
     cookie: u64,
     conn: Option<ConnIx>,
@@ -40,15 +40,14 @@ pub(super) struct Match {
 }
 
 /// One rule of a match.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
     test: Test,
     next: Option<RuleIx>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 enum Test {
-    #[default]
     Never,
     /// Masks of the bus' size, one after another.
     Bloom {
@@ -85,10 +84,27 @@ pub(super) struct Block {
     next: Option<BlockIx>,
 }
 
-impl Default for Block {
-    fn default() -> Self {
-        Self { bytes: [0; BLOCK_BYTES], next: None }
-    }
+impl OwnMatches {
+    /// No matches.
+    pub(super) const NONE: Self = Self { first: None, len: 0 };
+}
+
+impl Blank for Match {
+    const BLANK: Self =
+        Self { cookie: 0, conn: None, rules: None, next_own: None, bucket: None, next: None, prev: None };
+}
+
+impl Blank for Rule {
+    const BLANK: Self = Self { test: Test::Never, next: None };
+}
+
+impl Blank for Block {
+    const BLANK: Self = Self { bytes: [0; BLOCK_BYTES], next: None };
+}
+
+impl Bucket {
+    /// A bucket without matches.
+    pub(super) const EMPTY: Self = Self { first: None, len: 0, walked: 0 };
 }
 
 /// The matches that share one key, or keys of the same hash.
@@ -211,7 +227,7 @@ impl<'s> Matches<'s> {
         if own.len >= MATCHES_PER_CONNECTION {
             return Err(Errno::EMFILE);
         }
-        let new = Match { cookie, conn: Some(conn), next_own: own.first, ..Match::default() };
+        let new = Match { cookie, conn: Some(conn), next_own: own.first, ..Match::BLANK };
         let place = self.matches.insert(new).ok_or(Errno::ENOMEM)?;
         for item in items {
             // kdbus: an item that probes for item types is no rule.
@@ -492,7 +508,7 @@ impl<'s> Matches<'s> {
     fn drop_rules(&mut self, place: MatchIx) {
         let mut at = self.matches[place].rules.take();
         while let Some(rule) = at {
-            let rule = self.rules.remove(rule).unwrap_or_default();
+            let rule = self.rules.remove(rule).unwrap_or(Rule::BLANK);
             self.drop_bytes(rule.test);
             at = rule.next;
         }

@@ -51,4 +51,4 @@ pub use host::{
     LABEL_MAX, Node, Outcome, Readiness, Request, Return,
 };
 pub use inspect::{ConnectionView, Holder, Usage};
-pub use storage::{Allocate, Storage};
+pub use storage::{Allocate, StaticStorage, Storage};

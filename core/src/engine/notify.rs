@@ -79,6 +79,9 @@ impl Domain<'_> {
     ///
     /// Cost: as a broadcast, its candidates; one copy each.
     pub(super) fn announce(&mut self, host: &mut dyn Host, at: Clock, bus: BusIx, notice: &Notice<'_>) {
+        if self.buses[bus].dying {
+            return;
+        }
         let mut buffer = [0; ITEM_MAX];
         let len = notice.write(&mut buffer);
         let parcel = self.notice_parcel(at, bus, notice.header(), &buffer[..len]);

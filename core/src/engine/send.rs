@@ -91,7 +91,7 @@ impl Domain<'_> {
         let (bus, id, user, handle) = (sender.bus, sender.id, sender.user, sender.handle);
         let message = examine_from(bytes, flags, self.buses[bus].bloom.size, id)?;
         let stamp = self.stamp(at, bus);
-        self.gathered = Gathered::default();
+        self.gathered = Gathered::NOTHING;
         let files = self.files.import(host, self.handle_id(handle), &message)?;
         let parcel = Parcel {
             header: message.header,

@@ -131,7 +131,7 @@ impl Host for TestHost {
             crate::abi::AttachFlags::PID_COMM => b"process\0",
             _ => return None,
         };
-        buffer[..value.len()].copy_from_slice(value);
+        buffer.get_mut(..value.len())?.copy_from_slice(value);
         Some(value.len())
     }
 
