@@ -124,11 +124,14 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// # Errors
     ///
     /// [`CallError`]; an error of the callee's is [`CallError::Remote`].
-    pub fn call_blocking<'c>(
+    pub fn call_blocking<'c, 'm>(
         &'c self,
-        message: &Message<'c, T::BorrowedFd<'c>>,
+        message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: impl Into<Deadline>,
-    ) -> Result<Delivery<'c, T>, CallError> {
+    ) -> Result<Delivery<'c, T>, CallError>
+    where
+        'c: 'm,
+    {
         self.call_with_cancel(message, deadline.into(), None)
     }
 
@@ -138,21 +141,27 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// # Errors
     ///
     /// [`CallError`]: `EOPNOTSUPP` where the transport cannot do that.
-    pub fn call_cancelable<'c>(
+    pub fn call_cancelable<'c, 'm>(
         &'c self,
-        message: &Message<'c, T::BorrowedFd<'c>>,
+        message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: impl Into<Deadline>,
-        cancel: T::BorrowedFd<'c>,
-    ) -> Result<Delivery<'c, T>, CallError> {
+        cancel: T::BorrowedFd<'m>,
+    ) -> Result<Delivery<'c, T>, CallError>
+    where
+        'c: 'm,
+    {
         self.call_with_cancel(message, deadline.into(), Some(cancel))
     }
 
-    fn call_with_cancel<'c>(
+    fn call_with_cancel<'c, 'm>(
         &'c self,
-        message: &Message<'c, T::BorrowedFd<'c>>,
+        message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: Deadline,
-        cancel: Option<T::BorrowedFd<'c>>,
-    ) -> Result<Delivery<'c, T>, CallError> {
+        cancel: Option<T::BorrowedFd<'m>>,
+    ) -> Result<Delivery<'c, T>, CallError>
+    where
+        'c: 'm,
+    {
         let until = deadline.at(self.now());
         let call = message.as_call(self.link.own_cookie(), until);
         let sent = call.encode(
@@ -469,6 +478,21 @@ mod tests {
         assert_eq!(connection.call_blocking(&Message::to(3), SECOND).unwrap().payload(), b"answer");
         let canceled = connection.call_cancelable(&Message::to(3), SECOND, 4);
         assert_eq!(canceled.unwrap_err(), CallError::Unsupported);
+    }
+
+    #[test]
+    fn an_answer_outlives_what_was_asked() {
+        fn ask<'c>(connection: &'c Connection<fake::Fake, 2, 4>, byte: u8) -> Delivery<'c, fake::Fake> {
+            let payload = [byte];
+            connection.call_blocking(&Message::to(3).payload(&payload), SECOND).unwrap()
+        }
+        let (connection, script) = connect::<2, 4>();
+        script
+            .steps
+            .borrow_mut()
+            .push_back(Box::new(|script| script.queue(reply(script.cookies()[0], b"yes"))));
+        let answer = ask(&connection, 1);
+        assert_eq!((answer.payload(), &script.sent.borrow()[0].payload[..]), (&b"yes"[..], &[1][..]));
     }
 
     #[test]

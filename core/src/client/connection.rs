@@ -430,6 +430,25 @@ mod tests {
     use super::*;
     use crate::abi::Errno;
 
+    /// A connection may move to another thread if its transport may.
+    const _: () = {
+        const fn is_send<S: Send>() {}
+        #[expect(dead_code, reason = "it is checked by being compiled")]
+        const fn check<T: Transport + Send>()
+        where
+            T::Fd: Send,
+        {
+            is_send::<Connection<T>>();
+        }
+    };
+
+    #[test]
+    fn the_documented_sizes_are_kept() {
+        type Fd = Option<core::num::NonZeroI32>;
+        assert!(size_of::<Slot<Fd>>() <= 250);
+        assert!(size_of::<Inbox<Fd, 2>>() - size_of::<Inbox<Fd, 1>>() <= 250);
+    }
+
     #[test]
     fn hello_takes_what_the_bus_says_and_gives_its_slice_back() {
         let (connection, script) = connect::<1, 1>();

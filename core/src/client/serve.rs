@@ -1,5 +1,6 @@
 //! A service's loop: take what comes, answer each call.
 
+use core::cell::Cell;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
@@ -16,8 +17,8 @@ use super::transport::Transport;
 pub struct Request<'c, T: Transport + 'c> {
     message: Delivery<'c, T>,
     link: &'c Link<T>,
-    answered: bool,
-    stop: bool,
+    answered: Cell<bool>,
+    stop: Cell<bool>,
 }
 
 impl<'c, T: Transport> Request<'c, T> {
@@ -25,20 +26,20 @@ impl<'c, T: Transport> Request<'c, T> {
     #[must_use]
     pub fn wants_reply(&self) -> bool {
         // kdbus: a reply names the cookie of its call, and 0 names none.
-        !self.answered && self.message.kind() == Kind::Call && self.message.cookie() != 0
+        !self.answered.get() && self.message.kind() == Kind::Call && self.message.cookie() != 0
     }
 
-    /// Answers with `payload`. Does nothing if no answer is wanted.
+    /// Answers with `payload`, which may be the request's own. Does nothing if no answer is wanted.
     ///
     /// # Errors
     ///
     /// An [`ErrorReply`] for the caller, if the answer could not be sent; to be passed on with `?`.
-    pub fn reply(&mut self, payload: &[u8]) -> Result<(), ErrorReply> {
+    pub fn reply(&self, payload: &[u8]) -> Result<(), ErrorReply> {
         if !self.wants_reply() {
             return Ok(());
         }
         self.link.send(&Message::reply(self.message.reply_to()).payload(payload))?;
-        self.answered = true;
+        self.answered.set(true);
         Ok(())
     }
 
@@ -47,27 +48,26 @@ impl<'c, T: Transport> Request<'c, T> {
     /// # Errors
     ///
     /// As [`reply`](Self::reply).
-    pub fn reply_with<'m>(&'m mut self, reply: &Message<'m, T::BorrowedFd<'m>>) -> Result<(), ErrorReply> {
-        let link = self.link;
-        link.send(reply)?;
-        self.answered = true;
+    pub fn reply_with<'m>(&'m self, reply: &Message<'m, T::BorrowedFd<'m>>) -> Result<(), ErrorReply> {
+        self.link.send(reply)?;
+        self.answered.set(true);
         Ok(())
     }
 
     /// Keeps the loop from answering: the service will do it later, with
     /// [`Connection::reply`] or [`Message::reply`].
-    pub fn defer(&mut self) -> ReplyTo {
-        self.answered = true;
+    pub fn defer(&self) -> ReplyTo {
+        self.answered.set(true);
         self.message.reply_to()
     }
 
     /// Ends the loop once this request is handled.
-    pub const fn stop(&mut self) {
-        self.stop = true;
+    pub fn stop(&self) {
+        self.stop.set(true);
     }
 
     /// Sends the answer that is still owed; true if the loop goes on.
-    fn conclude(mut self, result: Result<(), ErrorReply>) -> bool {
+    fn conclude(self, result: Result<(), ErrorReply>) -> bool {
         let owed = self.wants_reply();
         let sent = match result {
             Ok(()) => self.reply(b""),
@@ -79,7 +79,7 @@ impl<'c, T: Transport> Request<'c, T> {
         if sent.is_err() {
             self.link.count(|stats| stats.unanswered += 1);
         }
-        !self.stop
+        !self.stop.get()
     }
 }
 
@@ -162,7 +162,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     const fn request<'c>(&'c self, message: Delivery<'c, T>) -> Request<'c, T> {
-        Request { message, link: &self.link, answered: false, stop: false }
+        Request { message, link: &self.link, answered: Cell::new(false), stop: Cell::new(false) }
     }
 }
 
