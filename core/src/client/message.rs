@@ -1,0 +1,585 @@
+//! A message to send.
+
+use super::deadline::timeout_ns;
+use super::delivery::Delivery;
+use super::error::SendError;
+use super::topic::{self, FILTER_MAX, Topic};
+use super::transport::{MESSAGE_FDS_MAX, Outgoing, Transport};
+use crate::abi::{
+    BloomParameter, DST_ID_BROADCAST, DST_ID_NAME, Errno, ITEM_HEADER, ItemType, ItemWriter, Memfd, Msg,
+    MsgFlags, NoRoom, Vec, align8,
+};
+use crate::{Instant, WellKnownName};
+use zerocopy::IntoBytes;
+
+/// `payload_type` of a message that does not say otherwise: the ASCII bytes `kdbusraw` as a big-endian number.
+pub const PAYLOAD_RAW: u64 = u64::from_be_bytes(*b"kdbusraw");
+
+/// Bytes of header and items that a message may have: the longest name, the longest filter, 16 memfds and
+/// 16 descriptors fit, with as many runs of bytes as [`PAYLOAD_PARTS_MAX`].
+pub const MESSAGE_SIZE: usize = 8192;
+
+/// Runs of bytes that a message may have; one of more than 2 MiB counts once for each 2 MiB begun.
+pub const PAYLOAD_PARTS_MAX: usize = 64;
+
+/// Messages up to this size are put together in a small buffer, because clearing a large one takes longer
+/// than sending.
+const SMALL_SIZE: usize = 512;
+const SMALL_PARTS: usize = 8;
+
+/// kdbus.message: bytes of one PAYLOAD_VEC.
+const VEC_MAX: usize = 2 << 20;
+/// kdbus.message: PAYLOAD_MEMFD items of a message.
+const MEMFDS_MAX: usize = 16;
+/// kdbus.message: descriptors of a message.
+const FDS_MAX: usize = 16;
+
+/// Cookies from here on are the connection's own, for its calls and its own matches.
+pub(super) const OWN_COOKIES: u64 = 1 << 63;
+
+/// One part of a payload. `F` is the transport's borrowed descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'a, F> {
+    /// Bytes, copied once.
+    Bytes(&'a [u8]),
+    /// This many zeros, which take no room.
+    Zeros(u64),
+    /// A range of a memfd, passed without a copy. It has to be sealed against shrinking, growing, writing
+    /// and sealing.
+    Memfd {
+        /// The memfd.
+        fd: F,
+        /// First byte of the range.
+        start: u64,
+        /// Bytes of the range, not 0.
+        size: u64,
+    },
+}
+
+/// Whom to answer: what a later reply needs to know of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ReplyTo {
+    /// The caller.
+    pub id: u64,
+    /// Cookie of the call.
+    pub cookie: u64,
+    /// Priority of the call, which the reply takes over.
+    pub priority: i64,
+}
+
+/// A message to send, put together from borrowed parts.
+///
+/// Nothing is copied before [`send`](super::Connection::send). `F` is the transport's borrowed descriptor,
+/// and is inferred.
+///
+/// ```
+/// use kdbus_core::client::{Message, Part};
+/// let header = [1, 2, 3];
+/// let parts = [Part::Bytes(&header), Part::Zeros(64)];
+/// let message = Message::<()>::to(42).parts(&parts).priority(-5);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a, F> {
+    id: u64,
+    name: Option<WellKnownName<'a>>,
+    flags: MsgFlags,
+    priority: i64,
+    payload_type: u64,
+    cookie: Option<u64>,
+    timeout_or_reply: u64,
+    filter: Filter<'a>,
+    payload: &'a [u8],
+    parts: &'a [Part<'a, F>],
+    fds: &'a [F],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Filter<'a> {
+    None,
+    Topic(Topic<'a>),
+    Bits { generation: u64, bits: &'a [u8] },
+}
+
+impl<'a, F> Message<'a, F> {
+    const fn new(id: u64, name: Option<WellKnownName<'a>>) -> Self {
+        Self {
+            id,
+            name,
+            flags: MsgFlags::empty(),
+            priority: 0,
+            payload_type: PAYLOAD_RAW,
+            cookie: None,
+            timeout_or_reply: 0,
+            filter: Filter::None,
+            payload: &[],
+            parts: &[],
+            fds: &[],
+        }
+    }
+
+    /// A message to the connection with this unique id.
+    #[must_use]
+    pub const fn to(id: u64) -> Self {
+        Self::new(id, None)
+    }
+
+    /// A message to the owner of a well-known name, or to its activator, which starts the service.
+    #[must_use]
+    pub const fn to_name(name: WellKnownName<'a>) -> Self {
+        Self::new(DST_ID_NAME, Some(name))
+    }
+
+    /// A signal to all who subscribed to its topic, unless [`only_to`](Self::only_to) one.
+    #[must_use]
+    pub const fn signal(topic: Topic<'a>) -> Self {
+        let mut message = Self::new(DST_ID_BROADCAST, None);
+        message.flags = MsgFlags::SIGNAL;
+        message.filter = Filter::Topic(topic);
+        message.cookie = Some(topic.hash());
+        message
+    }
+
+    /// A signal with a filter of the caller's own making, as long as the bus' filters are.
+    #[must_use]
+    pub const fn signal_with_filter(generation: u64, bits: &'a [u8]) -> Self {
+        let mut message = Self::new(DST_ID_BROADCAST, None);
+        message.flags = MsgFlags::SIGNAL;
+        message.filter = Filter::Bits { generation, bits };
+        message
+    }
+
+    /// The answer to a call.
+    #[must_use]
+    pub const fn reply(to: ReplyTo) -> Self {
+        let mut message = Self::new(to.id, None);
+        message.priority = to.priority;
+        message.timeout_or_reply = to.cookie;
+        message
+    }
+
+    /// Sends only to this connection: a signal to it alone, or to a name only while this one owns it.
+    #[must_use]
+    pub const fn only_to(mut self, id: u64) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// The payload, or its first bytes if there are [`parts`](Self::parts) too. Default: none.
+    #[must_use]
+    pub const fn payload(mut self, bytes: &'a [u8]) -> Self {
+        self.payload = bytes;
+        self
+    }
+
+    /// Further parts of the payload, behind [`payload`](Self::payload). Empty ones are left out.
+    #[must_use]
+    pub const fn parts(mut self, parts: &'a [Part<'a, F>]) -> Self {
+        self.parts = parts;
+        self
+    }
+
+    /// Descriptors to pass, at most 16; not in broadcasts, and only to receivers that accept them.
+    #[must_use]
+    pub const fn fds(mut self, fds: &'a [F]) -> Self {
+        self.fds = fds;
+        self
+    }
+
+    /// The sender's number for this message, below 2^63. Default: the next one of the connection; of a
+    /// signal, the hash of its topic.
+    #[must_use]
+    pub const fn cookie(mut self, cookie: u64) -> Self {
+        self.cookie = Some(cookie);
+        self
+    }
+
+    /// How urgent the message is, to receivers that ask: the lowest value is the most urgent. Default: 0, for
+    /// a reply that of its call.
+    #[must_use]
+    pub const fn priority(mut self, priority: i64) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// What kind of payload this is; anything but 0 is the application's choice. Default: [`PAYLOAD_RAW`].
+    #[must_use]
+    pub const fn payload_type(mut self, payload_type: u64) -> Self {
+        self.payload_type = payload_type;
+        self
+    }
+
+    /// Asks for a reply until `at`, which then comes as a message of its own.
+    /// [`call`](super::Connection::call) does this by itself.
+    #[must_use]
+    pub const fn expect_reply(mut self, at: Instant) -> Self {
+        self.flags = self.flags.union(MsgFlags::EXPECT_REPLY);
+        self.timeout_or_reply = timeout_ns(at);
+        self
+    }
+
+    /// Does not start the service: with only an activator behind the name, sending fails with `EADDRNOTAVAIL`.
+    #[must_use]
+    pub const fn no_auto_start(mut self) -> Self {
+        self.flags = self.flags.union(MsgFlags::NO_AUTO_START);
+        self
+    }
+
+    /// The connection that the message goes to, if it does not go to a name or to everybody.
+    pub(super) const fn receiver(&self) -> Result<u64, Option<WellKnownName<'a>>> {
+        match (self.id, self.name) {
+            (DST_ID_NAME, name) => Err(name),
+            (DST_ID_BROADCAST, _) => Err(None),
+            (id, _) => Ok(id),
+        }
+    }
+
+    /// With this cookie unless it has one.
+    pub(super) fn or_cookie(&self, cookie: impl FnOnce() -> u64) -> Self
+    where
+        F: Copy,
+    {
+        Self { cookie: Some(self.cookie.unwrap_or_else(cookie)), ..*self }
+    }
+
+    /// Whether the caller gave a call a cookie that is the connection's own to give.
+    pub(super) const fn takes_own_cookie(&self) -> bool {
+        self.flags.contains(MsgFlags::EXPECT_REPLY) && matches!(self.cookie, Some(OWN_COOKIES..))
+    }
+
+    pub(super) const fn as_call(&self, cookie: u64, at: Instant) -> Self
+    where
+        F: Copy,
+    {
+        let mut call = *self;
+        call.cookie = Some(cookie);
+        call.expect_reply(at)
+    }
+}
+
+impl<'a, F: Copy> Message<'a, F> {
+    /// Puts header and items together and hands them to `send`. `cookie` is for a message that has none.
+    pub(super) fn encode<R>(
+        &self,
+        cookie: impl FnOnce() -> u64,
+        bloom: &BloomParameter,
+        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
+    ) -> Result<R, SendError> {
+        let expects_reply = self.flags.contains(MsgFlags::EXPECT_REPLY);
+        let header = Msg {
+            size: 0,
+            flags: self.flags.bits(),
+            priority: self.priority,
+            dst_id: self.id,
+            src_id: 0,
+            payload_type: self.payload_type,
+            cookie: self.cookie.unwrap_or_else(cookie),
+            timeout_or_reply: if expects_reply {
+                self.timeout_or_reply.max(1)
+            } else {
+                self.timeout_or_reply
+            },
+        };
+        let (size, parts) = self.extent(bloom);
+        if size <= SMALL_SIZE && parts <= SMALL_PARTS {
+            self.write(&mut Buffer::<SMALL_SIZE>::zeroed().0, header, bloom, &mut Small::new(), send)
+        } else {
+            self.write_large(header, bloom, send)
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_large<R>(
+        &self,
+        header: Msg,
+        bloom: &BloomParameter,
+        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
+    ) -> Result<R, SendError> {
+        self.write(&mut Buffer::<MESSAGE_SIZE>::zeroed().0, header, bloom, &mut Large::new(), send)
+    }
+
+    /// Bytes of header and items and number of byte runs, never less than there will be.
+    fn extent(&self, bloom: &BloomParameter) -> (usize, usize) {
+        let vec = ITEM_HEADER + size_of::<Vec>();
+        let chunks = |bytes: &[u8]| bytes.len().div_ceil(VEC_MAX);
+        let mut size = size_of::<Msg>() + chunks(self.payload) * vec;
+        let mut parts = chunks(self.payload);
+        if let Some(name) = self.name {
+            size += align8((ITEM_HEADER + name.as_str().len() + 1) as u64) as usize;
+        }
+        size += match self.filter {
+            Filter::None => 0,
+            Filter::Topic(_) => ITEM_HEADER + 8 + (bloom.size as usize).min(FILTER_MAX),
+            Filter::Bits { bits, .. } => align8((ITEM_HEADER + 8 + bits.len()) as u64) as usize,
+        };
+        if !self.fds.is_empty() {
+            size += align8((ITEM_HEADER + 4 * self.fds.len()) as u64) as usize;
+        }
+        for part in self.parts {
+            match part {
+                Part::Bytes(bytes) => {
+                    size += chunks(bytes) * vec;
+                    parts += chunks(bytes);
+                }
+                Part::Zeros(count) => size = size.saturating_add(zero_runs(*count).saturating_mul(vec)),
+                Part::Memfd { .. } => size += ITEM_HEADER + size_of::<Memfd>(),
+            }
+        }
+        (size, parts)
+    }
+
+    fn write<R, const PARTS: usize>(
+        &self,
+        buffer: &mut [u8],
+        header: Msg,
+        bloom: &BloomParameter,
+        payload: &mut heapless::Vec<&'a [u8], PARTS>,
+        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
+    ) -> Result<R, SendError> {
+        let mut fds = heapless::Vec::<F, MESSAGE_FDS_MAX>::new();
+        let mut items = ItemWriter::behind(buffer, size_of::<Msg>()).map_err(too_large)?;
+        let mut topic_bits = None;
+        if let Some(name) = self.name {
+            items.c_str(ItemType::DST_NAME, name.as_str()).map_err(too_large)?;
+        }
+        match self.filter {
+            Filter::None => {}
+            Filter::Topic(topic) => {
+                if !topic::is_valid(bloom) {
+                    return Err(SendError::BloomSize);
+                }
+                let size = bloom.size as usize;
+                let at = align8(items.len() as u64) as usize + ITEM_HEADER + 8;
+                items
+                    .parts(ItemType::BLOOM_FILTER, &[&0_u64.to_ne_bytes(), &ZEROS[..size]])
+                    .map_err(too_large)?;
+                topic_bits = Some((topic, at..at + size));
+            }
+            Filter::Bits { generation, bits } => {
+                items.parts(ItemType::BLOOM_FILTER, &[&generation.to_ne_bytes(), bits]).map_err(too_large)?;
+            }
+        }
+        write_fds(self.fds, &mut fds, &mut items)?;
+        write_bytes(self.payload, payload, &mut items)?;
+        let mut memfds = 0;
+        for part in self.parts {
+            match *part {
+                Part::Bytes(bytes) => write_bytes(bytes, payload, &mut items)?,
+                Part::Zeros(count) => write_zeros(count, &mut items)?,
+                Part::Memfd { fd, start, size } => {
+                    memfds += 1;
+                    if memfds > MEMFDS_MAX {
+                        return Err(SendError::TooManyMemfds);
+                    }
+                    let memfd = Memfd { start, size, fd: fds.len() as i32, pad: 0 };
+                    items.record(ItemType::PAYLOAD_MEMFD, &memfd).map_err(too_large)?;
+                    fds.push(fd).map_err(|_| SendError::TooManyMemfds)?;
+                }
+            }
+        }
+        let size = items.len();
+        let header = Msg { size: size as u64, ..header };
+        buffer[..size_of::<Msg>()].copy_from_slice(header.as_bytes());
+        if let Some((topic, range)) = topic_bits {
+            topic.fill(&mut buffer[range], bloom.n_hash);
+        }
+        let padded = align8(size as u64) as usize;
+        Ok(send(&mut Outgoing { message: &mut buffer[..padded], payload, fds: &fds }, header.cookie))
+    }
+}
+
+/// 8-byte aligned, as the commands of the bus have to be.
+#[repr(align(8))]
+pub(super) struct Buffer<const N: usize>(pub(super) [u8; N]);
+
+impl<const N: usize> Buffer<N> {
+    pub(super) const fn zeroed() -> Self {
+        Self([0; N])
+    }
+}
+
+type Small<'a> = heapless::Vec<&'a [u8], SMALL_PARTS>;
+type Large<'a> = heapless::Vec<&'a [u8], PAYLOAD_PARTS_MAX>;
+
+static ZEROS: [u8; FILTER_MAX] = [0; FILTER_MAX];
+
+/// The transport replaces the address; it only must not be that of a run of zeros.
+const SOME_ADDRESS: u64 = 1;
+
+const fn too_large(_: NoRoom) -> SendError {
+    SendError::TooLarge
+}
+
+const fn zero_runs(count: u64) -> usize {
+    let runs = count.div_ceil(VEC_MAX as u64);
+    if runs > MESSAGE_SIZE as u64 { MESSAGE_SIZE } else { runs as usize }
+}
+
+fn write_bytes<'a, const PARTS: usize>(
+    bytes: &'a [u8],
+    payload: &mut heapless::Vec<&'a [u8], PARTS>,
+    items: &mut ItemWriter<'_>,
+) -> Result<(), SendError> {
+    for chunk in bytes.chunks(VEC_MAX) {
+        let vec = Vec { size: chunk.len() as u64, address: SOME_ADDRESS };
+        items.record(ItemType::PAYLOAD_VEC, &vec).map_err(too_large)?;
+        payload.push(chunk).map_err(|_| SendError::TooLarge)?;
+    }
+    Ok(())
+}
+
+fn write_zeros(mut count: u64, items: &mut ItemWriter<'_>) -> Result<(), SendError> {
+    while count > 0 {
+        let size = count.min(VEC_MAX as u64);
+        items.record(ItemType::PAYLOAD_VEC, &Vec { size, address: 0 }).map_err(too_large)?;
+        count -= size;
+    }
+    Ok(())
+}
+
+fn write_fds<F: Copy>(
+    passed: &[F],
+    fds: &mut heapless::Vec<F, MESSAGE_FDS_MAX>,
+    items: &mut ItemWriter<'_>,
+) -> Result<(), SendError> {
+    if passed.is_empty() {
+        return Ok(());
+    }
+    if passed.len() > FDS_MAX {
+        // Not DescriptorQuotaUsed: waiting would not help.
+        return Err(SendError::Refused(Errno::EMFILE));
+    }
+    let mut numbers = [0_i32; FDS_MAX];
+    for (index, (number, fd)) in numbers.iter_mut().zip(passed).enumerate() {
+        *number = index as i32;
+        fds.push(*fd).map_err(|_| SendError::Refused(Errno::EMFILE))?;
+    }
+    items.bytes(ItemType::FDS, numbers[..passed.len()].as_bytes()).map_err(too_large)
+}
+
+impl<T: Transport> Delivery<'_, T> {
+    /// What a reply to this call needs to know, to answer it later.
+    #[must_use]
+    pub fn reply_to(&self) -> ReplyTo {
+        ReplyTo { id: self.sender(), cookie: self.cookie(), priority: self.priority() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec;
+    use std::vec::Vec as StdVec;
+
+    use zerocopy::FromBytes;
+
+    use super::*;
+    use crate::abi::{CMD_MAX_SIZE, Frame, Items, MESSAGE};
+
+    const BLOOM: BloomParameter = BloomParameter { size: 64, n_hash: 8 };
+
+    struct Sent {
+        bytes: StdVec<u8>,
+        payload: StdVec<u8>,
+        fds: StdVec<i32>,
+    }
+
+    impl Sent {
+        fn header(&self) -> Msg {
+            Msg::read_from_prefix(&self.bytes).unwrap().0
+        }
+
+        fn kinds(&self) -> StdVec<ItemType> {
+            let end = self.header().size as usize;
+            Items::new(&self.bytes[Msg::SIZE..end]).map(|item| item.unwrap().kind).collect()
+        }
+    }
+
+    fn encode(message: Message<'_, i32>) -> Result<Sent, SendError> {
+        message.encode(
+            || 7,
+            &BLOOM,
+            |outgoing, _| Sent {
+                bytes: outgoing.message.to_vec(),
+                payload: outgoing.payload.concat(),
+                fds: outgoing.fds.to_vec(),
+            },
+        )
+    }
+
+    #[test]
+    fn what_is_sent_passes_the_framing_of_the_bus() {
+        let parts = [Part::Zeros(9), Part::Memfd { fd: 5, start: 0, size: 4096 }, Part::Bytes(b"tail")];
+        let name = WellKnownName::parse("org.example.Mixer").unwrap();
+        let message = Message::to_name(name).payload(b"head").parts(&parts).fds(&[8, 9]).priority(-3);
+        let mut sent = encode(message).unwrap();
+        assert_eq!(sent.payload, b"headtail");
+        assert_eq!(sent.fds, [8, 9, 5]);
+        assert!(sent.bytes.len().is_multiple_of(8));
+        assert_eq!((sent.header().cookie, sent.header().priority), (7, -3));
+        let frame = Frame::check(&mut sent.bytes, &MESSAGE, false).unwrap();
+        let memfd: Memfd = frame.item(ItemType::PAYLOAD_MEMFD).unwrap().record().unwrap();
+        assert_eq!((memfd.fd, memfd.size), (2, 4096));
+        assert!(frame.item(ItemType::FDS).unwrap().fds().eq([0, 1]));
+    }
+
+    #[test]
+    fn sixteen_of_each_kind_fit_beside_the_longest_filter_and_name() {
+        let text = std::format!("a.{}", "x".repeat(253));
+        let name = WellKnownName::parse(&text).unwrap();
+        let mut parts = vec![Part::Bytes(&b"x"[..]); 16];
+        parts.extend([Part::Memfd { fd: 1, start: 0, size: 1 }; 16]);
+        let fds = [3; 16];
+        let bits = [0; FILTER_MAX];
+        let mut message = Message::signal_with_filter(0, &bits).parts(&parts).fds(&fds).only_to(3);
+        message.name = Some(name);
+        let sent = encode(message).unwrap();
+        assert_eq!((sent.fds.len(), sent.kinds().len()), (32, 35));
+        assert!(sent.bytes.len() <= MESSAGE_SIZE && MESSAGE_SIZE <= CMD_MAX_SIZE);
+    }
+
+    #[test]
+    fn too_much_of_anything_is_refused() {
+        let fds = [3; 17];
+        assert_eq!(encode(Message::to(1).fds(&fds)).err(), Some(SendError::Refused(Errno::EMFILE)));
+        let memfds = [Part::Memfd { fd: 1, start: 0, size: 1 }; 17];
+        assert_eq!(encode(Message::to(1).parts(&memfds)).err(), Some(SendError::TooManyMemfds));
+        let runs = [Part::Bytes(&b"x"[..]); PAYLOAD_PARTS_MAX + 1];
+        assert_eq!(encode(Message::to(1).parts(&runs)).err(), Some(SendError::TooLarge));
+        let zeros = [Part::Zeros(u64::MAX)];
+        assert_eq!(encode(Message::to(1).parts(&zeros)).err(), Some(SendError::TooLarge));
+        let bits = vec![0; MESSAGE_SIZE];
+        assert_eq!(encode(Message::signal_with_filter(0, &bits)).err(), Some(SendError::TooLarge));
+    }
+
+    #[test]
+    fn long_runs_are_split_and_empty_ones_left_out() {
+        let long = vec![1; VEC_MAX + 1];
+        let parts = [Part::Bytes(&b""[..]), Part::Zeros(0), Part::Bytes(&long)];
+        let sent = encode(Message::to(1).parts(&parts)).unwrap();
+        assert_eq!(sent.kinds(), [ItemType::PAYLOAD_VEC; 2]);
+        assert_eq!(sent.payload.len(), VEC_MAX + 1);
+    }
+
+    #[test]
+    fn a_signal_carries_the_filter_of_its_topic() {
+        let topic = Topic::parse("org.example.Mixer.level").unwrap();
+        let sent = encode(Message::signal(topic)).unwrap();
+        let mut expected = [0; 64];
+        topic.fill(&mut expected, 8);
+        let end = sent.header().size as usize;
+        let item = Items::new(&sent.bytes[Msg::SIZE..end]).next().unwrap().unwrap();
+        assert_eq!(item.bloom_filter(), Some((0, &expected[..])));
+        assert_eq!((sent.header().dst_id, sent.header().cookie), (DST_ID_BROADCAST, topic.hash()));
+    }
+
+    #[test]
+    fn a_reply_names_its_call_and_a_call_its_deadline() {
+        let to = ReplyTo { id: 4, cookie: 9, priority: -1 };
+        let reply = encode(Message::reply(to)).unwrap().header();
+        assert_eq!((reply.dst_id, reply.cookie_reply(), reply.priority), (4, 9, -1));
+        let call = encode(Message::to(4).as_call(11, Instant::FAR)).unwrap().header();
+        assert_eq!((call.cookie, call.timeout_ns(), call.cookie_reply()), (11, i64::MAX as u64, 0));
+    }
+}
