@@ -540,6 +540,7 @@ mod tests {
         let registry = connection.registry.borrow();
         let (record, _) = registry.get(0).unwrap();
         let (hello, _) = CmdHello::read_from_prefix(record.body).unwrap();
-        assert_eq!((hello.attach_flags_recv, hello.attach_flags_send), (AttachFlags::CREDS.bits(), 0));
+        let kept = (hello.attach_flags_recv, hello.attach_flags_send);
+        assert_eq!(kept, (AttachFlags::CREDS.bits(), crate::client::IDENTITY.bits()));
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::thread::JoinHandle;
 
-use kdbus_core::abi::{Cmd, Command, Errno, ItemType, ItemWriter, MakeFlags};
+use kdbus_core::abi::{AttachFlags, Cmd, Command, Errno, ItemType, ItemWriter, MakeFlags};
 use kdbus_core::channel::InboxLayout;
 use kdbus_core::engine::{self, Allocate, Arrival, Credentials, Domain, HandleId, Outcome, Request, Storage};
 use kdbus_linux::local::wire::PACKET_MAX;
@@ -285,6 +285,8 @@ fn bus_make(arg: &mut [u8], name: &str, bus: &BusConfig) -> Result<usize, kdbus_
     items.c_str(ItemType::MAKE_NAME, name)?;
     let bloom = [bus.bloom_bytes, bus.bloom_hashes];
     items.bytes(ItemType::BLOOM_PARAMETER, bloom.as_bytes())?;
+    let shown = AttachFlags::CREDS | AttachFlags::PIDS;
+    items.record(ItemType::ATTACH_FLAGS_SEND, &shown.bits())?;
     let size = items.len();
     let flags = match bus.access {
         Access::Owner => MakeFlags::empty(),

@@ -28,7 +28,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::Resource;
 use rustix::thread::{Gid, Uid};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Where `msg_address` stands in the argument of SEND.
 const MSG_ADDRESS: usize = std::mem::offset_of!(CmdSend, msg_address);
@@ -490,12 +490,13 @@ impl World for DaemonWorld {
     fn who(&mut self, user: User) -> Who {
         let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
         match user.0 {
-            Some(id) => Who { uid: id, gid: id, groups: Vec::new(), pid },
+            Some(id) => Who { uid: id, gid: id, groups: Vec::new(), pid, label: None },
             None => Who {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
                 groups: rustix::process::getgroups().unwrap().into_iter().map(Gid::as_raw).collect(),
                 pid,
+                label: None,
             },
         }
     }
