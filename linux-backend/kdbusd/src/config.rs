@@ -289,6 +289,9 @@ impl Config {
                 fix: "name a readable file after --config".into(),
             })?;
             config = config.merged(&place, &text)?;
+            if let Some(root) = &arguments.root {
+                config.root.clone_from(root);
+            }
             config.check().map_err(|problem| problem.at(&place, &text))?;
         }
         for setting in &arguments.set {
@@ -628,6 +631,16 @@ mod tests {
         assert_eq!(unit.line, Some(2));
         let setting = load("", &["capacity.clients"]).unwrap_err();
         assert_eq!(setting.to_string(), "--set capacity.clients: there is no '='; write --set key=value");
+    }
+
+    #[test]
+    fn a_file_needs_no_root_if_the_command_line_has_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kdbusd.toml");
+        std::fs::write(&file, "log = \"debug\"\n").unwrap();
+        let arguments = Arguments { config: Some(file), root: Some("/x".into()), ..Arguments::default() };
+        let config = Config::load(&arguments, 1000, None).unwrap();
+        assert_eq!((config.root, config.log), ("/x".into(), LogLevel::Debug));
     }
 
     #[test]

@@ -46,6 +46,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     signal_hook::low_level::pipe::register(SIGINT, signal)?;
 
     process::raise_descriptor_limit()?;
+    // Again in `run`, for whoever embeds a daemon; here, so that it fails before anybody is told that all is well.
+    process::schedule(&config.schedule)?;
     let mut daemon = Daemon::bind(&config)?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
     let tell = |state: &str| manager.as_ref().map_or(Ok(()), |socket| notify(socket, state));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno, RecvFlags};
-use kdbus_core::engine::{Arrival, Credentials, Effect, EndpointId, HandleId, Outcome, Request};
+use kdbus_core::engine::{Arrival, Clock, Credentials, Effect, EndpointId, HandleId, Outcome, Request};
 use kdbus_linux::local::socket::{self, Descriptors, Wait, is_hang_up};
 use kdbus_linux::local::wire::{
     FDS_MAX, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
@@ -305,7 +305,7 @@ impl Daemon {
         }
         let at = clock();
         match kind {
-            Kind::Command => self.carry_out(from, &header, arg, message, payload, fds),
+            Kind::Command => self.carry_out(at, from, &header, arg, message, payload, fds),
             Kind::ReceiveEntry => {
                 let flags = arg.get(8..16).and_then(|word| word.first_chunk());
                 let flags = flags.map_or(RecvFlags::empty(), |word| {
@@ -332,8 +332,10 @@ impl Daemon {
     }
 
     /// Carries out a command of the ABI.
+    #[expect(clippy::too_many_arguments, reason = "a packet, taken apart")]
     fn carry_out(
         &mut self,
+        at: Clock,
         from: HandleId,
         header: &Header,
         arg: &mut [u8],
@@ -354,7 +356,7 @@ impl Daemon {
         };
         let message_at = message.as_deref_mut();
         let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
-        let outcome = self.domain.handle(&mut turn, Arrival { at: clock(), from, caller: None, request });
+        let outcome = self.domain.handle(&mut turn, Arrival { at, from, caller: None, request });
         // What no message holds is closed before anybody hears of the command's end.
         drop(places);
         match outcome {
