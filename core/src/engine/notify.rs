@@ -11,7 +11,7 @@ use crate::abi::{
 use super::Domain;
 use super::deliver::Parcel;
 use super::host::{Clock, Host};
-use super::matches::Subject;
+use super::rules::Subject;
 use super::table::{BusIx, ConnIx};
 
 /// Bytes of the longest notification item: header, two ids with flags, a name and its NUL.
