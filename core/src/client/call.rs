@@ -124,11 +124,14 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// # Errors
     ///
     /// [`CallError`]; an error of the callee's is [`CallError::Remote`].
-    pub fn call_blocking<'c>(
+    pub fn call_blocking<'c, 'm>(
         &'c self,
-        message: &Message<'c, T::BorrowedFd<'c>>,
+        message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: impl Into<Deadline>,
-    ) -> Result<Delivery<'c, T>, CallError> {
+    ) -> Result<Delivery<'c, T>, CallError>
+    where
+        'c: 'm,
+    {
         self.call_with_cancel(message, deadline.into(), None)
     }
 
@@ -138,21 +141,27 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// # Errors
     ///
     /// [`CallError`]: `EOPNOTSUPP` where the transport cannot do that.
-    pub fn call_cancelable<'c>(
+    pub fn call_cancelable<'c, 'm>(
         &'c self,
-        message: &Message<'c, T::BorrowedFd<'c>>,
+        message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: impl Into<Deadline>,
-        cancel: T::BorrowedFd<'c>,
-    ) -> Result<Delivery<'c, T>, CallError> {
+        cancel: T::BorrowedFd<'m>,
+    ) -> Result<Delivery<'c, T>, CallError>
+    where
+        'c: 'm,
+    {
         self.call_with_cancel(message, deadline.into(), Some(cancel))
     }
 
-    fn call_with_cancel<'c>(
+    fn call_with_cancel<'c, 'm>(
         &'c self,
-        message: &Message<'c, T::BorrowedFd<'c>>,
+        message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: Deadline,
-        cancel: Option<T::BorrowedFd<'c>>,
-    ) -> Result<Delivery<'c, T>, CallError> {
+        cancel: Option<T::BorrowedFd<'m>>,
+    ) -> Result<Delivery<'c, T>, CallError>
+    where
+        'c: 'm,
+    {
         let until = deadline.at(self.now());
         let call = message.as_call(self.link.own_cookie(), until);
         let sent = call.encode(
@@ -297,5 +306,236 @@ impl<'c, T: Transport, const CALLS: usize, const INBOX: usize> Future for Pendin
 impl<T: Transport, const CALLS: usize, const INBOX: usize> Drop for PendingCall<'_, T, CALLS, INBOX> {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::pin::pin;
+    use core::sync::atomic::{AtomicU32, Ordering};
+    use core::time::Duration;
+    use std::boxed::Box;
+    use std::sync::Arc;
+    use std::task::Wake;
+
+    use super::super::fake::{connect, message, notification, plain, reply};
+    use super::super::{block_on, fake};
+    use super::*;
+    use crate::abi::{ItemType, Msg};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn answers_find_their_calls_in_any_order() {
+        let (connection, script) = connect::<2, 4>();
+        let first = connection.call(&Message::to(3).payload(b"1"), SECOND);
+        let second = connection.call(&Message::to(3).payload(b"2"), SECOND);
+        let cookies = script.cookies();
+        script.queue(reply(cookies[1], b"two"));
+        script.queue(plain(9, 0));
+        script.queue(reply(cookies[0], b"one"));
+        assert_eq!(block_on(&connection, first).unwrap().unwrap().payload(), b"one");
+        assert_eq!(block_on(&connection, second).unwrap().unwrap().payload(), b"two");
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 9);
+        assert_eq!(script.held(), 0);
+    }
+
+    #[test]
+    fn only_as_much_is_taken_out_as_is_needed() {
+        let (connection, script) = connect::<2, 4>();
+        let call = connection.call(&Message::to(3), SECOND);
+        script.queue(plain(1, 0));
+        script.queue(reply(script.cookies()[0], b""));
+        script.queue(plain(2, 0));
+        block_on(&connection, call).unwrap().unwrap();
+        assert_eq!(script.queue.borrow().len(), 1);
+    }
+
+    #[test]
+    fn each_end_of_a_call_has_its_error() {
+        let (connection, script) = connect::<2, 4>();
+        let end = |kind| {
+            let call = connection.call(&Message::to(3), SECOND);
+            script.queue(notification(kind, b"", *script.cookies().last().unwrap()));
+            block_on(&connection, call).unwrap().unwrap_err()
+        };
+        assert_eq!(end(ItemType::REPLY_TIMEOUT), CallError::TimedOut);
+        assert_eq!(end(ItemType::REPLY_DEAD), CallError::PeerDied);
+        let call = connection.call(&Message::to(3), SECOND);
+        let mut answer = [0; 4 + super::super::ERROR_TEXT_MAX];
+        let error = ErrorReply::new(77, "no");
+        let header = Msg {
+            src_id: 3,
+            timeout_or_reply: *script.cookies().last().unwrap(),
+            payload_type: PAYLOAD_ERROR,
+            ..Msg::default()
+        };
+        script.queue(message(header, &[], error.write(&mut answer)));
+        assert_eq!(block_on(&connection, call).unwrap().unwrap_err(), CallError::Remote(error));
+        script.refusals.borrow_mut().push_back(Failure::Refused(Errno::EPERM));
+        let refused = block_on(&connection, connection.call(&Message::to(3), SECOND)).unwrap();
+        assert_eq!(refused.unwrap_err(), CallError::NotSent(SendError::Denied));
+        let call = connection.call(&Message::to(3), SECOND);
+        script.broken.set(true);
+        assert!(block_on(&connection, call).unwrap().is_err_and(CallError::is_broken));
+        assert!(connection.calls.iter().all(Slot::is_free));
+    }
+
+    #[test]
+    fn the_clock_ends_a_call_whose_notification_got_lost() {
+        let (connection, script) = connect::<2, 4>();
+        let call = connection.call(&Message::to(3), SECOND);
+        assert_eq!(connection.poll_timeout(), Some(Instant::from_nanos(1_000_000_000)));
+        assert_eq!(block_on(&connection, call).unwrap().unwrap_err(), CallError::TimedOut);
+        assert_eq!((script.now.get(), connection.poll_timeout()), (1_000_000_000, None));
+        script.queue(reply(script.cookies()[0], b"late"));
+        assert!(connection.try_recv().unwrap().is_none());
+        assert_eq!((connection.stats().late, script.held()), (1, 0));
+    }
+
+    #[test]
+    fn calls_that_nobody_polls_do_not_keep_others_awake() {
+        let (connection, script) = connect::<2, 4>();
+        let _forgotten = connection.call(&Message::to(3), Duration::from_millis(1));
+        let waits = connection.recv_blocking(SECOND);
+        assert!(waits.is_err());
+        assert_eq!((script.now.get(), connection.poll_timeout()), (1_000_000_000, None));
+    }
+
+    #[test]
+    fn an_answer_that_was_never_looked_at_is_given_back() {
+        let (connection, script) = connect::<2, 4>();
+        let call = connection.call(&Message::to(3), SECOND);
+        script.queue(reply(script.cookies()[0], b"answer"));
+        connection.process(connection.now()).unwrap();
+        assert_eq!(script.held(), 1);
+        drop(call);
+        assert_eq!((script.held(), connection.stats().late), (0, 1));
+    }
+
+    #[test]
+    fn one_call_too_many_is_refused_and_a_finished_one_makes_room() {
+        let (connection, script) = connect::<2, 4>();
+        let first = connection.call(&Message::to(3), SECOND);
+        let _second = connection.call(&Message::to(3), SECOND);
+        let third = block_on(&connection, connection.call(&Message::to(3), SECOND)).unwrap();
+        assert_eq!(third.unwrap_err(), CallError::NotSent(SendError::TooManyCalls));
+        assert_eq!(script.sent.borrow().len(), 2);
+        drop(first);
+        let _fourth = connection.call(&Message::to(3), SECOND);
+        assert_eq!(script.sent.borrow().len(), 3);
+    }
+
+    #[test]
+    fn a_full_inbox_holds_the_answer_up_until_somebody_receives() {
+        let (connection, script) = connect::<2, 2>();
+        let mut call = pin!(connection.call(&Message::to(3), SECOND));
+        for cookie in 1..=3 {
+            script.queue(plain(cookie, 0));
+        }
+        script.queue(reply(script.cookies()[0], b"answer"));
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        assert!(call.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(script.queue.borrow().len(), 2);
+        // This makes room for the third message, and the next one for the answer.
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 2);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(call.as_mut().poll(&mut cx).is_ready());
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 3);
+    }
+
+    #[test]
+    fn a_blocking_call_says_when_nobody_can_make_room() {
+        let (connection, script) = connect::<2, 1>();
+        script.queue(plain(1, 0));
+        let call = connection.call_blocking(&Message::to(3), SECOND);
+        assert_eq!(call.unwrap_err(), CallError::InboxFull);
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+    }
+
+    #[test]
+    fn a_blocking_call_waits_by_itself_where_the_transport_cannot() {
+        let (connection, script) = connect::<2, 4>();
+        script.steps.borrow_mut().push_back(Box::new(|script| {
+            let cookie = script.cookies()[0];
+            script.queue(plain(1, 0));
+            script.queue(reply(cookie, b"answer"));
+        }));
+        assert_eq!(connection.call_blocking(&Message::to(3), SECOND).unwrap().payload(), b"answer");
+        let canceled = connection.call_cancelable(&Message::to(3), SECOND, 4);
+        assert_eq!(canceled.unwrap_err(), CallError::Unsupported);
+    }
+
+    #[test]
+    fn an_answer_outlives_what_was_asked() {
+        fn ask<'c>(connection: &'c Connection<fake::Fake, 2, 4>, byte: u8) -> Delivery<'c, fake::Fake> {
+            let payload = [byte];
+            connection.call_blocking(&Message::to(3).payload(&payload), SECOND).unwrap()
+        }
+        let (connection, script) = connect::<2, 4>();
+        script
+            .steps
+            .borrow_mut()
+            .push_back(Box::new(|script| script.queue(reply(script.cookies()[0], b"yes"))));
+        let answer = ask(&connection, 1);
+        assert_eq!((answer.payload(), &script.sent.borrow()[0].payload[..]), (&b"yes"[..], &[1][..]));
+    }
+
+    #[test]
+    fn a_waker_may_use_the_connection() {
+        struct Nosy(std::sync::mpsc::Sender<()>);
+        impl Wake for Nosy {
+            fn wake(self: Arc<Self>) {
+                NOSY.with(|slot| {
+                    let connection = slot.borrow();
+                    let connection: &Connection<fake::Fake, 2, 4> = connection.as_ref().unwrap();
+                    assert!(connection.try_recv().unwrap().is_none());
+                    drop(connection.call(&Message::to(3), SECOND));
+                    connection.process(connection.now()).unwrap();
+                });
+                self.0.send(()).unwrap();
+            }
+        }
+        std::thread_local! {
+            static NOSY: core::cell::RefCell<Option<Connection<fake::Fake, 2, 4>>> =
+                const { core::cell::RefCell::new(None) };
+        }
+        let (connection, script) = connect::<2, 4>();
+        NOSY.with(|slot| *slot.borrow_mut() = Some(connection));
+        NOSY.with(|slot| {
+            let slot = slot.borrow();
+            let connection = slot.as_ref().unwrap();
+            let (sender, woken) = std::sync::mpsc::channel();
+            let waker = Waker::from(Arc::new(Nosy(sender)));
+            let mut cx = Context::from_waker(&waker);
+            let mut call = pin!(connection.call(&Message::to(3), SECOND));
+            assert!(call.as_mut().poll(&mut cx).is_pending());
+            script.queue(reply(script.cookies()[0], b"answer"));
+            connection.process(connection.now()).unwrap();
+            assert!(woken.try_recv().is_ok());
+            assert!(call.as_mut().poll(&mut cx).is_ready());
+        });
+    }
+
+    #[test]
+    fn cookies_of_the_connection_are_not_for_calls_by_hand() {
+        let (connection, _) = connect::<2, 4>();
+        let at = Instant::from_nanos(9);
+        let message = Message::to(3).expect_reply(at).cookie(u64::MAX);
+        assert_eq!(connection.send(&message), Err(SendError::Invalid));
     }
 }

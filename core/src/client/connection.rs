@@ -22,9 +22,9 @@ use zerocopy::{FromBytes, IntoBytes};
 /// A connection to a bus: sends, receives, calls, and owns names.
 ///
 /// `CALLS` answers can be awaited at a time, and while some are, up to `INBOX` other messages are taken out
-/// of the transport and kept for later receives. The connection holds all its memory itself: about 250 bytes
-/// for each of both with `kdbus-linux` descriptors, and [`REGISTRY_SIZE`](super::REGISTRY_SIZE). Nothing is
-/// allocated.
+/// of the transport and kept for later receives. The connection holds all its memory itself: at most 250 bytes
+/// for an answer and 320 for a kept message with `kdbus-linux` descriptors, and
+/// [`REGISTRY_SIZE`](super::REGISTRY_SIZE). Nothing is allocated.
 ///
 /// Methods take `&self`, so that received messages, which lie in the pool, can be held meanwhile. The
 /// connection can move to another thread but is not shared by threads; its futures stay where it is.
@@ -255,10 +255,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     fn try_byebye(&self) -> Result<(), ByebyeError> {
-        if !self.inbox.borrow().is_empty() {
-            return Err(ByebyeError::Busy);
-        }
         loop {
+            if !self.inbox.borrow().is_empty() {
+                return Err(ByebyeError::Busy);
+            }
             let mut arg = Buffer::<{ size_of::<Cmd>() }>::zeroed();
             arg.0[..8].copy_from_slice(&(size_of::<Cmd>() as u64).to_ne_bytes());
             match self.link.transport.command(Command::Byebye, &mut arg.0).map_err(ByebyeError::from) {
@@ -419,3 +419,129 @@ impl<C> fmt::Display for NotLeft<C> {
 }
 
 impl<C> core::error::Error for NotLeft<C> {}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::time::Duration;
+    use std::boxed::Box;
+
+    use super::super::fake::{Fake, OWN_ID, connect, plain, reply};
+    use super::*;
+    use crate::abi::Errno;
+
+    /// A connection may move to another thread if its transport may.
+    const _: () = {
+        const fn is_send<S: Send>() {}
+        #[expect(dead_code, reason = "it is checked by being compiled")]
+        const fn check<T: Transport + Send>()
+        where
+            T::Fd: Send,
+        {
+            is_send::<Connection<T>>();
+        }
+    };
+
+    #[test]
+    fn the_documented_sizes_are_kept() {
+        type Fd = Option<core::num::NonZeroI32>;
+        assert!(size_of::<Slot<Fd>>() <= 250);
+        let entry = size_of::<Inbox<Fd, 2>>() - size_of::<Inbox<Fd, 1>>();
+        assert!(entry <= 320, "{entry}");
+    }
+
+    #[test]
+    fn hello_takes_what_the_bus_says_and_gives_its_slice_back() {
+        let (connection, script) = connect::<1, 1>();
+        assert_eq!((connection.id(), connection.bus().bloom.size, script.held()), (OWN_ID, 64, 0));
+    }
+
+    #[test]
+    fn a_bus_without_sensible_filters_is_no_bus() {
+        struct Mute(Fake);
+        impl Transport for Mute {
+            type Fd = u32;
+            type BorrowedFd<'a> = u32;
+            type Slice<'a> = &'static [u8];
+            fn command(&self, _: Command, _: &mut [u8]) -> Result<(), Failure> {
+                Ok(())
+            }
+            fn send(&self, message: &mut super::super::Outgoing<'_, u32>) -> Result<(), Failure> {
+                self.0.send(message)
+            }
+            fn call(
+                &self,
+                message: &mut super::super::Outgoing<'_, u32>,
+                cancel: Option<u32>,
+            ) -> Result<super::super::Incoming<u32>, Failure> {
+                self.0.call(message, cancel)
+            }
+            fn recv(
+                &self,
+                flags: crate::abi::RecvFlags,
+                priority: i64,
+            ) -> Result<super::super::Received<u32>, Failure> {
+                self.0.recv(flags, priority)
+            }
+            fn slice(&self, _: u64, _: u64) -> Option<&'static [u8]> {
+                Some(&[0xff; 32])
+            }
+            fn free(&self, _: u64) {}
+            fn now(&self) -> Instant {
+                Instant::ZERO
+            }
+            fn wait(&self, _: Option<Instant>) -> Result<(), Failure> {
+                Ok(())
+            }
+            fn fd(&self) -> Option<i32> {
+                None
+            }
+            fn watch_room(&self, _: u64) -> Result<bool, Failure> {
+                Ok(false)
+            }
+        }
+        let refused = Connection::hello(Mute(Fake::default()), &Hello::new());
+        assert_eq!(refused.err(), Some(HelloError::Malformed));
+    }
+
+    #[test]
+    fn goodbye_waits_for_messages_but_not_for_late_answers() {
+        let (connection, script) = connect::<2, 2>();
+        drop(connection.call(&Message::to(3), Duration::from_secs(1)));
+        script.queue(reply(script.cookies()[0], b"late"));
+        script.queue(plain(1, 0));
+        let queue = std::rc::Rc::downgrade(&script);
+        *script.answer.borrow_mut() = Some(Box::new(move |command, _| {
+            let busy = queue.upgrade().is_some_and(|script| !script.queue.borrow().is_empty());
+            if command == Command::Byebye && busy { Err(Failure::Refused(Errno::EBUSY)) } else { Ok(()) }
+        }));
+        let NotLeft { connection, error } = connection.byebye().unwrap_err();
+        assert_eq!((error, script.queue.borrow().len()), (ByebyeError::Busy, 1));
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+        script.queue(reply(script.cookies()[0], b"later"));
+        assert!(connection.byebye().is_ok());
+        assert_eq!(script.held(), 0);
+    }
+
+    #[test]
+    fn goodbye_does_not_forget_what_a_call_left_in_the_inbox() {
+        let (connection, script) = connect::<2, 2>();
+        let call = connection.call(&Message::to(3), Duration::from_secs(1));
+        script.queue(plain(1, 0));
+        connection.process(connection.now()).unwrap();
+        drop(call);
+        let left = connection.byebye().unwrap_err();
+        assert_eq!((left.error, script.count(Command::Byebye)), (ByebyeError::Busy, 0));
+    }
+
+    #[test]
+    fn updates_are_kept_for_the_next_hello() {
+        let (connection, _) = connect::<1, 1>();
+        connection.update(None, Some(AttachFlags::CREDS)).unwrap();
+        let registry = connection.registry.borrow();
+        let (record, _) = registry.get(0).unwrap();
+        let (hello, _) = CmdHello::read_from_prefix(record.body).unwrap();
+        let kept = (hello.attach_flags_recv, hello.attach_flags_send);
+        assert_eq!(kept, (AttachFlags::CREDS.bits(), crate::client::IDENTITY.bits()));
+    }
+}

@@ -381,3 +381,176 @@ impl Outline {
         Some(Self { run, payload_len, passed })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec as StdVec;
+
+    use zerocopy::IntoBytes;
+
+    use super::super::fake::{Bytes, Fake, Script, connect, message, plain};
+    use super::*;
+
+    fn off(size: u64, offset: u64) -> [u8; 16] {
+        let mut payload = [0; 16];
+        payload.copy_from_slice(Vec { size, address: offset }.as_bytes());
+        payload
+    }
+
+    const HEADER: Msg = Msg {
+        size: 0,
+        flags: 0,
+        priority: 0,
+        dst_id: 0,
+        src_id: 3,
+        payload_type: 1,
+        cookie: 9,
+        timeout_or_reply: 0,
+    };
+
+    /// Receives `bytes`; the parts as text, or `None` if the message was discarded.
+    fn parts(bytes: Bytes) -> Option<(StdVec<u8>, StdVec<std::string::String>)> {
+        let (connection, script) = connect::<1, 1>();
+        script.queue(bytes);
+        let message = connection.try_recv().unwrap();
+        let parts = message.map(|message| {
+            let parts = message.parts().map(|part| std::format!("{part:?}")).collect();
+            (message.payload().to_vec(), parts)
+        });
+        assert_eq!(script.held(), 0);
+        assert_eq!(connection.stats().malformed, u64::from(parts.is_none()));
+        parts
+    }
+
+    #[test]
+    fn consecutive_runs_are_one_payload() {
+        // Header, two items of 32 bytes, then the bytes.
+        let two = message(
+            HEADER,
+            &[(ItemType::PAYLOAD_OFF, &off(2, 128)), (ItemType::PAYLOAD_OFF, &off(3, 130))],
+            b"",
+        );
+        let mut two = Bytes { fds: StdVec::new(), ..two };
+        two.bytes.extend_from_slice(b"abcde\0\0\0");
+        let (payload, parts) = parts(two).unwrap();
+        assert_eq!(payload, b"abcde");
+        assert_eq!(parts.len(), 2);
+    }
+
+    #[test]
+    fn zeros_are_known_by_any_offset_that_is_none() {
+        for offset in [u64::MAX, 96 - 1, 96, 4096] {
+            let items: &[(ItemType, &[u8])] = &[(ItemType::PAYLOAD_OFF, &off(5000, offset))];
+            let (payload, parts) = parts(message(HEADER, items, b"")).unwrap();
+            assert_eq!((payload.len(), parts), (0, std::vec!["Zeros(5000)".into()]), "{offset}");
+        }
+    }
+
+    #[test]
+    fn runs_that_reach_beyond_the_slice_are_discarded() {
+        for (size, offset) in [(9, 88), (u64::MAX, 8), (97, 0)] {
+            let items: &[(ItemType, &[u8])] = &[(ItemType::PAYLOAD_OFF, &off(size, offset))];
+            assert!(parts(message(HEADER, items, b"")).is_none(), "{size} at {offset}");
+        }
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_are_discarded() {
+        for size in [0, 63, 10_000, u64::MAX] {
+            let mut hostile = plain(1, 0);
+            hostile.bytes[..8].copy_from_slice(&size.to_ne_bytes());
+            assert!(parts(hostile).is_none(), "{size}");
+        }
+        for len in [0, 8, 63] {
+            let mut hostile = plain(1, 0);
+            hostile.bytes.truncate(len);
+            assert!(parts(hostile).is_none(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn no_byte_of_a_message_can_do_harm() {
+        let memfd = Memfd { start: 0, size: 10, fd: 4, pad: 0 };
+        let items: &[(ItemType, &[u8])] =
+            &[(ItemType::FDS, &[1, 0, 0, 0]), (ItemType::PAYLOAD_MEMFD, memfd.as_bytes())];
+        let good = message(HEADER, items, b"payload");
+        for at in 0..good.bytes.len() {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut hostile = good.clone();
+                hostile.fds = std::vec![5, 6];
+                hostile.bytes[at] = value;
+                let (connection, script) = connect::<1, 1>();
+                script.queue(hostile);
+                if let Some(mut message) = connection.try_recv().unwrap() {
+                    assert!(message.payload().len() as u64 <= message.payload_len());
+                    let _ = (
+                        message.parts().count(),
+                        message.notification().is_some(),
+                        message.destination_name(),
+                    );
+                    let _ = (message.take_fd(0), message.take_memfd(0), message.fd_count());
+                }
+                assert_eq!(script.held(), 0);
+            }
+        }
+    }
+
+    fn take<R>(
+        fds: &[u32],
+        numbers: &[i32],
+        memfds: &[i32],
+        look: impl FnOnce(Delivery<'_, Fake>) -> R,
+    ) -> R {
+        let (connection, script) = connect::<1, 1>();
+        let records: StdVec<[u8; 24]> = memfds
+            .iter()
+            .map(|fd| {
+                let mut record = [0; 24];
+                record.copy_from_slice(Memfd { start: 0, size: 1, fd: *fd, pad: 0 }.as_bytes());
+                record
+            })
+            .collect();
+        let mut items: StdVec<(ItemType, &[u8])> = std::vec![(ItemType::FDS, numbers.as_bytes())];
+        items.extend(records.iter().map(|record| (ItemType::PAYLOAD_MEMFD, &record[..])));
+        let Bytes { bytes, .. } = message(HEADER, &items, b"");
+        Script::queue(&script, Bytes { bytes, fds: fds.to_vec() });
+        look(connection.try_recv().unwrap().unwrap())
+    }
+
+    #[test]
+    fn descriptors_are_found_behind_those_that_are_missing() {
+        take(&[10, 11, 12], &[5, -1, 6], &[-1, 8], |mut message| {
+            assert_eq!(message.fd_count(), 3);
+            assert_eq!(message.take_fd(2), Some(11));
+            assert_eq!(message.take_fd(2), None, "taken already");
+            assert_eq!((message.take_fd(0), message.take_fd(1), message.take_fd(3)), (Some(10), None, None));
+            let parts: StdVec<_> = message.parts().map(|part| std::format!("{part:?}")).collect();
+            assert_eq!(parts[0], "Memfd { fd: None, start: 0, size: 1 }");
+            assert_eq!(parts[1], "Memfd { fd: Some(12), start: 0, size: 1 }");
+            assert_eq!((message.take_memfd(0), message.take_memfd(1)), (None, Some(12)));
+        });
+    }
+
+    #[test]
+    fn numbers_without_descriptors_give_none() {
+        take(&[], &[5, 6], &[7], |mut message| {
+            assert_eq!((message.take_fd(0), message.take_memfd(0)), (None, None));
+            assert!(matches!(message.parts().next(), Some(ReceivedPart::Memfd { fd: None, .. })));
+        });
+    }
+
+    #[test]
+    fn several_messages_are_held_and_each_frees_its_own_slice() {
+        let (connection, script) = connect::<1, 1>();
+        for cookie in 1..=3 {
+            script.queue(plain(cookie, 0));
+        }
+        let mut held: StdVec<_> = (0..3).map(|_| connection.try_recv().unwrap().unwrap()).collect();
+        assert_eq!(script.held(), 3);
+        drop(held.remove(1));
+        assert_eq!(script.held(), 2);
+        assert!(held.iter().map(Delivery::cookie).eq([1, 3]));
+        assert!(held.iter().all(|message| message.payload() == b"plain"));
+    }
+}

@@ -234,6 +234,14 @@ impl<'a, F> Message<'a, F> {
         }
     }
 
+    /// With this cookie unless it has one.
+    pub(super) fn or_cookie(&self, cookie: impl FnOnce() -> u64) -> Self
+    where
+        F: Copy,
+    {
+        Self { cookie: Some(self.cookie.unwrap_or_else(cookie)), ..*self }
+    }
+
     /// Whether the caller gave a call a cookie that is the connection's own to give.
     pub(super) const fn takes_own_cookie(&self) -> bool {
         self.flags.contains(MsgFlags::EXPECT_REPLY) && matches!(self.cookie, Some(OWN_COOKIES..))

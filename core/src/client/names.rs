@@ -232,7 +232,40 @@ impl<T: Transport> Drop for NameWatch<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+    use core::time::Duration;
+    use std::boxed::Box;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    use super::super::fake::{Fake, Script, connect, notification, plain};
     use super::*;
+    use crate::abi::{CmdInfo, IdChange, Info};
+    use zerocopy::IntoBytes;
+
+    const NAME: WellKnownName<'_> = match WellKnownName::parse("a.b") {
+        Ok(name) => name,
+        Err(_) => panic!(),
+    };
+
+    /// Lets the bus know an owner of every name once the script's clock shows `since`.
+    fn owned_since(script: &Rc<Script>, fake: &Fake, since: u64) {
+        let (weak, fake) = (Rc::downgrade(script), Rc::downgrade(&fake.0));
+        *script.answer.borrow_mut() = Some(Box::new(move |command, arg| {
+            let (Some(script), Some(_)) = (weak.upgrade(), fake.upgrade()) else { return Ok(()) };
+            if command != Command::ConnInfo {
+                return Ok(());
+            }
+            if script.now.get() < since {
+                return Err(Failure::Refused(Errno::ESRCH));
+            }
+            let (info, _) = CmdInfo::mut_from_prefix(arg).unwrap();
+            let record = Info { size: 24, id: 33, flags: 0 };
+            (info.offset, info.info_size) = (1 << 30, 24);
+            script.published.borrow_mut().insert(1 << 30, record.as_bytes().to_vec());
+            Ok(())
+        }));
+    }
 
     #[test]
     fn standing_follows_from_the_reported_flags() {
@@ -242,5 +275,40 @@ mod tests {
         assert_eq!(standing(NameFlags::IN_QUEUE | NameFlags::ACQUIRED), Standing::Queued);
         assert_eq!(standing(NameFlags::IN_QUEUE), Standing::Queued);
         assert_eq!(standing(NameFlags::ALLOW_REPLACEMENT), Standing::LeftQueue);
+    }
+
+    #[test]
+    fn a_name_that_is_owned_is_not_waited_for() {
+        let (connection, script) = connect::<1, 2>();
+        owned_since(&script, connection.transport(), 0);
+        assert_eq!(connection.wait_for_name_blocking(NAME, Duration::from_secs(1)), Ok(33));
+        assert_eq!((script.count(Command::MatchAdd), script.held()), (0, 0));
+    }
+
+    #[test]
+    fn waiting_for_a_name_ends_with_its_owner_and_leaves_no_match() {
+        let (connection, script) = connect::<1, 2>();
+        owned_since(&script, connection.transport(), 50);
+        script.steps.borrow_mut().push_back(Box::new(|script| {
+            let mut change = Vec::from([IdChange::default(); 2].as_bytes());
+            change.extend_from_slice(b"a.b\0");
+            script.now.set(60);
+            script.queue(plain(1, 0));
+            script.queue(notification(ItemType::NAME_ADD, &change, 0));
+        }));
+        assert_eq!(connection.wait_for_name_blocking(NAME, Duration::from_secs(1)), Ok(33));
+        assert_eq!((script.count(Command::MatchAdd), script.count(Command::MatchRemove)), (2, 1));
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+        assert!(connection.try_recv().unwrap().is_none());
+        assert_eq!(script.held(), 0);
+    }
+
+    #[test]
+    fn waiting_for_a_name_ends_at_the_deadline_and_leaves_no_match() {
+        let (connection, script) = connect::<1, 2>();
+        owned_since(&script, connection.transport(), u64::MAX);
+        let waited = connection.wait_for_name_blocking(NAME, Duration::from_secs(1));
+        assert_eq!((waited, script.now.get()), (Err(WaitError::TimedOut), 1_000_000_000));
+        assert_eq!(script.count(Command::MatchRemove), 1);
     }
 }

@@ -101,3 +101,91 @@ const fn count(acquired: Acquired, restored: &mut Restored) {
         restored.queued += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::boxed::Box;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    use super::super::fake::{Fake, connect, plain};
+    use super::super::transport::Failure;
+    use super::super::{Rule, TopicPattern};
+    use super::*;
+    use crate::abi::{Cmd, Command, Errno};
+    use zerocopy::FromBytes;
+
+    fn name(text: &str) -> WellKnownName<'_> {
+        WellKnownName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn names_and_matches_come_back_and_refusals_are_told() {
+        let (mut connection, _) = connect::<1, 1>();
+        connection.subscribe(TopicPattern::parse("a.*").unwrap()).unwrap();
+        connection.add_match(70, &[Rule::IdAdd(None)]).unwrap();
+        connection.add_match(71, &[Rule::Sender(5)]).unwrap();
+        connection.remove_match(71).unwrap();
+        for text in ["a.b", "c.d", "e.f"] {
+            connection.acquire(name(text), NameFlags::QUEUE).unwrap();
+        }
+        connection.release(name("e.f")).unwrap();
+
+        let fake = Fake::default();
+        let script = Rc::clone(&fake.0);
+        *script.answer.borrow_mut() = Some(Box::new(|command, arg| match command {
+            Command::NameAcquire if arg.ends_with(b"a.b\0") => Err(Failure::Refused(Errno::EPERM)),
+            Command::NameAcquire => {
+                Cmd::mut_from_prefix(arg).unwrap().0.return_flags = NameFlags::PRIMARY.bits();
+                Ok(())
+            }
+            _ => Ok(()),
+        }));
+        let mut lost = Vec::new();
+        let restored = connection.reconnect(fake, |refused| lost.push(std::format!("{refused:?}"))).unwrap();
+        assert_eq!(restored, Restored { names: 1, queued: 0, matches: 2, refused: 1, forgotten: 0 });
+        assert_eq!(lost, ["Name(\"a.b\", Denied)"]);
+        let commands: Vec<_> = script.commands.borrow().iter().map(|(command, _)| *command).collect();
+        let expected = [
+            Command::Hello,
+            Command::MatchAdd,
+            Command::MatchAdd,
+            Command::NameAcquire,
+            Command::NameAcquire,
+        ];
+        assert_eq!(commands, expected);
+        assert_eq!(script.held(), 0);
+    }
+
+    #[test]
+    fn a_refused_hello_leaves_the_connection_to_try_again() {
+        let (mut connection, old) = connect::<1, 1>();
+        connection.acquire(name("a.b"), NameFlags::QUEUE).unwrap();
+        old.broken.set(true);
+        let dead = Fake::default();
+        dead.0.broken.set(true);
+        assert!(connection.reconnect(dead, |_| ()).is_err_and(|error| error.is_broken()));
+        let restored = connection.reconnect(Fake::default(), |_| ()).unwrap();
+        assert_eq!((restored.names + restored.queued, restored.refused), (1, 0));
+    }
+
+    #[test]
+    fn cookies_go_on_where_they_were() {
+        let (mut connection, _) = connect::<1, 1>();
+        let first = connection.send(&super::super::Message::to(3)).unwrap();
+        connection.reconnect(Fake::default(), |_| ()).unwrap();
+        assert_eq!(connection.send(&super::super::Message::to(3)), Ok(first + 1));
+    }
+
+    #[test]
+    fn messages_of_the_old_bus_are_gone() {
+        let (mut connection, script) = connect::<1, 1>();
+        let call = connection.call(&super::super::Message::to(3), core::time::Duration::from_secs(1));
+        script.queue(plain(1, 0));
+        connection.process(connection.now()).unwrap();
+        drop(call);
+        connection.reconnect(Fake::default(), |_| ()).unwrap();
+        assert!(connection.try_recv().unwrap().is_none());
+    }
+}

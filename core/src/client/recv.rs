@@ -340,3 +340,185 @@ impl<'c, T: Transport> Pull<'c, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    use super::super::fake::{Script, connect, message, notification, plain, reply};
+    use super::super::message::Message;
+    use super::*;
+    use crate::abi::{IdChange, ItemType, MsgFlags};
+    use core::pin::pin;
+    use core::task::Waker;
+    use core::time::Duration;
+    use zerocopy::IntoBytes;
+
+    /// A connection whose inbox holds the messages `kept`, the transport the messages `queued`.
+    fn filled(
+        kept: &[(u64, i64)],
+        queued: &[(u64, i64)],
+    ) -> (Connection<super::super::fake::Fake, 2, 4>, Rc<Script>) {
+        let (connection, script) = connect::<2, 4>();
+        for (cookie, priority) in kept {
+            script.queue(plain(*cookie, *priority));
+        }
+        {
+            let call = connection.call(&Message::to(3), Duration::from_secs(1));
+            connection.process(connection.now()).unwrap();
+            drop(call);
+        }
+        for (cookie, priority) in queued {
+            script.queue(plain(*cookie, *priority));
+        }
+        (connection, script)
+    }
+
+    fn drain(mut next: impl FnMut() -> Option<u64>) -> Vec<u64> {
+        core::iter::from_fn(&mut next).collect()
+    }
+
+    #[test]
+    fn kept_messages_come_before_those_that_still_wait() {
+        let (connection, script) = filled(&[(1, 0), (2, 5)], &[(3, -5)]);
+        assert_eq!(script.queue.borrow().len(), 1);
+        let order = drain(|| Some(connection.try_recv().unwrap()?.cookie()));
+        assert_eq!(order, [1, 2, 3]);
+    }
+
+    #[test]
+    fn urgent_messages_come_first_wherever_they_wait() {
+        let (connection, _) = filled(&[(1, 5), (2, 0), (3, 9)], &[(4, 0), (5, -1), (6, 20)]);
+        let order = drain(|| Some(connection.try_recv_priority(9).unwrap()?.cookie()));
+        assert_eq!(order, [5, 2, 4, 1, 3]);
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 6);
+    }
+
+    #[test]
+    fn nothing_precedes_the_lowest_priority_there_is() {
+        let (connection, _) = filled(&[(1, i64::MIN)], &[(2, i64::MIN)]);
+        let order = drain(|| Some(connection.try_recv_priority(i64::MIN).unwrap()?.cookie()));
+        assert_eq!(order, [1, 2]);
+    }
+
+    #[test]
+    fn answers_nobody_awaits_are_discarded_and_counted() {
+        let (connection, script) = connect::<2, 4>();
+        drop(connection.call(&Message::to(3), Duration::from_secs(1)));
+        let own = script.cookies()[0];
+        script.queue(reply(own, b"late"));
+        script.queue(notification(ItemType::REPLY_DEAD, b"", own));
+        script.queue(plain(5, 0));
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 5);
+        assert_eq!((connection.stats().late, script.held()), (2, 0));
+    }
+
+    #[test]
+    fn answers_to_messages_sent_by_hand_reach_the_application() {
+        let (connection, script) = connect::<2, 4>();
+        let cookie = connection.send(&Message::to(3).expect_reply(Instant::from_nanos(50))).unwrap();
+        script.queue(reply(cookie, b"answer"));
+        let answer = connection.try_recv().unwrap().unwrap();
+        assert_eq!((answer.kind(), answer.cookie_reply()), (Kind::Reply, cookie));
+        script.queue(notification(ItemType::REPLY_TIMEOUT, b"", cookie));
+        let timeout = connection.try_recv().unwrap().unwrap();
+        assert_eq!(timeout.notification(), Some(Notification::ReplyTimeout { cookie }));
+    }
+
+    #[test]
+    fn losses_are_reported_also_without_a_message() {
+        let (connection, script) = connect::<2, 4>();
+        script.lost.set(3);
+        assert!(connection.try_recv().unwrap().is_none());
+        script.lost.set(2);
+        assert!(connection.peek().unwrap().is_none());
+        assert_eq!((connection.take_lost(), connection.take_lost()), (5, 0));
+    }
+
+    #[test]
+    fn peeking_leaves_the_message_and_passes_over_late_answers() {
+        let (connection, script) = connect::<2, 4>();
+        drop(connection.call(&Message::to(3), Duration::from_secs(1)));
+        script.queue(reply(script.cookies()[0], b"late"));
+        script.queue(plain(5, -2));
+        let head = connection.peek().unwrap().unwrap();
+        assert_eq!((head.cookie(), head.priority(), head.sender(), head.kind()), (5, -2, 3, Kind::Plain));
+        assert_eq!(script.held(), 0);
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 5);
+        assert!(connection.peek().unwrap().is_none());
+    }
+
+    #[test]
+    fn dropping_a_kept_call_tells_its_caller() {
+        let (connection, script) = connect::<2, 4>();
+        let flags = MsgFlags::EXPECT_REPLY.bits();
+        let header =
+            Msg { src_id: 3, cookie: 8, flags, timeout_or_reply: 99, payload_type: 1, ..Msg::default() };
+        script.queue(message(header, &[], b"call"));
+        script.queue(plain(1, 0));
+        let call = connection.call(&Message::to(3), Duration::from_secs(1));
+        connection.process(connection.now()).unwrap();
+        drop(call);
+        assert!(connection.drop_next().unwrap());
+        let sent = script.sent.borrow().last().unwrap().header;
+        assert_eq!((sent.dst_id, sent.cookie_reply()), (3, 8));
+        assert!(connection.drop_next().unwrap());
+        assert!(!connection.drop_next().unwrap());
+        assert_eq!(script.held(), 0);
+    }
+
+    #[test]
+    fn a_dropped_receive_loses_no_message() {
+        let (connection, script) = connect::<2, 4>();
+        {
+            let mut recv = pin!(connection.recv());
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(recv.as_mut().poll(&mut cx).is_pending());
+            script.queue(plain(1, 0));
+            connection.process(connection.now()).unwrap();
+        }
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+        assert!(!connection.waiters.any(Want::Message));
+    }
+
+    #[test]
+    fn one_task_too_many_is_refused() {
+        let (connection, _) = connect::<2, 4>();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut waiting: Vec<_> =
+            (0..super::super::TASKS_MAX).map(|_| std::boxed::Box::pin(connection.recv())).collect();
+        for recv in &mut waiting {
+            assert!(recv.as_mut().poll(&mut cx).is_pending());
+        }
+        let mut more = pin!(connection.recv());
+        assert!(matches!(more.as_mut().poll(&mut cx), Poll::Ready(Err(RecvError::TooManyTasks))));
+    }
+
+    #[test]
+    fn blocking_receives_end_with_a_message_or_at_the_deadline() {
+        let (connection, script) = connect::<2, 4>();
+        script.steps.borrow_mut().push_back(std::boxed::Box::new(|script| script.queue(plain(4, 0))));
+        assert_eq!(connection.recv_blocking(Duration::from_secs(1)).unwrap().cookie(), 4);
+        let late = connection.recv_blocking(Duration::from_secs(1));
+        assert!(matches!(late, Err(RecvError::TimedOut)));
+        assert_eq!(script.now.get(), 1_000_000_000);
+        script.broken.set(true);
+        assert!(connection.recv_blocking(Duration::from_secs(1)).is_err_and(RecvError::is_broken));
+    }
+
+    #[test]
+    fn name_changes_nobody_asked_for_stay_out_of_sight() {
+        let (connection, script) = connect::<2, 4>();
+        let mut change = Vec::from([IdChange::default(); 2].as_bytes());
+        change.extend_from_slice(b"a.b\0");
+        script.queue(notification(ItemType::NAME_ADD, &change, 0));
+        assert!(connection.try_recv().unwrap().is_none());
+        script.queue(notification(ItemType::ID_ADD, IdChange::default().as_bytes(), 0));
+        assert!(connection.try_recv().unwrap().is_some());
+        connection.add_match(1, &[]).unwrap();
+        script.queue(notification(ItemType::NAME_ADD, &change, 0));
+        assert!(connection.try_recv().unwrap().is_some());
+    }
+}

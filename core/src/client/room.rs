@@ -41,6 +41,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ) -> Result<u64, SendError> {
         let now = self.now();
         let until = deadline.into().at(now);
+        // One message, one cookie, however often it is tried.
+        let message = &message.or_cookie(|| self.link.cookie());
         let mut retry = Retry { seat: None, until, pause: PAUSE_MIN, next: now };
         poll_fn(|cx| self.poll_send(cx, message, &mut retry)).await
     }
@@ -113,5 +115,52 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             // The next attempt tells what is wrong with the receiver.
             Err(Failure::Refused(_)) => Ok(false),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::boxed::Box;
+
+    use super::super::fake::{Script, connect};
+    use super::*;
+    use crate::abi::Errno;
+
+    fn refuse(script: &Script, count: usize) {
+        script.refusals.borrow_mut().extend([Failure::Refused(Errno::ENOBUFS)].repeat(count));
+    }
+
+    #[test]
+    fn pauses_grow_where_the_transport_cannot_tell_of_room() {
+        let (connection, script) = connect::<1, 1>();
+        refuse(&script, 10);
+        let sent = connection.send_when_room_blocking(&Message::to(3), Duration::from_secs(10));
+        assert_eq!(sent, Ok(1));
+        // 1 + 2 + 4 + 8 + 16 + 32 + 4 * 64 ms.
+        assert_eq!(script.now.get(), 319_000_000);
+    }
+
+    #[test]
+    fn the_transport_wakes_the_sender_where_it_can() {
+        let (connection, script) = connect::<1, 1>();
+        script.watches_room.set(true);
+        // One refusal before the watch and one behind it.
+        refuse(&script, 2);
+        script.steps.borrow_mut().push_back(Box::new(|script| script.now.set(5)));
+        let sent = connection.send_when_room_blocking(&Message::to(3), Duration::from_secs(10));
+        assert_eq!((sent.is_ok(), script.now.get()), (true, 5));
+    }
+
+    #[test]
+    fn there_is_no_waiting_past_the_deadline_or_for_what_never_comes() {
+        let (connection, script) = connect::<1, 1>();
+        refuse(&script, 100);
+        let late = connection.send_when_room_blocking(&Message::to(3), Duration::from_millis(100));
+        assert_eq!((late, script.now.get()), (Err(SendError::TimedOut), 100_000_000));
+        script.refusals.borrow_mut().clear();
+        script.refusals.borrow_mut().push_back(Failure::Refused(Errno::EPERM));
+        let denied = connection.send_when_room_blocking(&Message::to(3), Duration::from_secs(1));
+        assert_eq!((denied, script.now.get()), (Err(SendError::Denied), 100_000_000));
     }
 }

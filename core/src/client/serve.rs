@@ -1,5 +1,6 @@
 //! A service's loop: take what comes, answer each call.
 
+use core::cell::Cell;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
@@ -16,28 +17,29 @@ use super::transport::Transport;
 pub struct Request<'c, T: Transport + 'c> {
     message: Delivery<'c, T>,
     link: &'c Link<T>,
-    answered: bool,
-    stop: bool,
+    answered: Cell<bool>,
+    stop: Cell<bool>,
 }
 
 impl<'c, T: Transport> Request<'c, T> {
     /// Whether the sender waits for an answer that nobody has given yet.
     #[must_use]
     pub fn wants_reply(&self) -> bool {
-        !self.answered && self.message.kind() == Kind::Call
+        // kdbus: a reply names the cookie of its call, and 0 names none.
+        !self.answered.get() && self.message.kind() == Kind::Call && self.message.cookie() != 0
     }
 
-    /// Answers with `payload`. Does nothing if no answer is wanted.
+    /// Answers with `payload`, which may be the request's own. Does nothing if no answer is wanted.
     ///
     /// # Errors
     ///
     /// An [`ErrorReply`] for the caller, if the answer could not be sent; to be passed on with `?`.
-    pub fn reply(&mut self, payload: &[u8]) -> Result<(), ErrorReply> {
+    pub fn reply(&self, payload: &[u8]) -> Result<(), ErrorReply> {
         if !self.wants_reply() {
             return Ok(());
         }
         self.link.send(&Message::reply(self.message.reply_to()).payload(payload))?;
-        self.answered = true;
+        self.answered.set(true);
         Ok(())
     }
 
@@ -46,27 +48,26 @@ impl<'c, T: Transport> Request<'c, T> {
     /// # Errors
     ///
     /// As [`reply`](Self::reply).
-    pub fn reply_with<'m>(&'m mut self, reply: &Message<'m, T::BorrowedFd<'m>>) -> Result<(), ErrorReply> {
-        let link = self.link;
-        link.send(reply)?;
-        self.answered = true;
+    pub fn reply_with<'m>(&'m self, reply: &Message<'m, T::BorrowedFd<'m>>) -> Result<(), ErrorReply> {
+        self.link.send(reply)?;
+        self.answered.set(true);
         Ok(())
     }
 
     /// Keeps the loop from answering: the service will do it later, with
     /// [`Connection::reply`] or [`Message::reply`].
-    pub fn defer(&mut self) -> ReplyTo {
-        self.answered = true;
+    pub fn defer(&self) -> ReplyTo {
+        self.answered.set(true);
         self.message.reply_to()
     }
 
     /// Ends the loop once this request is handled.
-    pub const fn stop(&mut self) {
-        self.stop = true;
+    pub fn stop(&self) {
+        self.stop.set(true);
     }
 
     /// Sends the answer that is still owed; true if the loop goes on.
-    fn conclude(mut self, result: Result<(), ErrorReply>) -> bool {
+    fn conclude(self, result: Result<(), ErrorReply>) -> bool {
         let owed = self.wants_reply();
         let sent = match result {
             Ok(()) => self.reply(b""),
@@ -78,7 +79,7 @@ impl<'c, T: Transport> Request<'c, T> {
         if sent.is_err() {
             self.link.count(|stats| stats.unanswered += 1);
         }
-        !self.stop
+        !self.stop.get()
     }
 }
 
@@ -161,6 +162,120 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     const fn request<'c>(&'c self, message: Delivery<'c, T>) -> Request<'c, T> {
-        Request { message, link: &self.link, answered: false, stop: false }
+        Request { message, link: &self.link, answered: Cell::new(false), stop: Cell::new(false) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    use super::super::fake::{Fake, Script, connect, message, plain};
+    use super::super::transport::Failure;
+    use super::super::{PAYLOAD_ERROR, block_on};
+    use super::*;
+    use crate::abi::{Errno, Msg, MsgFlags};
+
+    fn serving(requests: &[&[u8]]) -> (Connection<Fake, 1, 1>, Rc<Script>) {
+        let (connection, script) = connect::<1, 1>();
+        for (cookie, payload) in (1..).zip(requests) {
+            let header = Msg {
+                src_id: 3,
+                cookie,
+                flags: MsgFlags::EXPECT_REPLY.bits(),
+                timeout_or_reply: 99,
+                payload_type: 1,
+                ..Msg::default()
+            };
+            script.queue(message(header, &[], payload));
+        }
+        (connection, script)
+    }
+
+    fn handle(request: &mut Request<'_, Fake>) -> Result<(), ErrorReply> {
+        match request.payload() {
+            b"echo" => request.reply(b"echo"),
+            b"nothing" => Ok(()),
+            b"later" => {
+                request.defer();
+                Ok(())
+            }
+            b"stop" => {
+                request.stop();
+                Ok(())
+            }
+            _ => Err(ErrorReply::new(ErrorReply::UNKNOWN_METHOD, "no such method")),
+        }
+    }
+
+    /// Cookie, type and payload of each answer.
+    fn answers(script: &Script) -> Vec<(u64, bool, Vec<u8>)> {
+        let answer = |sent: &super::super::fake::Sent| {
+            (sent.header.cookie_reply(), sent.header.payload_type == PAYLOAD_ERROR, sent.payload.clone())
+        };
+        script.sent.borrow().iter().map(answer).collect()
+    }
+
+    #[test]
+    fn every_call_is_answered_once_until_one_stops_the_loop() {
+        let (connection, script) = serving(&[b"", b"echo", b"nothing", b"later", b"what", b"stop", b"more"]);
+        connection.serve_blocking(handle).unwrap();
+        let mut error = 1_u32.to_le_bytes().to_vec();
+        error.extend_from_slice(b"no such method");
+        let expected = [
+            (1, true, error.clone()),
+            (2, false, b"echo".to_vec()),
+            (3, false, Vec::new()),
+            (5, true, error),
+            (6, false, Vec::new()),
+        ];
+        assert_eq!(answers(&script), expected);
+        assert_eq!(script.queue.borrow().len(), 1);
+        assert_eq!(script.held(), 0);
+    }
+
+    #[test]
+    fn what_is_no_call_gets_no_answer() {
+        let (connection, script) = serving(&[]);
+        script.queue(plain(1, 0));
+        let mut seen = 0;
+        let served = connection.try_serve(|request| {
+            seen += 1;
+            assert!(!request.wants_reply());
+            request.reply(b"unasked")?;
+            Err(ErrorReply::new(0, "no"))
+        });
+        assert_eq!((served, seen, script.sent.borrow().len()), (Ok(true), 1, 0));
+        assert_eq!(connection.try_serve(handle), Ok(false));
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_sent_does_not_end_the_loop() {
+        let (connection, script) = serving(&[b"", b"echo", b"stop"]);
+        let gone = Failure::Refused(Errno::EBADSLT);
+        script.refusals.borrow_mut().extend([gone, gone, gone]);
+        connection.serve_blocking(handle).unwrap();
+        assert_eq!(connection.stats().unanswered, 2);
+        assert_eq!(answers(&script), [(3, false, Vec::new())]);
+    }
+
+    #[test]
+    fn a_handler_may_await_the_same_connection() {
+        let (connection, script) = serving(&[b"first", b"stop"]);
+        let served = block_on(
+            &connection,
+            connection.serve(async |request| {
+                if request.payload() == b"first" {
+                    let next = connection.recv().await;
+                    assert_eq!(next.map(|next| next.payload().to_vec()), Ok(b"stop".to_vec()));
+                    request.stop();
+                }
+                request.reply(b"done")
+            }),
+        );
+        assert_eq!(served.unwrap(), Ok(()));
+        assert_eq!(answers(&script), [(1, false, b"done".to_vec())]);
     }
 }

@@ -22,15 +22,14 @@ use super::policy::Policy;
 use super::pool::{Pool, SliceRecord};
 use super::quota::UserRecord;
 use super::reply::ReplyTable;
-use super::table::{BusIx, CallIx, ConnIx, EndpointIx, HandleIx, Place, Table, UserIx, WatchIx};
+use super::table::{Blank, BusIx, CallIx, ConnIx, EndpointIx, HandleIx, Place, Table, UserIx, WatchIx};
 use super::user::User;
 use super::watch::Watch;
 
 /// What a handle is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum HandleState {
     /// The control file, not used yet.
-    #[default]
     Control,
     /// The file of an endpoint, not used yet.
     Endpoint(EndpointId),
@@ -45,12 +44,16 @@ pub(super) enum HandleState {
 }
 
 /// One open file of a domain.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Handle {
     pub(super) state: HandleState,
     /// Who opened it.
     pub(super) creds: Credentials,
     pub(super) dirty: Dirty,
+}
+
+impl Blank for Handle {
+    const BLANK: Self = Self { state: HandleState::Control, creds: Credentials::BLANK, dirty: Dirty::CLEAN };
 }
 
 /// How a command goes on.
@@ -213,8 +216,10 @@ impl<'s> Domain<'s> {
 
     /// Applies what a client did to its queue and pool in shared memory.
     pub fn handle_returns(&mut self, host: &mut dyn Host, at: Clock, handle: HandleId) {
+        // Nothing that a client does to its own queue and pool depends on the time.
+        let _ = at;
         if let Ok(conn) = self.connected(handle) {
-            self.drain(host, at, conn);
+            self.drain(host, conn);
         }
     }
 
@@ -248,7 +253,7 @@ impl<'s> Domain<'s> {
     }
 
     fn open_handle(&mut self, state: HandleState, opener: &Credentials) -> Result<HandleId, Errno> {
-        let handle = Handle { state, creds: opener.clone(), dirty: Dirty::default() };
+        let handle = Handle { state, creds: opener.clone(), dirty: Dirty::CLEAN };
         let place = self.handles.insert(handle).ok_or(Errno::EMFILE)?;
         Ok(self.handle_id(place))
     }
@@ -332,16 +337,16 @@ impl<'s> Domain<'s> {
         match command {
             Command::Send => return self.send(host, at, conn, caller, arg, request.message, request.token),
             Command::Recv => self.receive(host, at, conn, None, arg),
-            Command::Free => self.free(host, at, conn, arg),
+            Command::Free => self.free(host, conn, arg),
             Command::NameAcquire => self.name_acquire(host, at, conn, caller, arg),
             Command::NameRelease => self.name_release(host, at, conn, arg),
             Command::MatchAdd => self.match_add(conn, arg),
             Command::MatchRemove => self.match_remove(conn, arg),
             Command::Byebye => self.byebye(host, at, conn, arg),
             Command::Update => self.update(conn, arg),
-            Command::ConnInfo => self.conn_info(host, at, conn, caller, arg),
-            Command::BusCreatorInfo => self.bus_creator_info(host, at, conn, arg),
-            Command::List => self.list(host, at, conn, caller, arg),
+            Command::ConnInfo => self.conn_info(host, conn, caller, arg),
+            Command::BusCreatorInfo => self.bus_creator_info(host, conn, arg),
+            Command::List => self.list(host, conn, caller, arg),
             Command::BusMake | Command::EndpointMake | Command::Hello | Command::EndpointUpdate => {
                 Err(Errno::EBADFD)
             }

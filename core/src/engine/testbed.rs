@@ -78,7 +78,10 @@ impl Host for TestHost {
         if address == BAD_ADDRESS {
             return Err(Errno::EFAULT);
         }
-        let bytes = self.payload[skip as usize..(skip + len) as usize].to_vec();
+        let Some(bytes) = self.payload.get(skip as usize..(skip + len) as usize) else {
+            return Err(Errno::EFAULT);
+        };
+        let bytes = bytes.to_vec();
         self.pool_write(to, offset, &bytes);
         Ok(())
     }
@@ -131,7 +134,7 @@ impl Host for TestHost {
             crate::abi::AttachFlags::PID_COMM => b"process\0",
             _ => return None,
         };
-        buffer[..value.len()].copy_from_slice(value);
+        buffer.get_mut(..value.len())?.copy_from_slice(value);
         Some(value.len())
     }
 

@@ -1,6 +1,8 @@
 //! Runs the conformance suite and reports case by case.
 #![deny(unsafe_code)]
 
+#[path = "../../kdbusd/tests/world/mod.rs"]
+mod local;
 mod report;
 mod run;
 #[path = "../../../sim-backend/tests/world/mod.rs"]
@@ -16,6 +18,8 @@ use kdbus_linux::kernel;
 enum Transport {
     /// The simulator.
     Sim,
+    /// A kdbusd of its own for each case, or with --root the one that serves that tree.
+    Local,
     /// The engine behind the system calls of the module, in this process.
     Loopback,
     /// The kdbus module of the running kernel.
@@ -29,7 +33,7 @@ struct Arguments {
     /// What to run it over. Default: the module if --root or --mount is given, else the loop-back.
     #[arg(long)]
     transport: Option<Transport>,
-    /// Where the module's file system is mounted. Default: /sys/fs/kdbus.
+    /// Where the module's file system is mounted, or the tree of a running kdbusd. Default: /sys/fs/kdbus.
     #[arg(long)]
     root: Option<String>,
     /// Mount the module's file system first, and /sys where there is none.
@@ -89,7 +93,7 @@ fn conform(arguments: &Arguments) -> Result<bool, String> {
             return Err(format!("{control}: {error}; is kdbus mounted there? --mount mounts it"));
         }
     }
-    run::all(&chosen, transport, root, &mut report);
+    run::all(&chosen, transport, arguments.root.as_deref(), &mut report);
     Ok(report.close())
 }
 

@@ -32,6 +32,11 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// A process number for a new process; that of this one where there is one process only.
     fn new_pid(&self) -> u32;
 
+    /// The security label of every process, if it is known.
+    fn label(&self) -> Option<String> {
+        None
+    }
+
     /// Lets the calling thread be `who` from now on.
     fn enter(&self, who: &Who);
 
@@ -65,13 +70,15 @@ pub trait Platform: Clone + Send + Sync + 'static {
 pub(crate) fn user(platform: &impl Platform, number: usize) -> Who {
     if platform.has_users() {
         let id = OWNER + 10 * number as u32;
-        return Who { uid: id, gid: id, groups: Vec::new(), pid: platform.new_pid() };
+        let groups = vec![id + 5000, id + 5001];
+        return Who { uid: id, gid: id, groups, pid: platform.new_pid(), label: platform.label() };
     }
     Who {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
-        groups: Vec::new(),
+        groups: rustix::process::getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).collect(),
         pid: platform.new_pid(),
+        label: platform.label(),
     }
 }
 
@@ -137,6 +144,10 @@ impl Platform for LoopbackPlatform {
         *last
     }
 
+    fn label(&self) -> Option<String> {
+        Some("loop-back".to_owned())
+    }
+
     fn enter(&self, who: &Who) {
         Loopback::assume(Some(credentials(who)));
     }
@@ -174,6 +185,7 @@ fn credentials(who: &Who) -> Credentials {
         pid: who.pid,
         tid: who.pid,
         ppid: 1,
+        label: who.label.iter().flat_map(|label| label.bytes()).collect(),
         privileged: who.uid == 0,
         ..Credentials::default()
     }

@@ -1,11 +1,16 @@
 //! Running cases, each in a world of its own, and telling what came of it.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use kdbus_conformance::{NOT_EXPRESSED, Skip, cases, try_run};
+use kdbus_conformance::{CaseInfo, NOT_EXPRESSED, Skip, cases, try_run};
 use kdbus_conformance_cli::{LoopbackPlatform, ModulePlatform, SeamWorld};
+use kdbusd::Running;
+use kdbusd::config::{Arguments, Config};
 
+use crate::local::{DaemonWorld, configuration};
 use crate::report::{Case, Report, Verdict};
 use crate::{Transport, sim};
 
@@ -53,7 +58,7 @@ pub(crate) fn choose(numbers: &[u16]) -> Result<Vec<Case>, String> {
 }
 
 /// Runs cases and reports each. Numbers that share a case get its one result.
-pub(crate) fn all(chosen: &[Case], transport: Transport, root: &str, report: &mut Report) {
+pub(crate) fn all(chosen: &[Case], transport: Transport, root: Option<&str>, report: &mut Report) {
     std::panic::set_hook(Box::new(|info| {
         let what = info.payload_as_str().unwrap_or("panicked").to_owned();
         let place = info.location().map(|at| format!(" ({}:{})", file_name(at.file()), at.line()));
@@ -82,7 +87,7 @@ fn everything() -> usize {
     cases().iter().map(|info| info.numbers.len()).sum()
 }
 
-fn one(case: Case, transport: Transport, root: &str) -> Verdict {
+fn one(case: Case, transport: Transport, root: Option<&str>) -> Verdict {
     let on_module = transport == Transport::Kernel;
     let listed = |list: &[(u16, &str)]| {
         let found = list.iter().find(|(number, _)| case.info.numbers.contains(number));
@@ -95,10 +100,16 @@ fn one(case: Case, transport: Transport, root: &str) -> Verdict {
     *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let ended = catch_unwind(AssertUnwindSafe(|| match transport {
         Transport::Sim => try_run(chapter, name, sim::SimWorld::new),
+        Transport::Local => match root {
+            Some(root) => try_run(chapter, name, |_| DaemonWorld::new(root.into(), ())),
+            None => try_run(chapter, name, own_daemon),
+        },
         Transport::Loopback => {
             try_run(chapter, name, |case| SeamWorld::new(LoopbackPlatform::new(&case.needs())))
         }
-        Transport::Kernel => try_run(chapter, name, |_| SeamWorld::new(ModulePlatform::new(root))),
+        Transport::Kernel => try_run(chapter, name, |_| {
+            SeamWorld::new(ModulePlatform::new(root.unwrap_or(kdbus_linux::kernel::ROOT)))
+        }),
     }));
     match ended {
         Ok(Ok(())) => Verdict::Passed,
@@ -112,6 +123,21 @@ fn one(case: Case, transport: Transport, root: &str) -> Verdict {
             }
         }
     }
+}
+
+/// A kdbusd in this process, with a tree in a directory of its own; the daemon ends before the directory goes.
+fn own_daemon(case: &CaseInfo) -> DaemonWorld<(Running, tempfile::TempDir)> {
+    let directory = tempfile::tempdir().expect("a directory for the tree");
+    // Other users have to get at the nodes.
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    let file = directory.path().join("kdbusd.toml");
+    std::fs::write(&file, configuration(case.needs())).expect("it is ours");
+    let root = directory.path().join("tree");
+    let arguments = Arguments { config: Some(file), root: Some(root.clone()), ..Arguments::default() };
+    let uid = rustix::process::geteuid().as_raw();
+    let config = Config::load(&arguments, uid, None).expect("the configuration is good");
+    let running = Running::start(&config).unwrap_or_else(|error| panic!("kdbusd does not start: {error}"));
+    DaemonWorld::new(root, (running, directory))
 }
 
 static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);

@@ -27,14 +27,14 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// What the system said, usually for lack of memory or descriptors.
+    /// What the system said: `ENOMEM` or `EMFILE`, mostly.
     pub(crate) fn new(pool_size: u64, layout: InboxLayout) -> io::Result<(Self, OwnedFd, HelloFds)> {
         let pool_file = map::create(c"kdbus-pool", pool_size)?;
-        let pool = WriteMap::new(&pool_file, pool_size, false)?;
+        let pool = WriteMap::new(&pool_file, pool_size, false).map_err(no_memory)?;
         map::seal(&pool_file, Seal::SizeAndWriters)?;
         let words = |name, count: usize, seal| -> io::Result<(OwnedFd, WordMap)> {
             let file = map::create(name, (count * size_of::<u64>()) as u64)?;
-            let map = WordMap::writable(&file, count)?;
+            let map = WordMap::writable(&file, count).map_err(no_memory)?;
             map::seal(&file, seal)?;
             Ok((file, map))
         };
@@ -106,15 +106,11 @@ impl Clients {
         Self { places: (0..capacity).map(|_| None).collect() }
     }
 
-    /// Adds a client; hands it back if its handle has no place.
-    pub(crate) fn insert(&mut self, client: Client) -> Result<(), Client> {
-        match self.places.get_mut(client.id.index as usize) {
-            Some(place) => {
-                *place = Some(client);
-                Ok(())
-            }
-            None => Err(client),
-        }
+    /// Adds a client. False if its handle has no place, and the client is closed.
+    #[must_use]
+    pub(crate) fn insert(&mut self, client: Client) -> bool {
+        let place = self.places.get_mut(client.id.index as usize);
+        place.map(|place| *place = Some(client)).is_some()
     }
 
     /// The client with this handle.
@@ -271,6 +267,11 @@ pub(crate) fn put_reply(arg: &mut [u8], reply: &MsgInfo) {
     }
 }
 
+/// A mapping that may not be locked in memory fails as one for which there is none.
+fn no_memory(error: io::Errno) -> io::Errno {
+    if error == io::Errno::AGAIN { io::Errno::NOMEM } else { error }
+}
+
 /// The bus' number for an error of a system call.
 pub(crate) fn errno(error: io::Errno) -> Errno {
     u32::try_from(error.raw_os_error()).ok().and_then(Errno::from_raw).unwrap_or(Errno::EIO)
@@ -315,12 +316,12 @@ mod tests {
     fn a_place_belongs_to_one_generation() {
         let mut clients = Clients::new(2);
         let (socket, _other) = rustix::pipe::pipe().unwrap();
-        clients.insert(Client::new(B, socket, 0, 0, None)).unwrap();
+        assert!(clients.insert(Client::new(B, socket, 0, 0, None)));
         assert!(clients.get(A).is_none() && clients.get(B).is_some());
         assert!(clients.remove(A).is_none() && clients.remove(B).is_some());
         let (socket, _other) = rustix::pipe::pipe().unwrap();
         let far = HandleId { index: 2, generation: 0 };
-        assert!(clients.insert(Client::new(far, socket, 0, 0, None)).is_err());
+        assert!(!clients.insert(Client::new(far, socket, 0, 0, None)));
     }
 
     #[test]
@@ -330,7 +331,7 @@ mod tests {
         let closed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         for file in &files[..2] {
             assert!(fcntl_get_seals(file).unwrap().contains(closed | SealFlags::FUTURE_WRITE));
-            assert!(rustix::io::pwrite(file, b"x", 0).is_err());
+            assert!(io::pwrite(file, b"x", 0).is_err());
         }
         assert!(fcntl_get_seals(&files[2]).unwrap().contains(closed));
     }

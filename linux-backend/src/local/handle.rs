@@ -15,7 +15,8 @@ use super::staging::Staging;
 use super::wire::{self, FDS_MAX, HELLO_FDS, Header, Kind, PACKET_MAX, Packet};
 use super::{bell, wire::INLINE_MAX};
 
-/// Payload bytes up to which a packet is cheaper than the staging file.
+/// Payload bytes up to which a packet is not slower than the staging file: from there to twice as many the two
+/// are level, above it the file's one copy less shows.
 const INLINE_LIMIT: u64 = 1 << 14;
 
 const _: () = assert!(INLINE_LIMIT <= INLINE_MAX as u64);

@@ -107,12 +107,13 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Asks for the bell, which the caller has silenced, and looks at everything once more. True if there is
-    /// something already, so that nobody rings for it.
+    /// something that nobody rings for, losses from before aside: the caller reports them next.
     pub(super) fn arm(&mut self) -> bool {
+        let lost = self.inbox.lost();
         self.inbox.arm();
         let notices = self.inbox.notices();
         let noticed = core::mem::replace(&mut self.notices, notices) != notices;
-        noticed || self.inbox.has_fresh() || !self.head.is_empty() || self.inbox.lost() != self.lost
+        noticed || self.inbox.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
     }
 
     /// Whether the connection still lives.

@@ -226,6 +226,7 @@ fn losses_are_reported_once_with_or_without_a_message() {
     let received = transport.recv(RecvFlags::empty(), 0).unwrap();
     assert!(received.message.is_none());
     assert_eq!(received.dropped, 3);
+    assert!(!readable(&transport));
     connection.show(0, 1, 0, false);
     let armed = connection.inbox.lost(5);
     connection.ring(armed);
@@ -486,6 +487,7 @@ fn an_ended_connection_is_no_refusal() {
     connection.ring(armed);
     let gone = Failure::Broken(Errno::ECONNRESET);
     assert_eq!(transport.recv(RecvFlags::empty(), 0).err(), Some(gone));
+    assert!(readable(&transport));
     drop((bus, connection));
     let (transport, bus, mut connection) = connected();
     let server = serve(bus, move |bus| {

@@ -167,8 +167,10 @@ impl LocalTransport {
         if ended { self.end() } else { failure }
     }
 
+    /// Ends the connection: from here on the descriptor is readable for ever.
     fn end(&self) -> Failure {
         self.ended.set(true);
+        self.bell.ring_own();
         self.handle.check().err().unwrap_or(Failure::Broken(Errno::ECONNRESET))
     }
 

@@ -15,6 +15,9 @@ const KERNEL_ADDRESS: u64 = 0xffff_8000_0000_0000;
 /// Uid and gid of the bus' owner; users follow behind.
 const OWNER: u32 = 1000;
 
+/// Security label of every process.
+const LABEL: &str = "simulated";
+
 /// A simulated machine for one case.
 pub(crate) struct SimWorld {
     world: World,
@@ -52,7 +55,7 @@ impl From<Progress> for State {
 impl SimWorld {
     pub(crate) fn new(case: &CaseInfo) -> Self {
         let mut world = World::new(&config(case.needs()), 1).unwrap();
-        let owner = world.spawn_user("owner", OWNER, OWNER);
+        let owner = spawn(&mut world, OWNER);
         world.leave_spare_fds(owner, 2048);
         Self { world, owner, users: Vec::new() }
     }
@@ -100,6 +103,16 @@ impl SimWorld {
             self.world.advance_to(next);
         }
     }
+}
+
+/// A process whose ids are all `id`, with two groups more.
+fn spawn(world: &mut World, id: u32) -> ProcessId {
+    let process = world.spawn_user("case", id, id);
+    let mut credentials = world.credentials(process).clone();
+    credentials.groups.extend([id + 5000, id + 5001]);
+    credentials.label.extend(LABEL.bytes());
+    world.set_credentials(process, credentials);
+    process
 }
 
 /// A domain is never given back, so it gets no more room than its case needs.
@@ -152,7 +165,7 @@ impl kdbus_conformance::World for SimWorld {
     fn user(&mut self, number: usize) -> Result<ProcessId, Skip> {
         while self.users.len() < number {
             let id = OWNER + 10 * (self.users.len() as u32 + 1);
-            self.users.push(self.world.spawn_user("user", id, id));
+            self.users.push(spawn(&mut self.world, id));
         }
         Ok(self.users[number - 1])
     }
@@ -169,6 +182,7 @@ impl kdbus_conformance::World for SimWorld {
             gid: credentials.egid,
             groups: credentials.groups.to_vec(),
             pid: credentials.pid,
+            label: Some(LABEL.to_owned()),
         }
     }
 
