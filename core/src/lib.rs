@@ -1,16 +1,19 @@
 //! The kdbus protocol, client and bus engine.
 //!
 //! - [`abi`]: the commands and items of the kdbus UAPI, parsed and emitted without unsafe code.
+//! - [`channel`]: what two processes share in memory, over slices of atomic words.
 //! - [`client`]: what applications use, over any [`client::Transport`].
 //! - [`engine`]: the bus itself, driven by any [`engine::Host`].
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod channel;
 pub mod client;
 pub mod engine;
 mod name;
 pub mod queue;
+mod radix;
 pub mod slots;
 mod time;
 pub mod tree;

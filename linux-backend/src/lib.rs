@@ -1,1 +1,12 @@
-//! kdbus transports for Linux: over kdbusd in user space, or over the kernel module.
+//! kdbus transports for Linux.
+//!
+//! - [`local`]: over kdbusd, on any stock kernel.
+//!
+//! The crate needs neither `std` nor libc nor an allocator. Feature `std` (default) adds error conversions.
+#![no_std]
+#![deny(unsafe_code)]
+
+#[cfg(any(feature = "std", test))]
+extern crate std;
+
+pub mod local;

@@ -15,6 +15,18 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Bytes of the pool that a connection has if it does not ask for another size.
 pub const POOL_SIZE: u64 = 1 << 20;
 
+/// What a connection gives out to queries if it does not say otherwise: who it is. Messages carry these, all
+/// but the name and path of the program, to whoever asks in any case.
+///
+/// kdbus.metadata: a query returns nothing that its target does not give out.
+pub const IDENTITY: AttachFlags = AttachFlags::CREDS
+    .union(AttachFlags::PIDS)
+    .union(AttachFlags::AUXGROUPS)
+    .union(AttachFlags::NAMES)
+    .union(AttachFlags::PID_COMM)
+    .union(AttachFlags::EXE)
+    .union(AttachFlags::CONN_DESCRIPTION);
+
 /// Bytes of HELLO with all its items; room for 20 access rules beside the longest name.
 const HELLO_MAX: usize = 1536;
 
@@ -45,13 +57,13 @@ pub struct Hello<'a> {
 }
 
 impl<'a> Hello<'a> {
-    /// An ordinary connection with a pool of [`POOL_SIZE`] that asks for no metadata.
+    /// An ordinary connection with a pool of [`POOL_SIZE`] that says who it is and asks for no metadata.
     #[must_use]
     pub const fn new() -> Self {
         Self {
             flags: HelloFlags::empty(),
             pool_size: POOL_SIZE,
-            send: AttachFlags::empty(),
+            send: IDENTITY,
             recv: AttachFlags::empty(),
             description: None,
             name: None,
@@ -85,7 +97,8 @@ impl<'a> Hello<'a> {
         self
     }
 
-    /// Metadata to give out beyond what every receiver may ask for. Default: none.
+    /// Metadata to give out to queries, and with messages beyond what every receiver may ask for. Default:
+    /// [`IDENTITY`].
     #[must_use]
     pub const fn send_metadata(mut self, metadata: AttachFlags) -> Self {
         self.send = metadata;

@@ -74,7 +74,7 @@ pub use error::{
     ReleaseError, SendError, UpdateError, WaitError,
 };
 pub use error_reply::{ERROR_TEXT_MAX, ErrorReply, PAYLOAD_ERROR};
-pub use hello::{Bus, Hello, POOL_SIZE};
+pub use hello::{Bus, Hello, IDENTITY, POOL_SIZE};
 pub use matches::{NameRule, RULES_SIZE, Rule};
 pub use message::{MESSAGE_SIZE, Message, PAYLOAD_PARTS_MAX, PAYLOAD_RAW, Part, ReplyTo};
 pub use metadata::{Capabilities, Metadata};

@@ -11,21 +11,21 @@ use super::host::{Clock, Credentials, Host, Node};
 use super::limits::{BLOOM_MAX, BLOOM_MIN};
 use super::metadata::{Gathered, READ};
 use super::names::BusNames;
-use super::table::{BusIx, ConnIx, EndpointIx, HandleIx, Place, UserIx};
+use super::table::{Blank, BusIx, ConnIx, EndpointIx, HandleIx, Place, UserIx};
 use super::user::Counted;
 
 /// The name of the endpoint that every bus has.
 pub(super) const DEFAULT_ENDPOINT: &str = "bus";
 
 /// Connections of one bus, in order of their ids.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Members {
     pub(super) first: Option<ConnIx>,
     pub(super) last: Option<ConnIx>,
 }
 
 /// One bus.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Bus {
     pub(super) name: heapless::String<NODE_NAME_MAX>,
     pub(super) id: u64,
@@ -47,6 +47,27 @@ pub(super) struct Bus {
     pub(super) monitors: Members,
     /// It is being removed: nobody is told of anything any more.
     pub(super) dying: bool,
+}
+
+impl Blank for Bus {
+    const BLANK: Self = Self {
+        name: heapless::String::new(),
+        id: 0,
+        uuid: [0; 16],
+        flags: 0,
+        bloom: BloomParameter { size: 0, n_hash: 0 },
+        uid: 0,
+        shown: AttachFlags::empty(),
+        creator: Credentials::BLANK,
+        gathered: Gathered::NOTHING,
+        user: UserIx::FIRST,
+        default_endpoint: EndpointIx::FIRST,
+        seqnum: 0,
+        names: BusNames::new(),
+        members: Members { first: None, last: None },
+        monitors: Members { first: None, last: None },
+        dying: false,
+    };
 }
 
 impl Domain<'_> {
@@ -100,7 +121,7 @@ impl Domain<'_> {
             shown,
             creator,
             user,
-            ..Bus::default()
+            ..Bus::BLANK
         };
         let made = self.add_bus(host, handle, bus, gid);
         if made.is_err() {
@@ -118,7 +139,7 @@ impl Domain<'_> {
             uid,
             gid,
             mode,
-            ..Endpoint::default()
+            ..Endpoint::BLANK
         };
         let Some(endpoint) = self.endpoints.insert(endpoint) else {
             self.buses.remove(place);
@@ -132,7 +153,7 @@ impl Domain<'_> {
             self.buses.remove(place);
             return Err(error);
         }
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered::NOTHING;
         let from = self.handle_id(handle);
         gathered.gather(host, from, shown & READ, self.bus_info(place));
         let bus = &mut self.buses[place];

@@ -7,7 +7,7 @@ use super::deliver::{Deposit, Parcel};
 use super::host::{Clock, HandleId, Host};
 use super::names::ConnectionIndex;
 use super::reply::{CallMode, EndedCall, Resumed, TrackerId};
-use super::table::{CallIx, ConnIx, Place};
+use super::table::{Blank, CallIx, ConnIx, Place};
 use crate::Instant;
 
 /// How far a synchronous call is.
@@ -34,23 +34,26 @@ pub(super) struct Call {
     pub(super) next_done: Option<CallIx>,
 }
 
-impl Default for Call {
-    fn default() -> Self {
-        Self {
-            state: CallState::Interrupted,
-            tracker: None,
-            cookie: 0,
-            conn: ConnIx::default(),
-            next_own: None,
-            next_done: None,
-        }
-    }
+impl Blank for Call {
+    const BLANK: Self = Self {
+        state: CallState::Interrupted,
+        tracker: None,
+        cookie: 0,
+        conn: ConnIx::FIRST,
+        next_own: None,
+        next_done: None,
+    };
 }
 
 /// The synchronous calls of one connection that have not ended, newest first.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct OwnCalls {
     first: Option<CallIx>,
+}
+
+impl OwnCalls {
+    /// No calls.
+    pub(super) const NONE: Self = Self { first: None };
 }
 
 /// What a repeated synchronous call found.
@@ -119,7 +122,7 @@ impl Domain<'_> {
     pub(super) fn prepare_call(&mut self, conn: ConnIx, cookie: u64, token: u64) -> Result<CallIx, Errno> {
         let state = CallState::Waiting { token };
         let next_own = self.conns[conn].calls.first;
-        let call = Call { state, cookie, conn, next_own, ..Call::default() };
+        let call = Call { state, cookie, conn, next_own, ..Call::BLANK };
         let place = self.calls.insert(call).ok_or(Errno::ENOMEM)?;
         self.conns[conn].calls.first = Some(place);
         Ok(place)
@@ -339,3 +342,7 @@ impl Domain<'_> {
 pub(super) fn index(conn: ConnIx) -> ConnectionIndex {
     ConnectionIndex(conn.index())
 }
+
+#[cfg(test)]
+#[path = "call_tests.rs"]
+mod tests;

@@ -11,47 +11,47 @@ use core::fmt;
 pub struct Config {
     /// Pool sizes are multiples of this many bytes; the page size of the clients' machine.
     pub page_size: u64,
-    /// Open control and endpoint files, connections among them [500 B].
+    /// Open control and endpoint files, connections among them [480 B].
     pub handles: usize,
-    /// Buses [1.2 KiB and `info_bytes`].
+    /// Buses [750 B and `info_bytes`].
     pub buses: usize,
-    /// Endpoints, the default one of each bus among them [120 B].
+    /// Endpoints, the default one of each bus among them [112 B].
     pub endpoints: usize,
     /// Accounting users: one for each uid with a connection, bus or waiting message, one for each custom
     /// endpoint, and the bus itself [32 B].
     pub users: usize,
-    /// Connections [1.3 KiB, `info_bytes`, and the three capacities below].
+    /// Connections [1.1 KiB, `info_bytes`, and the three capacities below].
     pub connections: usize,
-    /// Messages that wait at one connection [170 B for each connection].
+    /// Messages that wait at one connection [120 B for each connection].
     pub queue_depth: usize,
-    /// Slices of one pool, free ones among them [100 B for each connection].
+    /// Slices of one pool, free ones among them [64 B for each connection].
     pub pool_slices: usize,
     /// Users whose messages wait at one connection at a time, the bus itself not counted
-    /// [56 B for each connection].
+    /// [48 B for each connection].
     pub quota_users: usize,
-    /// Well-known names on all buses [320 B].
+    /// Well-known names on all buses [304 B].
     pub names: usize,
-    /// Claims to names: owners, those that wait and activators [70 B].
+    /// Claims to names: owners, those that wait and activators [56 B].
     pub name_records: usize,
-    /// Matches of all connections [64 B].
+    /// Matches of all connections [48 B].
     pub matches: usize,
-    /// Rules of all matches [64 B].
+    /// Rules of all matches [56 B].
     pub match_rules: usize,
-    /// Bytes of bloom masks and names in rules, in blocks of 64 [80 B for each 64].
+    /// Bytes of bloom masks and names in rules, in blocks of 64 [76 B for each 64].
     pub match_rule_bytes: usize,
-    /// Buckets that matches are found by; best about as many as there are matches [24 B].
+    /// Buckets that matches are found by; best about as many as there are matches [16 B].
     pub match_buckets: usize,
-    /// Awaited replies of all connections [200 B].
+    /// Awaited replies of all connections [168 B].
     pub trackers: usize,
-    /// Callers that wait inside their SEND, and ends of such calls that were not told yet [90 B].
+    /// Callers that wait inside their SEND, and ends of such calls that were not told yet [96 B].
     pub calls: usize,
     /// Files that messages carry, each counted once however many copies wait [28 B].
     pub files: usize,
-    /// Names in policies. Replacing a policy holds both for a moment [320 B].
+    /// Names in policies. Replacing a policy holds both for a moment [312 B].
     pub policy_entries: usize,
-    /// Access records in policies [28 B].
+    /// Access records in policies [24 B].
     pub policy_records: usize,
-    /// Connections that wait for room at another one [40 B].
+    /// Connections that wait for room at another one [32 B].
     pub watches: usize,
     /// Bytes for what one message reports of its sender beyond what is pinned: command line, executable,
     /// control group and the like. What does not fit is left out.

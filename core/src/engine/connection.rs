@@ -23,14 +23,13 @@ use super::policy::{Database, OwnPolicy, Policy};
 use super::pool::{Pool, PoolHead};
 use super::quota::QuotaHead;
 use super::slice::{ItemSink, Measure, SliceWriter};
-use super::table::{BusIx, ConnIx, EndpointIx, HandleIx, Place, UserIx};
+use super::table::{Blank, BusIx, ConnIx, EndpointIx, HandleIx, Place, UserIx};
 use super::user::Counted;
 use super::watch::Watches;
 
 /// How far a connection is on its way out; each stage is left once there is nothing to do in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    #[default]
     Active,
     /// Names are released one by one.
     Names,
@@ -46,7 +45,7 @@ pub(super) enum Stage {
 }
 
 /// One connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stage: Stage,
     pub(super) id: u64,
@@ -91,6 +90,38 @@ impl Linked for Connection {
     fn link_mut(&mut self) -> &mut Link {
         &mut self.by_id
     }
+}
+
+impl Blank for Connection {
+    const BLANK: Self = Self {
+        stage: Stage::Active,
+        id: 0,
+        by_id: Link::new(),
+        handle: HandleIx::FIRST,
+        bus: BusIx::FIRST,
+        endpoint: EndpointIx::FIRST,
+        flags: HelloFlags::empty(),
+        owner: false,
+        user: UserIx::FIRST,
+        attach_send: AttachFlags::empty(),
+        attach_recv: AttachFlags::empty(),
+        description: heapless::String::new(),
+        identity: Credentials::BLANK,
+        faked: None,
+        gathered: Gathered::NOTHING,
+        pool: PoolHead::new(),
+        queue: Head::new(),
+        quota: QuotaHead::new(),
+        lost: 0,
+        lost_ever: 0,
+        matches: OwnMatches::NONE,
+        policy: OwnPolicy::NONE,
+        calls: OwnCalls::NONE,
+        watches: Watches::NONE,
+        heard: 0,
+        next: None,
+        prev: None,
+    };
 }
 
 impl Connection {
@@ -186,7 +217,7 @@ impl Domain<'_> {
             description: description.unwrap_or_default(),
             identity,
             faked,
-            ..Connection::default()
+            ..Connection::BLANK
         };
         let conn = match self.add_connection(host, conn, cmd.pool_size) {
             Ok(conn) => conn,

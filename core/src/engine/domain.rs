@@ -22,15 +22,14 @@ use super::policy::Policy;
 use super::pool::{Pool, SliceRecord};
 use super::quota::UserRecord;
 use super::reply::ReplyTable;
-use super::table::{BusIx, CallIx, ConnIx, EndpointIx, HandleIx, Place, Table, UserIx, WatchIx};
+use super::table::{Blank, BusIx, CallIx, ConnIx, EndpointIx, HandleIx, Place, Table, UserIx, WatchIx};
 use super::user::User;
 use super::watch::Watch;
 
 /// What a handle is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum HandleState {
     /// The control file, not used yet.
-    #[default]
     Control,
     /// The file of an endpoint, not used yet.
     Endpoint(EndpointId),
@@ -45,12 +44,16 @@ pub(super) enum HandleState {
 }
 
 /// One open file of a domain.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Handle {
     pub(super) state: HandleState,
     /// Who opened it.
     pub(super) creds: Credentials,
     pub(super) dirty: Dirty,
+}
+
+impl Blank for Handle {
+    const BLANK: Self = Self { state: HandleState::Control, creds: Credentials::BLANK, dirty: Dirty::CLEAN };
 }
 
 /// How a command goes on.
@@ -248,7 +251,7 @@ impl<'s> Domain<'s> {
     }
 
     fn open_handle(&mut self, state: HandleState, opener: &Credentials) -> Result<HandleId, Errno> {
-        let handle = Handle { state, creds: opener.clone(), dirty: Dirty::default() };
+        let handle = Handle { state, creds: opener.clone(), dirty: Dirty::CLEAN };
         let place = self.handles.insert(handle).ok_or(Errno::EMFILE)?;
         Ok(self.handle_id(place))
     }
@@ -361,3 +364,7 @@ pub(super) fn chunk_ref<P: Place, T>(block: &[T], place: P, len: usize) -> &[T] 
     let start = place.index() as usize * len;
     block.get(start..start + len).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "domain_tests.rs"]
+mod tests;

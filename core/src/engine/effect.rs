@@ -5,13 +5,18 @@ use super::table::{CallIx, HandleIx, Place};
 use super::{Domain, call::CallState};
 
 /// The part of a handle that remembers what its owner has to be told.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Dirty {
     wake: bool,
     room: bool,
     listed: bool,
     next: Option<HandleIx>,
     prev: Option<HandleIx>,
+}
+
+impl Dirty {
+    /// There is nothing to tell.
+    pub(super) const CLEAN: Self = Self { wake: false, room: false, listed: false, next: None, prev: None };
 }
 
 /// Everything that waits to be told, in order of first cause.
@@ -60,7 +65,9 @@ impl Domain<'_> {
 
     /// Forgets what a handle was to be told.
     pub(super) fn unlist(&mut self, place: HandleIx) {
-        let Dirty { listed: true, next, prev, .. } = core::mem::take(&mut self.handles[place].dirty) else {
+        let Dirty { listed: true, next, prev, .. } =
+            core::mem::replace(&mut self.handles[place].dirty, Dirty::CLEAN)
+        else {
             return;
         };
         match prev {

@@ -9,11 +9,11 @@ use super::bus::mode;
 use super::domain::HandleState;
 use super::host::{Clock, Credentials, EndpointId, Host, Node};
 use super::policy::{Database, OwnPolicy, Policy};
-use super::table::{BusIx, EndpointIx, HandleIx, Place, UserIx};
+use super::table::{Blank, BusIx, EndpointIx, HandleIx, Place, UserIx};
 use super::user::{Counted, Identity, User};
 
 /// One endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) name: heapless::String<NODE_NAME_MAX>,
     pub(super) bus: BusIx,
@@ -25,6 +25,19 @@ pub(super) struct Endpoint {
     /// Whom all connections of a custom endpoint count for.
     pub(super) user: Option<UserIx>,
     pub(super) policy: OwnPolicy,
+}
+
+impl Blank for Endpoint {
+    const BLANK: Self = Self {
+        name: heapless::String::new(),
+        bus: BusIx::FIRST,
+        custom: false,
+        uid: 0,
+        gid: 0,
+        mode: 0,
+        user: None,
+        policy: OwnPolicy::NONE,
+    };
 }
 
 impl Domain<'_> {
@@ -65,7 +78,7 @@ impl Domain<'_> {
             gid,
             mode: mode(frame.flags),
             user: Some(user),
-            policy: OwnPolicy::default(),
+            policy: OwnPolicy::NONE,
         };
         let mode = endpoint.mode;
         let Some(place) = self.endpoints.insert(endpoint) else {

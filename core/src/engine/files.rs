@@ -4,7 +4,7 @@ use crate::abi::{Errno, ItemType, Items, Memfd, Msg};
 
 use super::examine::Examined;
 use super::host::{FileId, FileKind, HandleId, Host};
-use super::table::{FileIx, Record, Table};
+use super::table::{Blank, FileIx, Record, Table};
 
 /// One file of a message in flight.
 #[derive(Clone, Copy, Debug)]
@@ -19,10 +19,8 @@ pub(super) struct FileRecord {
     copies: u32,
 }
 
-impl Default for FileRecord {
-    fn default() -> Self {
-        Self { file: FileId(0), at: 0, passed: false, next: None, copies: 0 }
-    }
+impl Blank for FileRecord {
+    const BLANK: Self = Self { file: FileId(0), at: 0, passed: false, next: None, copies: 0 };
 }
 
 /// The files of all messages of a domain.
@@ -115,13 +113,14 @@ impl<'s> Files<'s> {
         let Some(first) = files else {
             return;
         };
-        self.records[first].copies -= 1;
-        if self.records[first].copies > 0 {
+        let copies = self.records[first].copies.saturating_sub(1);
+        self.records[first].copies = copies;
+        if copies > 0 {
             return;
         }
         let mut at = Some(first);
         while let Some(place) = at {
-            let record = self.records.remove(place).unwrap_or_default();
+            let record = self.records.remove(place).unwrap_or(FileRecord::BLANK);
             host.release(record.file);
             at = record.next;
         }

@@ -79,6 +79,26 @@ pub struct Credentials {
     pub privileged: bool,
 }
 
+impl Credentials {
+    /// Those of user 0 without groups, process and label, and without privilege.
+    pub const BLANK: Self = Self {
+        uid: 0,
+        euid: 0,
+        suid: 0,
+        fsuid: 0,
+        gid: 0,
+        egid: 0,
+        sgid: 0,
+        fsgid: 0,
+        groups: heapless::Vec::new(),
+        pid: 0,
+        tid: 0,
+        ppid: 0,
+        label: heapless::Vec::new(),
+        privileged: false,
+    };
+}
+
 /// One command of a client.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -298,7 +318,8 @@ pub trait Host {
     fn random(&mut self) -> [u8; 16];
 
     /// Reads one kind of metadata of the process behind `from` into `buffer` and returns its length: the
-    /// payload of the item of that kind, a NUL behind strings included. `None` leaves the item out.
+    /// payload of the item of that kind, a NUL behind strings included. `None` leaves the item out, also if
+    /// the buffer, which can be empty, is too short for it.
     ///
     /// Asked only for what is not pinned in [`Credentials`], and only when a receiver wants it.
     fn metadata(&mut self, from: HandleId, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {

@@ -146,3 +146,7 @@ impl Domain<'_> {
         view
     }
 }
+
+#[cfg(test)]
+#[path = "chaos_tests.rs"]
+mod tests;

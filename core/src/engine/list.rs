@@ -19,6 +19,9 @@ use super::table::ConnIx;
 /// Bytes of a record without items.
 const INFO: u64 = size_of::<Info>() as u64;
 
+/// A claim as LIST reports it.
+type Listed<'n> = (NameFlags, &'n str);
+
 impl Domain<'_> {
     /// CONN_INFO. Cost: `O(log)` of names and connections, and the target's metadata.
     pub(super) fn conn_info(
@@ -160,7 +163,7 @@ impl Domain<'_> {
         conn: ConnIx,
         caller: Option<&Credentials>,
         flags: ListFlags,
-        each: &mut dyn FnMut(Info, Option<(NameFlags, &str)>),
+        each: &mut dyn FnMut(Info, Option<Listed<'_>>),
     ) {
         let creds = caller.unwrap_or_else(|| self.conn_creds(conn));
         let mut next = self.buses[self.conns[conn].bus].members.first;
@@ -209,7 +212,7 @@ impl Domain<'_> {
 }
 
 /// Bytes of one record of LIST.
-fn record_size(name: Option<(NameFlags, &str)>) -> u64 {
+fn record_size(name: Option<Listed<'_>>) -> u64 {
     let item = name.map_or(0, |(_, name)| (crate::abi::ITEM_HEADER + 8 + name.len() + 1) as u64);
     INFO + align8(item)
 }

@@ -42,14 +42,14 @@ const ORDER: [(AttachFlags, ItemType); 11] = [
 ];
 
 /// Which kinds a host was asked for, and where in a buffer its answers stand.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Gathered {
     asked: AttachFlags,
     spans: [Span; ORDER.len()],
     used: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Span {
     at: u32,
     /// 0 for a kind without a value.
@@ -57,6 +57,10 @@ struct Span {
 }
 
 impl Gathered {
+    /// Nothing was asked yet.
+    pub(super) const NOTHING: Self =
+        Self { asked: AttachFlags::empty(), spans: [Span { at: 0, len: 0 }; ORDER.len()], used: 0 };
+
     /// Asks the host for the kinds in `wanted` that it was not asked for yet, seven at most.
     ///
     /// What does not fit into `buffer` is left out.
@@ -99,6 +103,9 @@ pub(super) fn emit_process(
     buffer: &[u8],
     sink: &mut dyn ItemSink,
 ) {
+    if !mask.intersects(PROCESS) {
+        return;
+    }
     for (index, (kind, item)) in ORDER.iter().enumerate() {
         if !mask.contains(*kind) {
             continue;

@@ -7,7 +7,7 @@
 //!   is, and whose memory that is.
 //! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
 //! - `send`, [`examine`], `deliver`, `receive`, `call`, `registry`, `list`: the commands.
-//! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `policy`, `files`: tables that change their own
+//! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `rules`, `policy`, `files`: tables that change their own
 //!   state and return what follows.
 
 mod access;
@@ -35,10 +35,13 @@ pub mod quota;
 mod receive;
 mod registry;
 pub mod reply;
+mod rules;
 mod send;
 mod slice;
 mod storage;
 mod table;
+#[cfg(test)]
+mod testbed;
 mod user;
 mod watch;
 
@@ -49,4 +52,4 @@ pub use host::{
     LABEL_MAX, Node, Outcome, Readiness, Request, Return,
 };
 pub use inspect::{ConnectionView, Holder, Usage};
-pub use storage::{Allocate, Storage};
+pub use storage::{Allocate, StaticStorage, Storage};

@@ -7,7 +7,7 @@ use crate::tree::{Link, Linked, Root};
 use crate::{PolicyName, WELL_KNOWN_NAME_MAX};
 
 use super::Credentials;
-use super::table::{AccessIx, BusIx, EndpointIx, Place, PolicyIx, Record, Table};
+use super::table::{AccessIx, Blank, BusIx, EndpointIx, Place, PolicyIx, Record, Table};
 
 /// What a record grants; each level includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,26 +29,24 @@ impl Level {
 }
 
 /// A set of entries that is asked together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Database {
     /// Entries that are not valid yet.
-    #[default]
     Staging,
     Bus(BusIx),
     Endpoint(EndpointIx),
 }
 
 /// Whom a record covers.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 enum Covers {
     User(u32),
     Group(u32),
-    #[default]
     World,
 }
 
 /// One name in a policy.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PolicyEntry {
     link: Link,
     database: Database,
@@ -67,10 +65,19 @@ pub(super) struct PolicyRecord {
     next: Option<AccessIx>,
 }
 
-impl Default for PolicyRecord {
-    fn default() -> Self {
-        Self { covers: Covers::World, grants: Level::See, next: None }
-    }
+impl Blank for PolicyRecord {
+    const BLANK: Self = Self { covers: Covers::World, grants: Level::See, next: None };
+}
+
+impl Blank for PolicyEntry {
+    const BLANK: Self = Self {
+        link: Link::new(),
+        database: Database::Staging,
+        stem: heapless::String::new(),
+        wildcard: false,
+        records: None,
+        next_own: None,
+    };
 }
 
 impl Linked for PolicyEntry {
@@ -84,9 +91,14 @@ impl Linked for PolicyEntry {
 }
 
 /// The entries of one owner, a connection or an endpoint.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct OwnPolicy {
     first: Option<PolicyIx>,
+}
+
+impl OwnPolicy {
+    /// No entries.
+    pub(super) const NONE: Self = Self { first: None };
 }
 
 /// The policies of a domain.
@@ -155,7 +167,7 @@ impl<'s> Policy<'s> {
         database: Database,
         items: impl Iterator<Item = Item<'m>>,
     ) -> Result<(), Errno> {
-        let mut staged = OwnPolicy::default();
+        let mut staged = OwnPolicy::NONE;
         if let Err(error) = self.stage(&mut staged, items).and_then(|()| self.clash(staged, own, database)) {
             self.clear(&mut staged);
             return Err(error);
@@ -240,7 +252,7 @@ impl<'s> Policy<'s> {
                         stem,
                         wildcard: name.wildcard,
                         next_own: staged.first,
-                        ..PolicyEntry::default()
+                        ..PolicyEntry::BLANK
                     };
                     let place = self.entries.insert(entry).ok_or(Errno::ENOMEM)?;
                     staged.first = Some(place);
@@ -333,8 +345,11 @@ mod tests {
     use crate::abi::{ItemWriter, Items};
     use zerocopy::IntoBytes;
 
-    /// Items for names, each with records (kind, access, id).
-    fn items(names: &[(&str, &[(u64, u64, u64)])]) -> Vec<u8> {
+    /// Kind, access and id.
+    type Access = (u64, u64, u64);
+
+    /// Items for names, each with its records.
+    fn items(names: &[(&str, &[Access])]) -> Vec<u8> {
         let mut buffer = std::vec![0; 4096];
         let mut writer = ItemWriter::new(&mut buffer);
         for (name, records) in names {
@@ -369,7 +384,7 @@ mod tests {
     fn the_highest_matching_record_counts_whatever_the_order() {
         let (mut entries, mut records) = storage();
         let mut policy = Policy::new(&mut entries, &mut records);
-        let mut own = OwnPolicy::default();
+        let mut own = OwnPolicy::NONE;
         let area = items(&[("a.b", &[(1, 2, 7), (3, 0, 0), (2, 1, 5)])]);
         policy.replace(&mut own, bus(), read(&area)).unwrap();
         assert_eq!(policy.level(bus(), &who(7, 0), "a.b"), Some(Level::Own));
@@ -383,7 +398,7 @@ mod tests {
     fn wildcards_cover_one_more_element_and_exact_entries_hide_them() {
         let (mut entries, mut records) = storage();
         let mut policy = Policy::new(&mut entries, &mut records);
-        let mut own = OwnPolicy::default();
+        let mut own = OwnPolicy::NONE;
         let area = items(&[("x.y.*", &[(3, 2, 0)]), ("x.y.z", &[])]);
         policy.replace(&mut own, bus(), read(&area)).unwrap();
         assert_eq!(policy.level(bus(), &who(1, 1), "x.y.w"), Some(Level::Own));
@@ -396,7 +411,7 @@ mod tests {
     fn a_failed_replacement_leaves_everything_as_it_was() {
         let (mut entries, mut records) = storage();
         let mut policy = Policy::new(&mut entries, &mut records);
-        let (mut a, mut b) = (OwnPolicy::default(), OwnPolicy::default());
+        let (mut a, mut b) = (OwnPolicy::NONE, OwnPolicy::NONE);
         policy.replace(&mut a, bus(), read(&items(&[("a.b", &[(3, 1, 0)])]))).unwrap();
         policy.replace(&mut b, bus(), read(&items(&[("a.c", &[(3, 1, 0)])]))).unwrap();
         assert_eq!(policy.replace(&mut b, bus(), read(&items(&[("a.b", &[])]))), Err(Errno::EEXIST));

@@ -174,3 +174,7 @@ impl Domain<'_> {
 pub(super) fn place(index: ConnectionIndex) -> ConnIx {
     ConnIx::new(index.0)
 }
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

@@ -13,9 +13,10 @@ use super::deliver::Parcel;
 use super::domain::Progress;
 use super::examine::{Examined, Route, examine};
 use super::host::{Clock, Credentials, Host};
-use super::matches::{Subject, Walk};
+use super::matches::Walk;
 use super::metadata::Gathered;
 use super::reply::{Call, CallMode};
+use super::rules::Subject;
 use super::table::{BusIx, ConnIx};
 
 /// Synchronous deadlines from here on have passed already: they are compared as signed numbers.
@@ -91,7 +92,7 @@ impl Domain<'_> {
         let (bus, id, user, handle) = (sender.bus, sender.id, sender.user, sender.handle);
         let message = examine_from(bytes, flags, self.buses[bus].bloom.size, id)?;
         let stamp = self.stamp(at, bus);
-        self.gathered = Gathered::default();
+        self.gathered = Gathered::NOTHING;
         let files = self.files.import(host, self.handle_id(handle), &message)?;
         let parcel = Parcel {
             header: message.header,
@@ -315,3 +316,7 @@ fn names_holds(
     let owner = names.find(bus, name.as_bytes()).and_then(|entry| names.owner(entry));
     owner.is_some_and(|owner| owner.connection == index(conn))
 }
+
+#[cfg(test)]
+#[path = "send_tests.rs"]
+mod tests;

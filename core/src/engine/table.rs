@@ -13,6 +13,11 @@ pub(super) trait Place: Copy + Eq {
     fn index(self) -> u32;
 }
 
+/// What a free record holds; a constant, so that tables can lie in a `static`.
+pub(super) trait Blank: Sized {
+    const BLANK: Self;
+}
+
 /// Declares places that cannot be taken for each other.
 macro_rules! places {
     ($($(#[$doc:meta])* $name:ident;)*) => {
@@ -21,9 +26,14 @@ macro_rules! places {
             #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
             pub(super) struct $name(NonZeroU32);
 
+            impl $name {
+                /// The first place, which every table has.
+                pub(super) const FIRST: Self = Self(NonZeroU32::MIN);
+            }
+
             impl Default for $name {
                 fn default() -> Self {
-                    Self::new(0)
+                    Self::FIRST
                 }
             }
 
@@ -71,10 +81,21 @@ places! {
 }
 
 /// Room for one record of a table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Record<T> {
     slot: Slot,
     pub(super) item: T,
+}
+
+impl<T: Blank> Record<T> {
+    /// Room for one record.
+    pub(super) const BLANK: Self = Self { slot: Slot::new(), item: T::BLANK };
+}
+
+impl<T: Blank> Default for Record<T> {
+    fn default() -> Self {
+        Self::BLANK
+    }
 }
 
 impl<T> Slotted for Record<T> {
@@ -105,7 +126,7 @@ pub(super) struct Table<'s, P, T> {
     place: PhantomData<P>,
 }
 
-impl<'s, P: Place, T: Default> Table<'s, P, T> {
+impl<'s, P: Place, T: Blank> Table<'s, P, T> {
     /// A table of which every record is free.
     pub(super) const fn new(records: &'s mut [Record<T>]) -> Self {
         Self { records, free: FreeList::new(), place: PhantomData }
@@ -122,7 +143,7 @@ impl<'s, P: Place, T: Default> Table<'s, P, T> {
     pub(super) fn remove(&mut self, place: P) -> Option<T> {
         let id = self.free.id_at(self.records, place.index())?;
         self.free.free(self.records, id);
-        Some(core::mem::take(&mut self.records.get_mut(place.index() as usize)?.item))
+        Some(core::mem::replace(&mut self.records.get_mut(place.index() as usize)?.item, T::BLANK))
     }
 
     /// The record that a number from outside names, if it is the one of that generation.
@@ -182,9 +203,13 @@ impl<P: Place, T> IndexMut<P> for Table<'_, P, T> {
 mod tests {
     use super::*;
 
+    impl Blank for u8 {
+        const BLANK: Self = 0;
+    }
+
     #[test]
     fn freed_slots_are_taken_again_with_another_generation() {
-        let mut records = [const { Record { slot: Slot::new(), item: 0 } }; 2];
+        let mut records = [const { Record::BLANK }; 2];
         let mut table: Table<'_, ConnIx, u8> = Table::new(&mut records);
         let a = table.insert(1).unwrap();
         let b = table.insert(2).unwrap();

@@ -4,13 +4,12 @@ use crate::abi::Errno;
 
 use super::Domain;
 use super::limits::{BUSES_PER_USER, CONNECTIONS_PER_USER};
-use super::table::UserIx;
+use super::table::{Blank, UserIx};
 
 /// Who a user is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Identity {
     /// The bus itself.
-    #[default]
     Kernel,
     /// Everybody with this uid.
     Uid(u32),
@@ -19,7 +18,7 @@ pub(super) enum Identity {
 }
 
 /// One accounting user. It is kept for as long as anything counts for it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct User {
     pub(super) identity: Identity,
     connections: u32,
@@ -36,6 +35,10 @@ pub(super) enum Counted {
     Bus,
     Endpoint,
     Message,
+}
+
+impl Blank for User {
+    const BLANK: Self = Self::new(Identity::Kernel);
 }
 
 impl User {

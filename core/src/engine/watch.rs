@@ -4,10 +4,10 @@ use crate::abi::Errno;
 
 use super::Domain;
 use super::host::{HandleId, Host};
-use super::table::{ConnIx, WatchIx};
+use super::table::{Blank, ConnIx, WatchIx};
 
 /// One connection that waits for room at another one. It ends with the first room.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Watch {
     watcher: ConnIx,
     receiver: ConnIx,
@@ -15,14 +15,14 @@ pub(super) struct Watch {
     at_receiver: Links,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Links {
     next: Option<WatchIx>,
     prev: Option<WatchIx>,
 }
 
 /// The part of a connection that watches have.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Watches {
     /// Watches of this connection.
     own: Option<WatchIx>,
@@ -33,6 +33,20 @@ pub(super) struct Watches {
     /// Who last refused a message of this connection for want of room, and how often room had been made
     /// there by then.
     refused: Option<(u64, u64)>,
+}
+
+impl Blank for Watch {
+    const BLANK: Self = Self {
+        watcher: ConnIx::FIRST,
+        receiver: ConnIx::FIRST,
+        at_watcher: Links { next: None, prev: None },
+        at_receiver: Links { next: None, prev: None },
+    };
+}
+
+impl Watches {
+    /// No watches.
+    pub(super) const NONE: Self = Self { own: None, here: None, released: 0, refused: None };
 }
 
 impl Domain<'_> {

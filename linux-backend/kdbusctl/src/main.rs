@@ -1,2 +1,90 @@
 //! Looks at and talks to a kdbus from the command line.
-fn main() {}
+//!
+//! One file per subcommand; what they share is how a bus is opened ([`bus`]), how a result is shown ([`output`])
+//! and how a failure ends the program ([`failure`]).
+
+mod bus;
+mod bus_info;
+mod call;
+mod failure;
+mod info;
+mod list;
+mod listen;
+mod output;
+mod own;
+mod payload;
+mod send;
+mod signal;
+mod text;
+mod wait;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Looks at and talks to a kdbus.
+#[derive(Debug, Parser)]
+#[command(name = "kdbusctl", version, after_help = failure::EXIT_CODES)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Directory of the bus tree [default: $KDBUS_ROOT, /run/kdbus or $XDG_RUNTIME_DIR/kdbus]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<std::path::PathBuf>,
+    /// Bus or endpoint, <uid>-<bus>[/<endpoint>] or an absolute path [default: $KDBUS_BUS, else your own bus,
+    /// else the system's]
+    #[arg(long, global = true, value_name = "NAME")]
+    bus: Option<String>,
+    /// Show results as JSON, one object a line; errors too, on standard error
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List connections: who they are, and which names they own or wait for
+    List(list::List),
+    /// Show everything that a connection gives out about itself
+    Info(info::Info),
+    /// Show the bus itself: who made it, its id, its bloom filters
+    Bus(bus_info::BusInfo),
+    /// Call a service and print its reply
+    Call(call::Call),
+    /// Send a message that wants no reply
+    Send(send::Send),
+    /// Tell everybody who subscribed to a topic
+    Signal(signal::Signal),
+    /// Print signals as they come
+    Listen(listen::Listen),
+    /// Wait until somebody owns a name, and print who
+    Wait(wait::Wait),
+    /// Own a name, and print and answer what is sent to it
+    Own(own::Own),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let global = &arguments.global;
+    let done = match &arguments.command {
+        Command::List(list) => list.run(global),
+        Command::Info(info) => info.run(global),
+        Command::Bus(bus) => bus.run(global),
+        Command::Call(call) => call.run(global),
+        Command::Send(send) => send.run(global),
+        Command::Signal(signal) => signal.run(global),
+        Command::Listen(listen) => listen.run(global),
+        Command::Wait(wait) => wait.run(global),
+        Command::Own(own) => own.run(global),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(global.json),
+    }
+}

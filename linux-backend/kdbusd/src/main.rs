@@ -1,2 +1,59 @@
 //! The kdbus message bus in user space, for any stock Linux kernel.
-fn main() {}
+
+use std::error::Error;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use kdbusd::config::{Arguments, Config};
+use kdbusd::{Daemon, notify, process};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "kdbusd: error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    // First, while no descriptor of our own can have that number.
+    let ready = arguments.ready_fd.map(process::inherited).transpose()?;
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let uid = rustix::process::geteuid().as_raw();
+    let config = Config::load(arguments, uid, runtime_dir.as_deref())?;
+    if arguments.print_config {
+        print!("{}", config.to_toml());
+        return Ok(());
+    }
+    if arguments.check {
+        return Ok(());
+    }
+
+    // Before anything listens: an early signal ends the daemon as an orderly stop does.
+    let (signal, stop) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGTERM, signal.try_clone()?)?;
+    signal_hook::low_level::pipe::register(SIGINT, signal)?;
+
+    process::raise_descriptor_limit()?;
+    let mut daemon = Daemon::bind(&config)?;
+    let manager = std::env::var_os("NOTIFY_SOCKET");
+    let tell = |state: &str| manager.as_ref().map_or(Ok(()), |socket| notify(socket, state));
+    tell("READY=1\n")?;
+    if let Some(ready) = ready {
+        announce(ready)?;
+    }
+    daemon.run(&stop)?;
+    tell("STOPPING=1\n")?;
+    Ok(())
+}
+
+fn announce(ready: OwnedFd) -> std::io::Result<()> {
+    std::fs::File::from(ready).write_all(b"ready\n")
+}

@@ -1,0 +1,523 @@
+//! The queue in which a bus shows messages to a client, and the way back.
+//!
+//! It lies in two runs of words. Only the bus writes the *posted* part; clients map it read-only:
+//!
+//! | word | what |
+//! |---|---|
+//! | 0 | magic and version |
+//! | 1, 2 | depth D, places of the return ring R (a power of two) |
+//! | 3 | 1 while the connection lives, 0 after it ended |
+//! | 4 | broadcasts lost so far, all in all |
+//! | 5 | counts what the client asked to be woken for besides messages |
+//! | 6 | 1 while returns have to be reported at once |
+//! | 7 | returns that the bus has read so far |
+//! | 16 + 8 n | entry n: key, priority, offset, size, flags (1: with descriptors) |
+//!
+//! Both write the *shared* part:
+//!
+//! | word | what |
+//! |---|---|
+//! | 0 | 1 while the client wants its bell rung: *armed* |
+//! | 8 | returns that the client has written so far |
+//! | 16 … | one bit for each entry that was shown since the client last looked: *fresh* |
+//! | then D words | state of each entry: key × 4 + phase |
+//! | then 2 R words | return ring: kind (1 taken, 2 freed) and slot in the upper half; key or offset |
+//!
+//! Fresh bits take the place of a ring of slots: a ring can be lapped by entries that come and are taken back
+//! while the client does not look, bits cannot. Bits and states start at multiples of eight words.
+
+use core::fmt;
+
+use super::words::Words;
+use crate::engine::{Entry, Return};
+
+/// Entries that a queue can have at most.
+pub const DEPTH_MAX: u32 = 1 << 16;
+/// Places that a return ring can have at most.
+pub const RETURNS_MAX: u32 = 1 << 17;
+
+/// "kdbus" and the version of this layout.
+const MAGIC: u64 = 0x6b64_6275_7300_0001;
+
+const MAGIC_AT: usize = 0;
+const DEPTH_AT: usize = 1;
+const RETURNS_AT: usize = 2;
+const ALIVE_AT: usize = 3;
+const LOST_AT: usize = 4;
+const NOTICES_AT: usize = 5;
+const WANTED_AT: usize = 6;
+const HEAD_AT: usize = 7;
+
+const ARMED_AT: usize = 0;
+const TAIL_AT: usize = 8;
+
+/// Words before the entries, and before the fresh bits.
+const FIXED: usize = 16;
+const ENTRY: usize = 8;
+
+const WITH_FILES: u64 = 1;
+
+const KIND_TAKEN: u64 = 1;
+const KIND_FREED: u64 = 2;
+
+/// Keys that do not fit beside the phase are 146 years away.
+const KEY_MAX: u64 = u64::MAX >> 2;
+
+/// What a state word says of its entry.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+enum Phase {
+    Queued = 1,
+    Taken = 2,
+    Retracted = 3,
+}
+
+const fn state(key: u64, phase: Phase) -> u64 {
+    key << 2 | phase as u64
+}
+
+/// How many entries a queue has, and what follows from that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboxLayout {
+    depth: u32,
+    returns: u32,
+}
+
+impl InboxLayout {
+    /// A queue of `depth` entries, with a return ring that holds one receipt and one release of each.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError`] if `depth` is 0 or above [`DEPTH_MAX`].
+    pub const fn new(depth: u32) -> Result<Self, LayoutError> {
+        if depth == 0 || depth > DEPTH_MAX {
+            return Err(LayoutError);
+        }
+        Ok(Self { depth, returns: (2 * depth).next_power_of_two() })
+    }
+
+    /// Entries, and the bound of every slot number.
+    #[must_use]
+    pub const fn depth(self) -> u32 {
+        self.depth
+    }
+
+    /// Places of the return ring.
+    #[must_use]
+    pub const fn returns(self) -> u32 {
+        self.returns
+    }
+
+    /// Words of the part that only the bus writes.
+    #[must_use]
+    pub const fn posted_words(self) -> usize {
+        FIXED + ENTRY * self.depth as usize
+    }
+
+    /// Words of the part that both sides write.
+    #[must_use]
+    pub const fn shared_words(self) -> usize {
+        self.ring_at() + 2 * self.returns as usize
+    }
+
+    /// Words of fresh bits.
+    #[must_use]
+    pub const fn fresh_words(self) -> usize {
+        self.depth.div_ceil(64) as usize
+    }
+
+    const fn states_at(self) -> usize {
+        FIXED + self.fresh_words().next_multiple_of(8)
+    }
+
+    const fn ring_at(self) -> usize {
+        self.states_at() + (self.depth as usize).next_multiple_of(8)
+    }
+
+    const fn entry_at(self, slot: u32) -> usize {
+        FIXED + ENTRY * slot as usize
+    }
+
+    const fn state_at(self, slot: u32) -> usize {
+        self.states_at() + slot as usize
+    }
+
+    const fn place_at(self, count: u64) -> usize {
+        // `returns` is a power of two.
+        self.ring_at() + 2 * (count & (self.returns as u64 - 1)) as usize
+    }
+}
+
+/// A queue cannot have that depth, or the words do not hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct LayoutError;
+
+impl fmt::Display for LayoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a shared queue has 1 to {DEPTH_MAX} entries, and words for all of them")
+    }
+}
+
+impl core::error::Error for LayoutError {}
+
+/// The bus' side of one client's queue.
+///
+/// Nothing a client does to the shared part can make these methods panic, loop or look outside their words.
+/// The worst it can do is to lie about what it has received, which is its own loss.
+#[derive(Debug)]
+pub struct InboxWriter<P, S> {
+    posted: P,
+    shared: S,
+    layout: InboxLayout,
+    /// Returns read so far.
+    head: u64,
+    /// Where the series of reads that is under way ends.
+    series: Option<u64>,
+    notices: u64,
+    violated: bool,
+}
+
+impl<P: Words, S: Words> InboxWriter<P, S> {
+    /// Starts an empty queue over words that are all zero. The first entry rings.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError`] if either part has fewer words than `layout` needs.
+    pub fn new(posted: P, shared: S, layout: InboxLayout) -> Result<Self, LayoutError> {
+        if posted.count() < layout.posted_words() || shared.count() < layout.shared_words() {
+            return Err(LayoutError);
+        }
+        posted.store(DEPTH_AT, u64::from(layout.depth));
+        posted.store(RETURNS_AT, u64::from(layout.returns));
+        posted.store(ALIVE_AT, 1);
+        posted.store(MAGIC_AT, MAGIC);
+        shared.store(ARMED_AT, 1);
+        Ok(Self { posted, shared, layout, head: 0, series: None, notices: 0, violated: false })
+    }
+
+    /// Shows `entry`, in constant time. True if the bell has to be rung now.
+    ///
+    /// The slot must not be in use; one outside the layout is left out.
+    #[must_use = "a client that sleeps has to be woken"]
+    pub fn publish(&mut self, entry: &Entry) -> bool {
+        if entry.slot >= self.layout.depth {
+            return false;
+        }
+        let key = entry.key & KEY_MAX;
+        let at = self.layout.entry_at(entry.slot);
+        // The state word frames the entry: it says `Queued` with this key only after all of these stores, and
+        // each of them releases that it no longer says so of an earlier entry (see `InboxReader::entry`).
+        self.posted.store(at, key);
+        self.posted.store(at + 1, entry.priority as u64);
+        self.posted.store(at + 2, entry.offset);
+        self.posted.store(at + 3, entry.size);
+        self.posted.store(at + 4, if entry.with_files { WITH_FILES } else { 0 });
+        self.shared.store(self.layout.state_at(entry.slot), state(key, Phase::Queued));
+        self.shared.set_bits(FIXED + (entry.slot / 64) as usize, 1 << (entry.slot % 64));
+        self.wake()
+    }
+
+    /// Takes a shown entry back, in constant time. False if the client took it first.
+    #[must_use = "an entry that the client took counts as received"]
+    pub fn retract(&mut self, entry: &Entry) -> bool {
+        if entry.slot >= self.layout.depth {
+            return false;
+        }
+        let key = entry.key & KEY_MAX;
+        let at = self.layout.state_at(entry.slot);
+        self.shared.replace(at, state(key, Phase::Queued), state(key, Phase::Retracted))
+    }
+
+    /// The next thing the client did. `None` at the end of a series, which is at most
+    /// [`returns`](InboxLayout::returns) long; what came meanwhile is for the next one.
+    pub fn poll_return(&mut self) -> Option<Return> {
+        if self.violated {
+            return None;
+        }
+        let end = match self.series {
+            Some(end) => end,
+            None => {
+                let tail = self.shared.load(TAIL_AT);
+                let ahead = tail.wrapping_sub(self.head);
+                if ahead > u64::from(self.layout.returns) {
+                    // A client never writes more than the ring holds.
+                    self.violated = true;
+                    return None;
+                }
+                self.series = Some(tail);
+                tail
+            }
+        };
+        if self.head == end {
+            self.series = None;
+            return None;
+        }
+        let at = self.layout.place_at(self.head);
+        let (kind, value) = (self.shared.load(at), self.shared.load(at + 1));
+        self.head = self.head.wrapping_add(1);
+        // Releases the loads above: the client may use the place again from here on.
+        self.posted.store(HEAD_AT, self.head);
+        match kind & 0xffff_ffff {
+            KIND_TAKEN => Some(Return::Taken { slot: (kind >> 32) as u32, key: value }),
+            KIND_FREED => Some(Return::Freed(value)),
+            _ => {
+                self.violated = true;
+                self.series = None;
+                None
+            }
+        }
+    }
+
+    /// Asks the client to report returns at once, or ends that. True if there are some already.
+    #[must_use = "returns from before the request are not reported"]
+    pub fn watch_returns(&mut self, watch: bool) -> bool {
+        self.posted.store(WANTED_AT, u64::from(watch));
+        // Against the fence in `InboxReader::push_return`: either the client sees the request, or its
+        // return is seen here.
+        self.shared.fence();
+        watch && self.shared.load(TAIL_AT) != self.head
+    }
+
+    /// Shows how many broadcasts were lost so far. True if the bell has to be rung now.
+    #[must_use = "a client that sleeps has to be woken"]
+    pub fn lost(&mut self, total: u64) -> bool {
+        self.posted.store(LOST_AT, total);
+        self.wake()
+    }
+
+    /// Tells the client that something it waits for has come, such as room at a receiver. True if the bell
+    /// has to be rung now.
+    #[must_use = "a client that sleeps has to be woken"]
+    pub fn notice(&mut self) -> bool {
+        self.notices = self.notices.wrapping_add(1);
+        self.posted.store(NOTICES_AT, self.notices);
+        self.wake()
+    }
+
+    /// Tells the client that its connection has ended. True if the bell has to be rung now.
+    #[must_use = "a client that sleeps has to be woken"]
+    pub fn end(&mut self) -> bool {
+        self.posted.store(ALIVE_AT, 0);
+        self.wake()
+    }
+
+    /// Whether the client broke a rule of the return ring: nothing is read from it any more.
+    #[must_use]
+    pub const fn is_violated(&self) -> bool {
+        self.violated
+    }
+
+    /// Entries, and the bound of every slot number.
+    #[must_use]
+    pub const fn layout(&self) -> InboxLayout {
+        self.layout
+    }
+
+    /// Disarms the client. True if it was armed and its bell has to be rung.
+    fn wake(&self) -> bool {
+        // Against the fence in `InboxReader::arm`: either the client sees what was written before this, or
+        // its arming is seen here.
+        self.shared.fence();
+        self.shared.load(ARMED_AT) != 0 && self.shared.swap(ARMED_AT, 0) != 0
+    }
+}
+
+/// Why a client cannot use a shared queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum AttachError {
+    /// The words are no queue, or one of another version.
+    Version,
+    /// The words do not hold the queue that they describe.
+    Size,
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Version => "the shared queue has another version than this client",
+            Self::Size => "the shared queue is larger than its memory",
+        })
+    }
+}
+
+impl core::error::Error for AttachError {}
+
+/// The return ring has no room; the bus has to be told by command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ReturnsFull;
+
+impl fmt::Display for ReturnsFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the return ring is full")
+    }
+}
+
+impl core::error::Error for ReturnsFull {}
+
+/// A client's side of its queue.
+#[derive(Debug)]
+pub struct InboxReader<P, S> {
+    posted: P,
+    shared: S,
+    layout: InboxLayout,
+    /// Returns written so far.
+    tail: u64,
+    /// Returns that the bus had read when it was last looked at.
+    head: u64,
+}
+
+impl<P: Words, S: Words> InboxReader<P, S> {
+    /// Opens the queue that lies in `posted` and `shared`.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`] if there is none that this code knows.
+    pub fn attach(posted: P, shared: S) -> Result<Self, AttachError> {
+        if posted.load(MAGIC_AT) != MAGIC {
+            return Err(AttachError::Version);
+        }
+        let (depth, returns) = (posted.load(DEPTH_AT), posted.load(RETURNS_AT));
+        let layout = u32::try_from(depth)
+            .ok()
+            .and_then(|depth| InboxLayout::new(depth).ok())
+            .filter(|layout| u64::from(layout.returns) == returns)
+            .ok_or(AttachError::Size)?;
+        if posted.count() < layout.posted_words() || shared.count() < layout.shared_words() {
+            return Err(AttachError::Size);
+        }
+        let tail = shared.load(TAIL_AT);
+        let head = posted.load(HEAD_AT);
+        Ok(Self { posted, shared, layout, tail, head })
+    }
+
+    /// Entries, and the bound of every slot number.
+    #[must_use]
+    pub const fn layout(&self) -> InboxLayout {
+        self.layout
+    }
+
+    /// Whether anything was shown since [`fresh`](Self::fresh) last took it; looks at `depth / 64` words.
+    #[must_use]
+    pub fn has_fresh(&self) -> bool {
+        (0..self.layout.fresh_words()).any(|word| self.shared.load(FIXED + word) != 0)
+    }
+
+    /// Hands each entry that was shown since the last time to `each`, in order of slots, not of keys.
+    ///
+    /// Entries that were taken back meanwhile are left out. One for which `each` says false is handed out
+    /// again the next time. Looks at `depth / 64` words and at each entry once.
+    pub fn fresh(&self, mut each: impl FnMut(Entry) -> bool) {
+        for word in 0..self.layout.fresh_words() {
+            let at = FIXED + word;
+            if self.shared.load(at) == 0 {
+                continue;
+            }
+            let mut bits = self.shared.swap(at, 0);
+            let mut later = 0;
+            while bits != 0 {
+                let bit = bits.trailing_zeros();
+                bits &= bits - 1;
+                let refused = self.entry(word as u32 * 64 + bit).is_some_and(|entry| !each(entry));
+                later |= u64::from(refused) << bit;
+            }
+            if later != 0 {
+                self.shared.set_bits(at, later);
+            }
+        }
+    }
+
+    /// Receives the entry in `slot` if it is still shown with `key`. False if the bus took it back.
+    #[must_use = "an entry that was taken back is not received"]
+    pub fn take(&self, slot: u32, key: u64) -> bool {
+        if slot >= self.layout.depth || key > KEY_MAX {
+            return false;
+        }
+        let at = self.layout.state_at(slot);
+        self.shared.replace(at, state(key, Phase::Queued), state(key, Phase::Taken))
+    }
+
+    /// Whether the next [`push_return`](Self::push_return) has a place.
+    pub fn has_return_room(&mut self) -> bool {
+        let places = u64::from(self.layout.returns);
+        if self.tail.wrapping_sub(self.head) >= places {
+            self.head = self.posted.load(HEAD_AT);
+        }
+        self.tail.wrapping_sub(self.head) < places
+    }
+
+    /// Tells the bus what was done, in constant time. True if the bus wants to be woken for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ReturnsFull`] if the bus has not read the ring for long; nothing was told.
+    pub fn push_return(&mut self, done: Return) -> Result<bool, ReturnsFull> {
+        if !self.has_return_room() {
+            return Err(ReturnsFull);
+        }
+        let (kind, value) = match done {
+            Return::Taken { slot, key } => (u64::from(slot) << 32 | KIND_TAKEN, key),
+            Return::Freed(offset) => (KIND_FREED, offset),
+        };
+        let at = self.layout.place_at(self.tail);
+        self.shared.store(at, kind);
+        self.shared.store(at + 1, value);
+        self.tail = self.tail.wrapping_add(1);
+        self.shared.store(TAIL_AT, self.tail);
+        // Against the fence in `InboxWriter::watch_returns`.
+        self.shared.fence();
+        Ok(self.posted.load(WANTED_AT) != 0)
+    }
+
+    /// Asks for the bell. The caller then looks once more at everything, and sleeps only if nothing is there.
+    pub fn arm(&self) {
+        self.shared.store(ARMED_AT, 1);
+        // Against the fence in `InboxWriter::wake`.
+        self.shared.fence();
+    }
+
+    /// Broadcasts lost so far.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.posted.load(LOST_AT)
+    }
+
+    /// How often the bus told of something besides messages; any change is news.
+    #[must_use]
+    pub fn notices(&self) -> u64 {
+        self.posted.load(NOTICES_AT)
+    }
+
+    /// Whether the connection still lives.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.posted.load(ALIVE_AT) != 0
+    }
+
+    /// A copy of the entry in `slot` if it is shown.
+    fn entry(&self, slot: u32) -> Option<Entry> {
+        if slot >= self.layout.depth {
+            return None;
+        }
+        // Acquires every word of the entry that it names.
+        let framed = self.shared.load(self.layout.state_at(slot));
+        let key = framed >> 2;
+        if framed != state(key, Phase::Queued) {
+            return None;
+        }
+        let at = self.layout.entry_at(slot);
+        let entry = Entry {
+            slot,
+            key: self.posted.load(at),
+            priority: self.posted.load(at + 1) as i64,
+            offset: self.posted.load(at + 2),
+            size: self.posted.load(at + 3),
+            with_files: self.posted.load(at + 4) & WITH_FILES != 0,
+        };
+        // Had one of these loads read a word of a later entry, it would have acquired that the state word
+        // had changed before, which shows here and in `take`.
+        (entry.key == key && self.shared.load(self.layout.state_at(slot)) == framed).then_some(entry)
+    }
+}

@@ -1,0 +1,135 @@
+//! The merge of several lanes by time.
+//!
+//! Each message has a key, the time at which it was queued. A receiver reads the clock (the *cut*), then looks
+//! at its lanes one after another, and takes what was queued up to the cut. What came later in one lane
+//! waits for the next batch, because something older may have come into a lane that was looked at before.
+
+use crate::Instant;
+
+/// A message that came in on a lane and was not received yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrived {
+    /// Time of queueing, nanoseconds; increasing within a lane.
+    pub key: u64,
+    /// Priority of the message; the lowest value is the most urgent.
+    pub priority: i64,
+    /// The receiver's number of the lane.
+    pub lane: u32,
+    /// Place of the message in its lane.
+    pub slot: u32,
+    /// Offset of its slice.
+    pub offset: u64,
+    /// Bytes of its slice.
+    pub size: u64,
+    /// Whether descriptors go with it.
+    pub with_files: bool,
+}
+
+/// How far a receiver has merged its lanes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Order {
+    cut: u64,
+}
+
+/// One look at all lanes.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    floor: u64,
+    cut: u64,
+    room: &'a mut [Arrived],
+    len: usize,
+}
+
+impl Order {
+    /// A receiver that has merged nothing yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { cut: 0 }
+    }
+
+    /// Starts a look at all lanes, for as many messages as `room` holds. `now` is read before any lane is.
+    pub fn batch<'a>(&mut self, now: Instant, room: &'a mut [Arrived]) -> Batch<'a> {
+        let floor = self.cut;
+        self.cut = floor.max(now.as_nanos());
+        Batch { floor, cut: self.cut, room, len: 0 }
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// Takes a message in. False if it has to stay in its lane until the next look: it was queued after this
+    /// one began, or there is no room.
+    #[must_use = "a message that stays in its lane has to be looked at again"]
+    pub fn admit(&mut self, arrived: Arrived) -> bool {
+        if arrived.key > self.cut {
+            return false;
+        }
+        let Some(place) = self.room.get_mut(self.len) else { return false };
+        *place = arrived;
+        self.len += 1;
+        true
+    }
+
+    /// The messages of this look in the order in which they are to be queued, in `O(n log n)`.
+    ///
+    /// One that claims to be older than the look before is as old as the oldest of this one: a lane that
+    /// gives wrong times gains one batch.
+    #[must_use]
+    pub fn sorted(self) -> &'a [Arrived] {
+        let Self { floor, room, len, .. } = self;
+        let batch = &mut room[..len];
+        batch.sort_unstable_by_key(|arrived| (arrived.key.max(floor), arrived.lane, arrived.key));
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrived(lane: u32, key: u64) -> Arrived {
+        Arrived { key, lane, slot: key as u32, ..Arrived::default() }
+    }
+
+    fn merge<const N: usize>(order: &mut Order, now: u64, lanes: [Arrived; N]) -> ([u64; N], usize) {
+        let mut room = [Arrived::default(); N];
+        let mut batch = order.batch(Instant::from_nanos(now), &mut room);
+        let held_back = lanes.into_iter().filter(|arrived| !batch.admit(*arrived)).count();
+        let mut keys = [0; N];
+        for (key, arrived) in keys.iter_mut().zip(batch.sorted()) {
+            *key = arrived.key;
+        }
+        (keys, held_back)
+    }
+
+    #[test]
+    fn lanes_merge_by_time_up_to_the_cut() {
+        let mut order = Order::new();
+        let lanes = [arrived(0, 10), arrived(0, 31), arrived(1, 5), arrived(1, 30)];
+        assert_eq!(merge(&mut order, 30, lanes), ([5, 10, 30, 0], 1));
+    }
+
+    #[test]
+    fn a_lane_that_predates_its_messages_does_not_overtake_the_batch_before() {
+        let mut order = Order::new();
+        assert_eq!(merge(&mut order, 20, [arrived(0, 20)]), ([20], 0));
+        // Lane 1 says 1, which is before the last cut: as old as the cut itself, and behind lane 0's equal.
+        assert_eq!(merge(&mut order, 40, [arrived(1, 1), arrived(0, 20), arrived(0, 39)]), ([20, 1, 39], 0));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_keeps_the_cut() {
+        let mut order = Order::new();
+        assert_eq!(merge(&mut order, 50, [arrived(0, 50)]), ([50], 0));
+        assert_eq!(merge(&mut order, 10, [arrived(0, 45)]), ([45], 0));
+    }
+
+    #[test]
+    fn what_finds_no_room_stays_in_its_lane() {
+        let mut order = Order::new();
+        let mut room = [Arrived::default(); 1];
+        let mut batch = order.batch(Instant::from_nanos(9), &mut room);
+        assert!(batch.admit(arrived(0, 1)));
+        assert!(!batch.admit(arrived(0, 2)));
+        assert_eq!(batch.sorted(), [arrived(0, 1)]);
+    }
+}

@@ -1,0 +1,687 @@
+//! A domain with a host in memory, for tests that drive whole sequences of commands.
+
+extern crate std;
+
+use std::boxed::Box;
+use std::collections::{BTreeMap, VecDeque};
+use std::string::{String, ToString};
+use std::vec;
+use std::vec::Vec;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::*;
+use crate::Instant;
+use crate::abi::{
+    BloomParameter, Cmd, CmdFree, CmdHello, CmdInfo, CmdList, CmdMatch, CmdRecv, CmdSend, Command, Errno,
+    HelloFlags, ITEM_HEADER, Info, Item, ItemType, ItemWriter, Items, MakeFlags, Msg, MsgFlags, MsgInfo,
+    NameFlags, RecvFlags, SendFlags, align8,
+};
+
+/// Uid of the creator of the bus.
+pub(super) const OWNER: u32 = 1000;
+/// Bytes of a filter on the bus.
+pub(super) const BLOOM: usize = 64;
+/// An address that no sender can read.
+pub(super) const BAD_ADDRESS: u64 = 0x6666_0000;
+
+/// A descriptor number: which file, from the tests' own table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TestFile(pub(super) FileKind);
+
+#[derive(Default)]
+pub(super) struct TestHost {
+    pub(super) pools: BTreeMap<HandleId, Vec<u8>>,
+    pub(super) nodes: BTreeMap<(String, String), EndpointId>,
+    /// What the non-zero vectors of the SEND being handled name.
+    pub(super) payload: Vec<u8>,
+    pub(super) fds: BTreeMap<i32, TestFile>,
+    /// Pins of each file.
+    pub(super) pinned: BTreeMap<u32, u32>,
+    pub(super) installed: Vec<(HandleId, u32)>,
+    pub(super) refuse_install: bool,
+    pub(super) published: BTreeMap<HandleId, Vec<Entry>>,
+    pub(super) returns: BTreeMap<HandleId, VecDeque<Return>>,
+    /// Entries that a client has taken, and has not told of.
+    pub(super) taken: Vec<(HandleId, Entry)>,
+    pub(super) asked: Vec<(HandleId, crate::abi::AttachFlags)>,
+    pub(super) lost: BTreeMap<HandleId, u64>,
+    pub(super) watched: BTreeMap<HandleId, bool>,
+    random: u8,
+}
+
+impl Host for TestHost {
+    fn pool_create(&mut self, owner: HandleId, size: u64) -> Result<(), Errno> {
+        assert!(self.pools.insert(owner, vec![0; size as usize]).is_none(), "one pool a handle");
+        Ok(())
+    }
+
+    fn pool_destroy(&mut self, owner: HandleId) {
+        assert!(self.pools.remove(&owner).is_some(), "a pool is destroyed once");
+    }
+
+    fn pool_write(&mut self, owner: HandleId, offset: u64, bytes: &[u8]) {
+        let pool = self.pools.get_mut(&owner).unwrap();
+        pool[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn pool_zero(&mut self, owner: HandleId, offset: u64, len: u64) {
+        self.pools.get_mut(&owner).unwrap()[offset as usize..(offset + len) as usize].fill(0);
+    }
+
+    fn pool_copy(&mut self, from: HandleId, from_offset: u64, to: HandleId, to_offset: u64, len: u64) {
+        let bytes = self.pools[&from][from_offset as usize..(from_offset + len) as usize].to_vec();
+        self.pool_write(to, to_offset, &bytes);
+    }
+
+    fn payload(&mut self, to: HandleId, offset: u64, address: u64, skip: u64, len: u64) -> Result<(), Errno> {
+        if address == BAD_ADDRESS {
+            return Err(Errno::EFAULT);
+        }
+        let bytes = self.payload[skip as usize..(skip + len) as usize].to_vec();
+        self.pool_write(to, offset, &bytes);
+        Ok(())
+    }
+
+    fn import(&mut self, _from: HandleId, fd: i32) -> Result<(FileId, FileKind), Errno> {
+        let TestFile(kind) = *self.fds.get(&fd).ok_or(Errno::EBADF)?;
+        *self.pinned.entry(fd as u32).or_default() += 1;
+        Ok((FileId(fd as u32), kind))
+    }
+
+    fn install(&mut self, to: HandleId, file: FileId) -> Option<i32> {
+        if self.refuse_install {
+            return None;
+        }
+        self.installed.push((to, file.0));
+        Some(1000 + file.0 as i32)
+    }
+
+    fn release(&mut self, file: FileId) {
+        let pins = self.pinned.get_mut(&file.0).unwrap();
+        *pins -= 1;
+        if *pins == 0 {
+            self.pinned.remove(&file.0);
+        }
+    }
+
+    fn node_create(&mut self, node: Node<'_>) -> Result<(), Errno> {
+        self.nodes.insert((node.bus.to_string(), node.endpoint.to_string()), node.id);
+        Ok(())
+    }
+
+    fn node_remove(&mut self, node: Node<'_>) {
+        assert!(self.nodes.remove(&(node.bus.to_string(), node.endpoint.to_string())).is_some());
+    }
+
+    fn random(&mut self) -> [u8; 16] {
+        self.random += 1;
+        [self.random; 16]
+    }
+
+    fn metadata(
+        &mut self,
+        from: HandleId,
+        kind: crate::abi::AttachFlags,
+        buffer: &mut [u8],
+    ) -> Option<usize> {
+        self.asked.push((from, kind));
+        let value: &[u8] = match kind {
+            crate::abi::AttachFlags::TID_COMM => b"thread\0",
+            crate::abi::AttachFlags::PID_COMM => b"process\0",
+            _ => return None,
+        };
+        buffer.get_mut(..value.len())?.copy_from_slice(value);
+        Some(value.len())
+    }
+
+    fn publish(&mut self, to: HandleId, entry: Entry) {
+        self.published.entry(to).or_default().push(entry);
+    }
+
+    fn retract(&mut self, to: HandleId, entry: Entry) -> bool {
+        let published = self.published.entry(to).or_default();
+        let at =
+            published.iter().position(|other| *other == entry).expect("only what was shown is taken back");
+        published.remove(at);
+        !self.taken.iter().any(|(of, other)| (*of, *other) == (to, entry))
+    }
+
+    fn poll_return(&mut self, of: HandleId) -> Option<Return> {
+        let returned = self.returns.get_mut(&of)?.pop_front()?;
+        if let Return::Taken { slot, key } = returned {
+            self.published.entry(of).or_default().retain(|entry| (entry.slot, entry.key) != (slot, key));
+        }
+        Some(returned)
+    }
+
+    fn watch_returns(&mut self, of: HandleId, watch: bool) {
+        self.watched.insert(of, watch);
+    }
+
+    fn lost(&mut self, to: HandleId, total: u64) {
+        self.lost.insert(to, total);
+    }
+}
+
+struct Leak;
+
+impl Allocate for Leak {
+    fn slice<T: Default + 'static>(&mut self, len: usize) -> &'static mut [T] {
+        Box::leak(core::iter::repeat_with(T::default).take(len).collect())
+    }
+}
+
+/// One connection of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub(super) handle: HandleId,
+    pub(super) id: u64,
+    pub(super) pool: u64,
+}
+
+/// Type and payload of an item.
+pub(super) type OwnedItem = (ItemType, Vec<u8>);
+
+/// A message as its receiver finds it.
+#[derive(Clone, Debug)]
+pub(super) struct Received {
+    pub(super) header: Msg,
+    pub(super) slice: Vec<u8>,
+    pub(super) info: MsgInfo,
+}
+
+impl Received {
+    pub(super) fn items(&self) -> Vec<OwnedItem> {
+        let area = &self.slice[Msg::SIZE..self.header.size as usize];
+        let items = Items::new(area).map(Result::unwrap);
+        items.map(|item: Item<'_>| (item.kind, item.payload.to_vec())).collect()
+    }
+
+    pub(super) fn item(&self, kind: ItemType) -> Option<Vec<u8>> {
+        self.items().into_iter().find(|(other, _)| *other == kind).map(|(_, payload)| payload)
+    }
+
+    pub(super) fn kinds(&self) -> Vec<ItemType> {
+        self.items().into_iter().map(|(kind, _)| kind).collect()
+    }
+
+    /// The first item and its payload as words.
+    pub(super) fn notice(&self) -> (ItemType, Vec<u64>) {
+        let (kind, payload) = self.items().remove(0);
+        let words = payload.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+        (kind, words)
+    }
+}
+
+/// A message to send.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing {
+    pub(super) header: Msg,
+    pub(super) items: Vec<(ItemType, Vec<u8>)>,
+    pub(super) payload: Vec<u8>,
+    pub(super) sync: bool,
+}
+
+pub(super) fn message(to: u64, cookie: u64) -> Outgoing {
+    let header = Msg { dst_id: to, cookie, payload_type: crate::abi::PAYLOAD_DBUS, ..Msg::default() };
+    Outgoing { header, items: Vec::new(), payload: Vec::new(), sync: false }
+}
+
+pub(super) fn to_name(name: &str, cookie: u64) -> Outgoing {
+    message(0, cookie).item(ItemType::DST_NAME, &c_str(name))
+}
+
+pub(super) fn signal(to: u64, filter: [u8; BLOOM]) -> Outgoing {
+    let mut signal = message(to, 0);
+    signal.header.flags = MsgFlags::SIGNAL.bits();
+    let mut payload = vec![0; 8];
+    payload.extend_from_slice(&filter);
+    signal.item(ItemType::BLOOM_FILTER, &payload)
+}
+
+pub(super) fn broadcast() -> Outgoing {
+    signal(u64::MAX, [0; BLOOM])
+}
+
+pub(super) fn c_str(text: &str) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.push(0);
+    bytes
+}
+
+impl Outgoing {
+    pub(super) fn item(mut self, kind: ItemType, payload: &[u8]) -> Self {
+        self.items.push((kind, payload.to_vec()));
+        self
+    }
+
+    pub(super) fn vec(mut self, bytes: &[u8]) -> Self {
+        self.payload.extend_from_slice(bytes);
+        self.item(ItemType::PAYLOAD_VEC, crate::abi::Vec { size: bytes.len() as u64, address: 64 }.as_bytes())
+    }
+
+    pub(super) fn call(mut self, deadline: u64) -> Self {
+        self.header.flags |= MsgFlags::EXPECT_REPLY.bits();
+        self.header.timeout_or_reply = deadline;
+        self
+    }
+
+    pub(super) fn sync(mut self, deadline: u64) -> Self {
+        self.sync = true;
+        self.call(deadline)
+    }
+
+    pub(super) fn reply_to(mut self, cookie: u64) -> Self {
+        self.header.timeout_or_reply = cookie;
+        self
+    }
+
+    pub(super) fn priority(mut self, priority: i64) -> Self {
+        self.header.priority = priority;
+        self
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 1 << 16];
+        let mut writer = ItemWriter::behind(&mut buffer, Msg::SIZE).unwrap();
+        for (kind, payload) in &self.items {
+            writer.bytes(*kind, payload).unwrap();
+        }
+        let end = writer.len();
+        let header = Msg { size: end as u64, ..self.header };
+        buffer[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        buffer.truncate(end);
+        buffer
+    }
+}
+
+/// A record and items as a command's argument.
+pub(super) fn arg<T: IntoBytes + zerocopy::Immutable>(record: T, items: &[(ItemType, &[u8])]) -> Vec<u8> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut writer = ItemWriter::behind(&mut buffer, size_of::<T>()).unwrap();
+    for (kind, payload) in items {
+        writer.bytes(*kind, payload).unwrap();
+    }
+    let end = writer.len();
+    buffer.truncate(end);
+    buffer[..size_of::<T>()].copy_from_slice(record.as_bytes());
+    buffer[..8].copy_from_slice(&(end as u64).to_ne_bytes());
+    buffer
+}
+
+pub(super) struct Bed {
+    pub(super) domain: Domain<'static>,
+    pub(super) host: TestHost,
+    pub(super) now: u64,
+    pub(super) bus: HandleId,
+    pub(super) effects: Vec<Effect>,
+    tokens: u64,
+}
+
+pub(super) fn user(uid: u32) -> Credentials {
+    Credentials { uid, euid: uid, gid: uid, egid: uid, pid: uid + 1, tid: uid + 1, ..Credentials::default() }
+}
+
+impl Bed {
+    /// A domain with one bus, which everybody may open.
+    pub(super) fn new() -> Self {
+        Self::with(&Config { queue_depth: 512, pool_slices: 600, ..Config::SMALL })
+    }
+
+    pub(super) fn with(config: &Config) -> Self {
+        let domain = Domain::new(config, Storage::allocate(config, &mut Leak)).unwrap();
+        let bus = HandleId { index: 0, generation: 0 };
+        let host = TestHost::default();
+        let mut bed = Self { domain, host, now: 1_000_000, bus, effects: Vec::new(), tokens: 0 };
+        bed.bus = bed.make_bus(OWNER, "1000-test").unwrap();
+        bed
+    }
+
+    pub(super) fn at(&self) -> Clock {
+        Clock { monotonic: Instant::from_nanos(self.now), realtime_ns: self.now + 5 }
+    }
+
+    pub(super) fn control(&mut self, uid: u32) -> HandleId {
+        self.domain.open_control(&user(uid)).unwrap()
+    }
+
+    pub(super) fn make_bus(&mut self, uid: u32, name: &str) -> Result<HandleId, Errno> {
+        let handle = self.control(uid);
+        self.make_bus_on(handle, name).map(|()| handle)
+    }
+
+    pub(super) fn make_bus_on(&mut self, handle: HandleId, name: &str) -> Result<(), Errno> {
+        let bloom = BloomParameter { size: BLOOM as u64, n_hash: 1 };
+        let flags = MakeFlags::ACCESS_WORLD.bits();
+        let mut arg = arg(
+            Cmd { flags, ..Cmd::default() },
+            &[(ItemType::MAKE_NAME, &c_str(name)), (ItemType::BLOOM_PARAMETER, bloom.as_bytes())],
+        );
+        self.run(handle, Command::BusMake, &mut arg)
+    }
+
+    pub(super) fn open(&mut self, uid: u32) -> HandleId {
+        let endpoint = self.domain.endpoint("1000-test", "bus").unwrap();
+        self.domain.open(endpoint, &user(uid)).unwrap()
+    }
+
+    /// Runs a command that does not wait; effects are kept.
+    pub(super) fn run(&mut self, from: HandleId, command: Command, arg: &mut [u8]) -> Result<(), Errno> {
+        match self.request(from, command.request(), arg, None) {
+            Outcome::Done(result) => result,
+            Outcome::Pending => panic!("{command:?} waits"),
+        }
+    }
+
+    pub(super) fn request(
+        &mut self,
+        from: HandleId,
+        number: u32,
+        arg: &mut [u8],
+        message: Option<&mut [u8]>,
+    ) -> Outcome {
+        self.now += 1;
+        self.tokens += 1;
+        let request = Request { number, arg, message, token: self.tokens };
+        let arrival = Arrival { at: self.at(), from, caller: None, request };
+        let outcome = self.domain.handle(&mut self.host, arrival);
+        self.collect();
+        outcome
+    }
+
+    pub(super) fn collect(&mut self) {
+        while let Some(effect) = self.domain.poll_effect() {
+            self.effects.push(effect);
+        }
+    }
+
+    pub(super) fn last_token(&self) -> u64 {
+        self.tokens
+    }
+
+    pub(super) fn hello_arg(flags: HelloFlags, pool_size: u64, items: &[(ItemType, &[u8])]) -> Vec<u8> {
+        let cmd = CmdHello {
+            flags: flags.bits(),
+            attach_flags_send: u64::MAX,
+            attach_flags_recv: crate::abi::AttachFlags::TIMESTAMP.bits(),
+            pool_size,
+            ..CmdHello::default()
+        };
+        arg(cmd, items)
+    }
+
+    pub(super) fn hello(
+        &mut self,
+        handle: HandleId,
+        flags: HelloFlags,
+        pool: u64,
+        items: &[(ItemType, &[u8])],
+    ) -> Result<Peer, Errno> {
+        let mut arg = Self::hello_arg(flags, pool, items);
+        self.run(handle, Command::Hello, &mut arg)?;
+        let cmd = CmdHello::read_from_prefix(&arg).unwrap().0;
+        let peer = Peer { handle, id: cmd.id, pool };
+        self.free(peer, cmd.offset).unwrap_or(());
+        self.effects.clear();
+        Ok(peer)
+    }
+
+    /// An ordinary connection of the bus' creator, with descriptors and a pool of 1 MiB.
+    pub(super) fn connect(&mut self) -> Peer {
+        self.connect_as(OWNER)
+    }
+
+    pub(super) fn connect_as(&mut self, uid: u32) -> Peer {
+        let handle = self.open(uid);
+        self.hello(handle, HelloFlags::ACCEPT_FD, 1 << 20, &[]).unwrap()
+    }
+
+    pub(super) fn activator(&mut self, name: &str) -> Peer {
+        let handle = self.open(OWNER);
+        let name = c_str(name);
+        self.hello(handle, HelloFlags::ACTIVATOR, 1 << 20, &[(ItemType::NAME, &name)]).unwrap()
+    }
+
+    pub(super) fn policy_holder(&mut self, name: &str, records: &[(u64, u64, u64)]) -> Peer {
+        let handle = self.open(OWNER);
+        let name = c_str(name);
+        let records: Vec<_> =
+            records.iter().map(|&(kind, access, id)| crate::abi::PolicyAccess { kind, access, id }).collect();
+        let mut items = vec![(ItemType::NAME, name.as_slice())];
+        items.extend(records.iter().map(|record| (ItemType::POLICY_ACCESS, record.as_bytes())));
+        self.hello(handle, HelloFlags::POLICY_HOLDER, 4096, &items).unwrap()
+    }
+
+    pub(super) fn remove_match(&mut self, peer: Peer, cookie: u64) -> Result<(), Errno> {
+        let mut arg = arg(CmdMatch { cookie, ..CmdMatch::default() }, &[]);
+        self.run(peer.handle, Command::MatchRemove, &mut arg)
+    }
+
+    pub(super) fn make_endpoint(&mut self, handle: HandleId, name: &str) -> Result<(), Errno> {
+        let flags = MakeFlags::ACCESS_WORLD.bits();
+        let mut arg = arg(Cmd { flags, ..Cmd::default() }, &[(ItemType::MAKE_NAME, &c_str(name))]);
+        self.run(handle, Command::EndpointMake, &mut arg)
+    }
+
+    /// Sets the policy of an endpoint: names, each with kind, access and id of one record.
+    pub(super) fn set_policy(
+        &mut self,
+        endpoint: HandleId,
+        names: &[(&str, (u64, u64, u64))],
+    ) -> Result<(), Errno> {
+        let mut items = Vec::new();
+        for (name, (kind, access, id)) in names {
+            items.push((ItemType::NAME, c_str(name)));
+            let record = crate::abi::PolicyAccess { kind: *kind, access: *access, id: *id };
+            items.push((ItemType::POLICY_ACCESS, record.as_bytes().to_vec()));
+        }
+        let items: Vec<_> = items.iter().map(|(kind, payload)| (*kind, payload.as_slice())).collect();
+        self.run(endpoint, Command::EndpointUpdate, &mut arg(Cmd::default(), &items))
+    }
+
+    /// An ordinary connection on a custom endpoint.
+    pub(super) fn connect_on(&mut self, endpoint: &str, uid: u32) -> Peer {
+        let endpoint = self.domain.endpoint("1000-test", endpoint).unwrap();
+        let handle = self.domain.open(endpoint, &user(uid)).unwrap();
+        self.hello(handle, HelloFlags::ACCEPT_FD, 1 << 20, &[]).unwrap()
+    }
+
+    pub(super) fn close(&mut self, handle: HandleId) {
+        let at = self.at();
+        self.domain.close(&mut self.host, at, handle);
+        self.collect();
+    }
+
+    pub(super) fn free(&mut self, peer: Peer, offset: u64) -> Result<(), Errno> {
+        let mut arg = arg(CmdFree { offset, ..CmdFree::default() }, &[]);
+        self.run(peer.handle, Command::Free, &mut arg)
+    }
+
+    pub(super) fn byebye(&mut self, peer: Peer) -> Result<(), Errno> {
+        self.run(peer.handle, Command::Byebye, &mut arg(Cmd::default(), &[]))
+    }
+
+    /// Sends and returns the reply, if one was waiting already.
+    pub(super) fn send_any(&mut self, from: Peer, outgoing: &Outgoing) -> (Outcome, MsgInfo) {
+        self.host.payload = outgoing.payload.clone();
+        let mut message = outgoing.bytes();
+        let flags = if outgoing.sync { SendFlags::SYNC_REPLY } else { SendFlags::empty() };
+        let cmd = CmdSend { flags: flags.bits(), msg_address: 8, ..CmdSend::default() };
+        let mut arg = arg(cmd, &[]);
+        let before = message.clone();
+        let outcome = self.request(from.handle, Command::Send.request(), &mut arg, Some(&mut message));
+        assert_eq!(message, before, "the sender's message stays as it is");
+        (outcome, CmdSend::read_from_prefix(&arg).unwrap().0.reply)
+    }
+
+    pub(super) fn send(&mut self, from: Peer, outgoing: &Outgoing) -> Result<(), Errno> {
+        match self.send_any(from, outgoing).0 {
+            Outcome::Done(result) => result,
+            Outcome::Pending => panic!("the call waits"),
+        }
+    }
+
+    /// Starts a synchronous call and returns its token.
+    pub(super) fn start(&mut self, from: Peer, outgoing: &Outgoing) -> u64 {
+        assert_eq!(self.send_any(from, outgoing).0, Outcome::Pending);
+        self.last_token()
+    }
+
+    pub(super) fn recv_cmd(
+        &mut self,
+        peer: Peer,
+        flags: RecvFlags,
+        priority: i64,
+    ) -> (Result<(), Errno>, CmdRecv) {
+        let mut arg = arg(CmdRecv { flags: flags.bits(), priority, ..CmdRecv::default() }, &[]);
+        let result = self.run(peer.handle, Command::Recv, &mut arg);
+        (result, CmdRecv::read_from_prefix(&arg).unwrap().0)
+    }
+
+    /// Receives one message and frees its slice.
+    pub(super) fn recv(&mut self, peer: Peer) -> Result<Received, Errno> {
+        let received = self.recv_keep(peer)?;
+        self.free(peer, received.info.offset).unwrap();
+        Ok(received)
+    }
+
+    pub(super) fn recv_keep(&mut self, peer: Peer) -> Result<Received, Errno> {
+        let (result, cmd) = self.recv_cmd(peer, RecvFlags::empty(), 0);
+        result?;
+        Ok(self.read(peer, cmd.msg))
+    }
+
+    pub(super) fn read(&self, peer: Peer, info: MsgInfo) -> Received {
+        let pool = &self.host.pools[&peer.handle];
+        let slice = pool[info.offset as usize..(info.offset + info.msg_size) as usize].to_vec();
+        let header = Msg::read_from_prefix(&slice).unwrap().0;
+        Received { header, slice, info }
+    }
+
+    /// Receives everything that waits and says what it is: cookies of messages, or the notification.
+    pub(super) fn drain(&mut self, peer: Peer) -> Vec<Received> {
+        core::iter::from_fn(|| self.recv(peer).ok()).collect()
+    }
+
+    pub(super) fn cookies(&mut self, peer: Peer) -> Vec<u64> {
+        self.drain(peer).iter().map(|message| message.header.cookie).collect()
+    }
+
+    pub(super) fn notices(&mut self, peer: Peer) -> Vec<(ItemType, Vec<u64>)> {
+        self.drain(peer).iter().map(Received::notice).collect()
+    }
+
+    pub(super) fn acquire(&mut self, peer: Peer, name: &str, flags: NameFlags) -> Result<NameFlags, Errno> {
+        let mut arg = arg(
+            Cmd { flags: flags.bits(), return_flags: 0xff, ..Cmd::default() },
+            &[(ItemType::NAME, &c_str(name))],
+        );
+        let result = self.run(peer.handle, Command::NameAcquire, &mut arg);
+        let flags = Cmd::read_from_prefix(&arg).unwrap().0.return_flags;
+        result.map(|()| NameFlags::from_bits_retain(flags))
+    }
+
+    pub(super) fn release(&mut self, peer: Peer, name: &str) -> Result<(), Errno> {
+        self.run(
+            peer.handle,
+            Command::NameRelease,
+            &mut arg(Cmd::default(), &[(ItemType::NAME, &c_str(name))]),
+        )
+    }
+
+    pub(super) fn add_match(
+        &mut self,
+        peer: Peer,
+        cookie: u64,
+        items: &[(ItemType, &[u8])],
+    ) -> Result<(), Errno> {
+        self.run(peer.handle, Command::MatchAdd, &mut arg(CmdMatch { cookie, ..CmdMatch::default() }, items))
+    }
+
+    /// What LIST reports: id, and flags and name of the claim.
+    pub(super) fn list(&mut self, peer: Peer, flags: u64) -> Vec<(u64, Option<(u64, String)>)> {
+        let mut arg = arg(CmdList { flags, ..CmdList::default() }, &[]);
+        self.run(peer.handle, Command::List, &mut arg).unwrap();
+        let cmd = CmdList::read_from_prefix(&arg).unwrap().0;
+        let mut area = if cmd.list_size == 0 {
+            assert_eq!(cmd.offset, peer.pool);
+            Vec::new()
+        } else {
+            let pool = &self.host.pools[&peer.handle];
+            pool[cmd.offset as usize..(cmd.offset + cmd.list_size) as usize].to_vec()
+        };
+        self.free(peer, cmd.offset).unwrap();
+        let mut records = Vec::new();
+        while !area.is_empty() {
+            let info = Info::read_from_prefix(&area).unwrap().0;
+            let rest = area.split_off(info.size as usize);
+            let item = Items::new(&area[size_of::<Info>()..]).next().map(Result::unwrap);
+            let claim = item.map(|item| {
+                let (flags, name) = item.owned_name().unwrap();
+                (flags.bits(), name.to_string())
+            });
+            records.push((info.id, claim));
+            area = rest;
+        }
+        records
+    }
+
+    /// CONN_INFO: the record and its items.
+    pub(super) fn info(
+        &mut self,
+        peer: Peer,
+        command: Command,
+        cmd: CmdInfo,
+        items: &[(ItemType, &[u8])],
+    ) -> Result<(Info, Vec<OwnedItem>), Errno> {
+        let mut arg = arg(cmd, items);
+        self.run(peer.handle, command, &mut arg)?;
+        let cmd = CmdInfo::read_from_prefix(&arg).unwrap().0;
+        let pool = &self.host.pools[&peer.handle];
+        let area = pool[cmd.offset as usize..(cmd.offset + cmd.info_size) as usize].to_vec();
+        self.free(peer, cmd.offset).unwrap();
+        let info = Info::read_from_prefix(&area).unwrap().0;
+        assert_eq!(info.size, cmd.info_size);
+        let items = Items::new(&area[size_of::<Info>()..]).map(Result::unwrap);
+        Ok((info, items.map(|item| (item.kind, item.payload.to_vec())).collect()))
+    }
+
+    pub(super) fn set_recv_mask(&mut self, peer: Peer, mask: crate::abi::AttachFlags) {
+        let mask = mask.bits().to_ne_bytes();
+        let mut arg = arg(Cmd::default(), &[(ItemType::ATTACH_FLAGS_RECV, &mask)]);
+        self.run(peer.handle, Command::Update, &mut arg).unwrap();
+    }
+
+    pub(super) fn timeout(&mut self, now: u64) {
+        self.now = now;
+        let at = self.at();
+        self.domain.handle_timeout(&mut self.host, at);
+        self.collect();
+    }
+
+    /// The ends of synchronous calls since the last look, and forgets all effects.
+    pub(super) fn answers(&mut self) -> Vec<(u64, Result<MsgInfo, Errno>)> {
+        let effects = core::mem::take(&mut self.effects);
+        let answer = |effect| match effect {
+            Effect::Answer { token, result, .. } => Some((token, result)),
+            _ => None,
+        };
+        effects.into_iter().filter_map(answer).collect()
+    }
+
+    pub(super) fn woken(&mut self) -> Vec<HandleId> {
+        let effects = core::mem::take(&mut self.effects);
+        let wake = |effect| match effect {
+            Effect::Wake(handle) => Some(handle),
+            _ => None,
+        };
+        effects.into_iter().filter_map(wake).collect()
+    }
+}
+
+/// Bytes of a message with such items in its receiver's pool, when it asks for a timestamp only.
+pub(super) fn slice_size(items: usize, payload: usize) -> u64 {
+    let with_items = align8((Msg::SIZE + items) as u64);
+    with_items + (ITEM_HEADER + 24) as u64 + align8(payload as u64)
+}

@@ -1,0 +1,643 @@
+//! What the daemon is started with: a command line, a file, and the defaults behind both.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// The kdbus message bus in user space.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(name = "kdbusd", version)]
+pub struct Arguments {
+    /// Configuration file (TOML); without it, the defaults that --print-config shows
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of the bus tree [default: /run/kdbus, or $XDG_RUNTIME_DIR/kdbus]
+    #[arg(short, long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Any other setting, by its name in the file: --set capacity.clients=64
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Write a line to this open descriptor and close it when clients can connect
+    #[arg(long, value_name = "FD")]
+    pub ready_fd: Option<i32>,
+    /// Show the effective configuration and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// Check the configuration and exit
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Everything that a daemon is made with. All of its memory is allocated at start-up, sized by this.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Directory of the bus tree; its parent exists.
+    pub root: PathBuf,
+    /// What goes to the log.
+    pub log: LogLevel,
+    /// How many objects of each kind there can be, over all buses.
+    pub capacity: Capacity,
+    /// Pools and other memory.
+    pub memory: Memory,
+    /// How the daemon's thread is scheduled.
+    pub schedule: Schedule,
+    /// Buses that exist from the start.
+    pub bus: Vec<BusConfig>,
+}
+
+/// A bus that exists from the start.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BusConfig {
+    /// Name without the `<uid>-` that it gets in front, the uid being the daemon's.
+    pub name: String,
+    /// Who may connect besides the daemon's own user. Default: nobody.
+    #[serde(default)]
+    pub access: Access,
+    /// Bytes of a signal's bloom filter, a multiple of 8. Default: 64.
+    #[serde(default = "bloom_bytes")]
+    pub bloom_bytes: u64,
+    /// Hash functions of the bloom filter. Default: 1.
+    #[serde(default = "bloom_hashes")]
+    pub bloom_hashes: u64,
+}
+
+/// Who may open a bus besides its owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Nobody.
+    #[default]
+    Owner,
+    /// The owner's group.
+    Group,
+    /// Everybody.
+    World,
+}
+
+/// What goes to the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// What keeps the daemon from serving somebody.
+    Error,
+    /// And clients that were cut off, and limits that were met.
+    Warn,
+    /// And start, end, and buses that come and go.
+    #[default]
+    Info,
+    /// And clients that come and go.
+    Debug,
+}
+
+macro_rules! capacities {
+    ($($(#[doc = $doc:literal])* $name:ident: $least:literal..=$most:literal, $default:literal;)*) => {
+        /// How many objects of each kind there can be, over all buses. A full table is an error for whoever asks.
+        #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct Capacity {
+            $($(#[doc = $doc])* #[doc = concat!("Default: ", $default, ".")] pub $name: u32,)*
+        }
+
+        impl Default for Capacity {
+            fn default() -> Self {
+                Self { $($name: $default,)* }
+            }
+        }
+
+        impl Capacity {
+            /// Each by its name in the file, with its bounds.
+            fn each(&self) -> impl Iterator<Item = (&'static [&'static str], u32, u32, u32)> {
+                [$((&["capacity", stringify!($name)] as &[&str], self.$name, $least, $most),)*].into_iter()
+            }
+        }
+    };
+}
+
+capacities! {
+    /// Open handles: connections, and control and endpoint files that are open.
+    clients: 1..=16384, 192;
+    /// Open handles of one user; root and the daemon's own user may have all of them.
+    clients_per_user: 1..=16384, 96;
+    /// Buses.
+    buses: 1..=1024, 16;
+    /// Endpoints, the default ones among them.
+    endpoints: 1..=4096, 32;
+    /// Users with a connection, a bus or a waiting message, custom endpoints, and the bus itself.
+    users: 2..=16384, 96;
+    /// Connections.
+    connections: 1..=16384, 128;
+    /// Messages that wait at one connection.
+    queue_depth: 1..=65536, 512;
+    /// Slices of one pool, free ones among them.
+    pool_slices: 2..=131072, 1024;
+    /// Users whose messages wait at one connection at a time.
+    quota_users: 1..=4096, 16;
+    /// Well-known names on all buses.
+    names: 1..=1048576, 512;
+    /// Owners of names, those that wait for one, and activators.
+    name_records: 1..=1048576, 1024;
+    /// Matches of all connections.
+    matches: 1..=1048576, 1024;
+    /// Rules of all matches.
+    match_rules: 1..=1048576, 2048;
+    /// Bytes of bloom masks and names in rules.
+    match_rule_bytes: 64..=1073741824, 262144;
+    /// Awaited replies of all connections.
+    trackers: 1..=1048576, 1024;
+    /// Callers that wait inside their SEND.
+    calls: 1..=65536, 256;
+    /// Files that waiting messages carry.
+    files: 1..=262144, 512;
+    /// Names in policies.
+    policy_entries: 1..=1048576, 256;
+    /// Access records in policies.
+    policy_records: 1..=1048576, 1024;
+    /// Connections that wait for room at another one.
+    watches: 1..=65536, 256;
+    /// Bytes that one message reports of its sender's process.
+    metadata_bytes: 0..=65536, 8192;
+    /// The same for queries, kept for each connection and bus.
+    info_bytes: 0..=65536, 512;
+}
+
+impl Capacity {
+    /// The engine's share of it, with `internal` handles more for the daemon itself.
+    #[must_use]
+    pub fn engine(&self, internal: usize) -> kdbus_core::engine::Config {
+        kdbus_core::engine::Config {
+            page_size: rustix::param::page_size() as u64,
+            handles: self.clients as usize + internal,
+            buses: self.buses as usize,
+            endpoints: self.endpoints as usize,
+            users: self.users as usize,
+            connections: self.connections as usize,
+            queue_depth: self.queue_depth as usize,
+            pool_slices: self.pool_slices as usize,
+            quota_users: self.quota_users as usize,
+            names: self.names as usize,
+            name_records: self.name_records as usize,
+            matches: self.matches as usize,
+            match_rules: self.match_rules as usize,
+            match_rule_bytes: self.match_rule_bytes as usize,
+            match_buckets: self.matches as usize,
+            trackers: self.trackers as usize,
+            calls: self.calls as usize,
+            files: self.files as usize,
+            policy_entries: self.policy_entries as usize,
+            policy_records: self.policy_records as usize,
+            watches: self.watches as usize,
+            metadata_bytes: self.metadata_bytes as usize,
+            info_bytes: self.info_bytes as usize,
+        }
+    }
+}
+
+/// Pools and other memory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Memory {
+    /// All receive pools together. Default: 256 MiB.
+    pub pools: Bytes,
+    /// The largest pool that one connection can have. Default: 16 MiB.
+    pub largest_pool: Bytes,
+    /// All pools of one user together, root excepted. Default: 128 MiB.
+    pub pools_per_user: Bytes,
+    /// Keep all memory of the daemon resident (`mlockall`), pools included. Default: no.
+    pub lock: bool,
+}
+
+/// How the daemon's thread is scheduled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Schedule {
+    /// Scheduling class. Default: as started.
+    pub policy: Policy,
+    /// Priority in that class, 1 (least urgent) to 99; 0 with `inherit` and `other`.
+    pub priority: u32,
+}
+
+/// A scheduling class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// The one that the daemon was started with.
+    #[default]
+    Inherit,
+    /// `SCHED_OTHER`.
+    Other,
+    /// `SCHED_FIFO`.
+    Fifo,
+    /// `SCHED_RR`.
+    Rr,
+}
+
+/// A number of bytes; in the file also as text with a unit (`"16 MiB"`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+/// Why a configuration cannot be used: where, what, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, or the option of the command line.
+    pub place: String,
+    /// Line in that file, from 1.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub what: String,
+    /// What would be right.
+    pub fix: String,
+}
+
+const fn bloom_bytes() -> u64 {
+    64
+}
+
+const fn bloom_hashes() -> u64 {
+    1
+}
+
+impl Config {
+    /// The defaults for a daemon of user `uid` with its tree at `root`.
+    #[must_use]
+    pub fn new(uid: u32, root: PathBuf) -> Self {
+        let (name, access) = if uid == 0 { ("system", Access::World) } else { ("user", Access::Owner) };
+        let bus =
+            BusConfig { name: name.into(), access, bloom_bytes: bloom_bytes(), bloom_hashes: bloom_hashes() };
+        Self { root, bus: vec![bus], ..Self::default() }
+    }
+
+    /// The configuration that a command line and the file it names ask for.
+    ///
+    /// `runtime_dir` is the user's directory for sockets (`$XDG_RUNTIME_DIR`), where the tree of a user other
+    /// than root goes.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for the first thing that is wrong.
+    pub fn load(arguments: &Arguments, uid: u32, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        let root = match (uid, runtime_dir) {
+            (0, _) => PathBuf::from("/run/kdbus"),
+            (_, Some(dir)) => dir.join("kdbus"),
+            (_, None) => PathBuf::new(),
+        };
+        let mut config = Self::new(uid, root);
+        if let Some(path) = &arguments.config {
+            let place = path.display().to_string();
+            let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+                place: place.clone(),
+                line: None,
+                what: format!("cannot be read: {error}"),
+                fix: "name a readable file after --config".into(),
+            })?;
+            config = config.merged(&place, &text)?;
+            config.check().map_err(|problem| problem.at(&place, &text))?;
+        }
+        for setting in &arguments.set {
+            config = config.with_setting(setting)?;
+        }
+        if let Some(root) = &arguments.root {
+            config.root.clone_from(root);
+        }
+        config.check().map_err(|problem| problem.at("command line", ""))?;
+        Ok(config)
+    }
+
+    /// This configuration as a file.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_else(|error| format!("# {error}\n"))
+    }
+
+    /// This configuration with what the file `text` changes.
+    fn merged(&self, place: &str, text: &str) -> Result<Self, ConfigError> {
+        let wrong = |error: &toml::de::Error| ConfigError {
+            place: place.into(),
+            line: error.span().map(|span| line_at(text, span.start)),
+            what: error.message().replace('\n', " "),
+            fix: "see --print-config for every setting and its form".into(),
+        };
+        // Read alone first: its errors know their lines.
+        toml::from_str::<Self>(text).map_err(|error| wrong(&error))?;
+        let change: toml::Table = toml::from_str(text).map_err(|error| wrong(&error))?;
+        let mut whole = toml::Table::try_from(self).map_err(|error| ConfigError {
+            place: place.into(),
+            line: None,
+            what: error.to_string(),
+            fix: "give paths as UTF-8 text".into(),
+        })?;
+        for (key, value) in change {
+            match (whole.get_mut(&key), value) {
+                (Some(toml::Value::Table(group)), toml::Value::Table(values)) => group.extend(values),
+                (_, value) => {
+                    whole.insert(key, value);
+                }
+            }
+        }
+        whole.try_into().map_err(|error| wrong(&error))
+    }
+
+    /// This configuration with one `key=value` of the command line.
+    fn with_setting(&self, setting: &str) -> Result<Self, ConfigError> {
+        let place = format!("--set {setting}");
+        let Some((key, value)) = setting.split_once('=') else {
+            return Err(ConfigError {
+                place,
+                line: None,
+                what: "there is no '='".into(),
+                fix: "write --set key=value".into(),
+            });
+        };
+        let plain = format!("{key} = {value}");
+        // A word such as `fifo` is meant as text, though the file wants quotes around it.
+        let text = match toml::from_str::<toml::Table>(&plain) {
+            Ok(_) => plain,
+            Err(_) => format!("{key} = {:?}", value.trim()),
+        };
+        self.merged(&place, &text).map_err(|error| ConfigError { line: None, ..error })
+    }
+
+    /// Checks what no type can say.
+    fn check(&self) -> Result<(), Problem> {
+        let problem = |key: &'static [&'static str], what: String, fix: &str| {
+            Err(Problem { key, what, fix: fix.to_string() })
+        };
+        if self.root.as_os_str().is_empty() {
+            let what = "there is no directory for the bus tree".into();
+            return problem(&["root"], what, "set XDG_RUNTIME_DIR, or give --root DIR");
+        }
+        if !self.root.is_absolute() {
+            let what = format!("root is {:?}, not an absolute path", self.root);
+            return problem(&["root"], what, "start it with '/'");
+        }
+        let capacity = &self.capacity;
+        for (key, count, least, most) in capacity.each() {
+            if count < least || count > most {
+                let what = format!("{} is {count}", key.join(".").replace('_', "-"));
+                return problem(key, what, &format!("choose {least} to {most}"));
+            }
+        }
+        if capacity.endpoints < capacity.buses {
+            let what = format!("{} endpoints for {} buses", capacity.endpoints, capacity.buses);
+            return problem(
+                &["capacity", "endpoints"],
+                what,
+                "each bus needs one endpoint: at least as many",
+            );
+        }
+        if (self.bus.len() as u64) > u64::from(capacity.buses) {
+            let what = format!("{} buses to make, but capacity.buses is {}", self.bus.len(), capacity.buses);
+            return problem(&["bus"], what, "raise capacity.buses, or make fewer");
+        }
+        if self.memory.largest_pool.0 < 4096 {
+            let what = format!("largest-pool is {} bytes", self.memory.largest_pool.0);
+            return problem(&["memory", "largest-pool"], what, "a pool is at least one page: 4096");
+        }
+        if self.memory.pools < self.memory.largest_pool {
+            let what = "pools is smaller than largest-pool".into();
+            return problem(&["memory", "pools"], what, "raise pools, or lower largest-pool");
+        }
+        let real_time = matches!(self.schedule.policy, Policy::Fifo | Policy::Rr);
+        let priorities = if real_time { 1..=99 } else { 0..=0 };
+        if !priorities.contains(&self.schedule.priority) {
+            let what = format!("priority is {}", self.schedule.priority);
+            let fix = if real_time { "choose 1 to 99" } else { "choose policy = \"fifo\", or priority = 0" };
+            return problem(&["schedule", "priority"], what, fix);
+        }
+        for (index, bus) in self.bus.iter().enumerate() {
+            // A uid has at most ten digits.
+            let valid = bus.name.len() <= kdbus_core::NODE_NAME_MAX - 11
+                && kdbus_core::NodeName::from_bytes(format!("0-{}", bus.name).as_bytes()).is_ok();
+            if !valid {
+                let what = format!("{:?} cannot be the name of a bus", bus.name);
+                let fix = "use up to 52 of A-Z a-z 0-9 _ - . and none of the last two at an end";
+                return problem(&["bus"], what, fix);
+            }
+            if self.bus[..index].iter().any(|earlier| earlier.name == bus.name) {
+                return problem(
+                    &["bus"],
+                    format!("bus {:?} is there twice", bus.name),
+                    "give each its own name",
+                );
+            }
+            if bus.bloom_bytes < 8 || bus.bloom_bytes > 4096 || !bus.bloom_bytes.is_multiple_of(8) {
+                let what = format!("bloom-bytes of bus {:?} is {}", bus.name, bus.bloom_bytes);
+                return problem(&["bus"], what, "choose a multiple of 8 from 8 to 4096");
+            }
+            if bus.bloom_hashes == 0 {
+                let what = format!("bloom-hashes of bus {:?} is 0", bus.name);
+                return problem(&["bus"], what, "choose 1 or more");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::new(),
+            log: LogLevel::default(),
+            capacity: Capacity::default(),
+            memory: Memory::default(),
+            schedule: Schedule::default(),
+            bus: Vec::new(),
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            pools: Bytes(256 << 20),
+            largest_pool: Bytes(16 << 20),
+            pools_per_user: Bytes(128 << 20),
+            lock: false,
+        }
+    }
+}
+
+impl Bytes {
+    /// The number that `text` stands for: digits, then nothing or one of B, KiB, MiB, GiB.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is expected.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let unit = match text[digits..].trim() {
+            "" | "B" => Some(1),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            "GiB" => Some(1 << 30),
+            _ => None,
+        };
+        let number: Option<u64> = text[..digits].parse().ok();
+        number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit)).map(Self).ok_or_else(|| {
+            format!("{text:?} is no number of bytes; write one such as 4096, \"64 KiB\" or \"16 MiB\"")
+        })
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n != 0 && n.is_multiple_of(1 << 30) => write!(f, "{} GiB", n >> 30),
+            n if n != 0 && n.is_multiple_of(1 << 20) => write!(f, "{} MiB", n >> 20),
+            n if n != 0 && n.is_multiple_of(1 << 10) => write!(f, "{} KiB", n >> 10),
+            n => write!(f, "{n} B"),
+        }
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes such as 4096 or \"16 MiB\"")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Bytes, E> {
+                u64::try_from(value).map(Bytes).map_err(|_| E::custom("a number of bytes is not negative"))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Bytes, E> {
+                Ok(Bytes(value))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Bytes, E> {
+                Bytes::parse(value).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.place)?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}; {}", self.what, self.fix)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A setting that is wrong, wherever it came from.
+struct Problem {
+    key: &'static [&'static str],
+    what: String,
+    fix: String,
+}
+
+impl Problem {
+    fn at(self, place: &str, text: &str) -> ConfigError {
+        ConfigError { place: place.into(), line: line_of(text, self.key), what: self.what, fix: self.fix }
+    }
+}
+
+/// The line, from 1, of byte `at`.
+fn line_at(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The line where the setting with this path stands, or that of the part of the path that is there.
+fn line_of(text: &str, key: &[&str]) -> Option<usize> {
+    let whole = toml::de::DeTable::parse(text).ok()?;
+    let mut table = whole.get_ref();
+    let mut line = None;
+    for part in key {
+        let part = part.replace('_', "-");
+        let Some((name, value)) = table.iter().find(|(name, _)| *name.get_ref() == part) else {
+            break;
+        };
+        line = Some(line_at(text, name.span().start));
+        match value.get_ref() {
+            toml::de::DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, set: &[&str]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kdbusd.toml");
+        std::fs::write(&file, text).unwrap();
+        let arguments = Arguments {
+            config: Some(file),
+            set: set.iter().map(ToString::to_string).collect(),
+            ..Arguments::default()
+        };
+        Config::load(&arguments, 0, None).map_err(|error| ConfigError {
+            place: error.place.rsplit('/').next().unwrap_or_default().into(),
+            ..error
+        })
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let config = load("", &[]).unwrap();
+        assert_eq!(config, Config::new(0, "/run/kdbus".into()));
+        assert_eq!((config.bus[0].name.as_str(), config.bus[0].access), ("system", Access::World));
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let config = Config::new(7, "/x/y".into());
+        assert_eq!(load(&config.to_toml(), &[]), Ok(config));
+    }
+
+    #[test]
+    fn a_group_in_the_file_changes_only_what_it_names() {
+        let config = load("[memory]\npools = \"32 MiB\"\n", &[]).unwrap();
+        assert_eq!(config.memory, Memory { pools: Bytes(32 << 20), ..Memory::default() });
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let set = ["capacity.clients=8", "schedule.policy=fifo", "schedule.priority=3"];
+        let config = load("[capacity]\nclients = 9\n", &set).unwrap();
+        assert_eq!(config.capacity.clients, 8);
+        assert_eq!(config.schedule, Schedule { policy: Policy::Fifo, priority: 3 });
+        assert_eq!(load("", &set[1..2]).unwrap_err().fix, "choose 1 to 99");
+    }
+
+    #[test]
+    fn errors_name_the_line_and_the_way_out() {
+        let unknown = load("\n[capacity]\nclient = 9\n", &[]).unwrap_err();
+        assert_eq!((unknown.place.as_str(), unknown.line), ("kdbusd.toml", Some(3)));
+        assert!(unknown.what.contains("client"), "{unknown}");
+        let zero = load("\n\n[capacity]\nclients = 0\n", &[]).unwrap_err();
+        assert_eq!(zero.to_string(), "kdbusd.toml:4: capacity.clients is 0; choose 1 to 16384");
+        let unit = load("[memory]\npools = \"3 apples\"\n", &[]).unwrap_err();
+        assert_eq!(unit.line, Some(2));
+        let setting = load("", &["capacity.clients"]).unwrap_err();
+        assert_eq!(setting.to_string(), "--set capacity.clients: there is no '='; write --set key=value");
+    }
+
+    #[test]
+    fn a_user_without_a_runtime_directory_is_told_so() {
+        let error = Config::load(&Arguments::default(), 1000, None).unwrap_err();
+        assert!(error.fix.contains("XDG_RUNTIME_DIR"), "{error}");
+    }
+}

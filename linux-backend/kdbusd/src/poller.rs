@@ -1,0 +1,308 @@
+//! What the daemon waits for: sockets, the next deadline, and the order to stop.
+
+use kdbus_core::Instant;
+use kdbus_core::engine::{Clock, EndpointId, HandleId};
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::{self, Errno};
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
+
+/// What a descriptor of the daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The order to stop.
+    Stop,
+    /// The timer of the next deadline.
+    Timer,
+    /// The socket of the control node.
+    Control,
+    /// The socket of an endpoint node.
+    Endpoint(EndpointId),
+    /// A client.
+    Client(HandleId),
+}
+
+/// Generations are told apart by their low bits: a stale event would have to be older than 2^29 uses of a place.
+const GENERATION: u32 = (1 << 29) - 1;
+
+impl Source {
+    const fn data(self) -> EventData {
+        let (kind, index, generation) = match self {
+            Self::Stop => (0, 0, 0),
+            Self::Timer => (1, 0, 0),
+            Self::Control => (2, 0, 0),
+            Self::Endpoint(id) => (3, id.index, id.generation),
+            Self::Client(id) => (4, id.index, id.generation),
+        };
+        EventData::new_u64(kind << 61 | ((generation & GENERATION) as u64) << 32 | index as u64)
+    }
+}
+
+/// A descriptor that is ready, by its place and the low bits of its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ready(u64);
+
+impl Ready {
+    /// What it is, if `current` knows that place in that generation.
+    pub(crate) fn source(self, current: impl Current) -> Option<Source> {
+        let index = self.0 as u32;
+        let generation = (self.0 >> 32) as u32 & GENERATION;
+        match self.0 >> 61 {
+            0 => Some(Source::Stop),
+            1 => Some(Source::Timer),
+            2 => Some(Source::Control),
+            3 => current
+                .endpoint(index)
+                .filter(|id| id.generation & GENERATION == generation)
+                .map(Source::Endpoint),
+            4 => current
+                .client(index)
+                .filter(|id| id.generation & GENERATION == generation)
+                .map(Source::Client),
+            _ => None,
+        }
+    }
+}
+
+/// Who has a place now.
+pub(crate) trait Current {
+    fn endpoint(&self, index: u32) -> Option<EndpointId>;
+    fn client(&self, index: u32) -> Option<HandleId>;
+}
+
+/// Room for what the system tells of.
+pub(crate) struct Events(Vec<Event>);
+
+/// Two epoll sets and a timer.
+///
+/// The second set has all clients again, for hang-ups alone. It is asked after the first one has answered: so
+/// every hang-up that came before a command that the first one told of is known before that command is read.
+pub(crate) struct Poller {
+    all: OwnedFd,
+    hang_ups: OwnedFd,
+    timer: OwnedFd,
+    armed: Option<Instant>,
+    ready: Vec<Ready>,
+    gone: Vec<Ready>,
+}
+
+impl Poller {
+    /// Sets for `capacity` descriptors. Each wait returns all that are ready, so none is left behind another.
+    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
+        let all = epoll::create(CreateFlags::CLOEXEC)?;
+        let hang_ups = epoll::create(CreateFlags::CLOEXEC)?;
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        epoll::add(&all, &timer, Source::Timer.data(), EventFlags::IN)?;
+        let places = capacity + 3;
+        Ok(Self {
+            all,
+            hang_ups,
+            timer,
+            armed: None,
+            ready: Vec::with_capacity(places),
+            gone: Vec::with_capacity(places),
+        })
+    }
+
+    /// Takes the readiness of a descriptor for the order to stop, from now on or, with false, no more.
+    pub(crate) fn stop_on(&self, stop: impl AsFd, on: bool) -> io::Result<()> {
+        if on {
+            epoll::add(&self.all, stop, Source::Stop.data(), EventFlags::IN)
+        } else {
+            epoll::delete(&self.all, stop)
+        }
+    }
+
+    /// Waits for new connections at a node's socket.
+    pub(crate) fn add_listener(&self, socket: impl AsFd, source: Source) -> io::Result<()> {
+        epoll::add(&self.all, socket, source.data(), EventFlags::IN)
+    }
+
+    /// Waits for commands and the end of a client.
+    pub(crate) fn add_client(&self, socket: impl AsFd, id: HandleId) -> io::Result<()> {
+        let data = Source::Client(id).data();
+        epoll::add(&self.hang_ups, socket.as_fd(), data, EventFlags::RDHUP)?;
+        epoll::add(&self.all, socket, data, EventFlags::IN)
+    }
+
+    /// Turns the wait for new connections off or on.
+    pub(crate) fn pause_listener(&self, socket: impl AsFd, source: Source, pause: bool) -> io::Result<()> {
+        let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
+        epoll::modify(&self.all, socket, source.data(), flags)
+    }
+
+    /// Waits until something is ready or `deadline` has come. [`ready`](Self::ready) and
+    /// [`gone`](Self::gone) tell what it is.
+    pub(crate) fn wait(&mut self, events: &mut Events, deadline: Option<Instant>) -> io::Result<()> {
+        self.arm(deadline)?;
+        collect(&self.all, None, events, &mut self.ready)?;
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        collect(&self.hang_ups, Some(&at_once), events, &mut self.gone)
+    }
+
+    /// Room for what one wait returns. (It stays with the thread that waits.)
+    pub(crate) fn events(&self) -> Events {
+        Events(Vec::with_capacity(self.ready.capacity()))
+    }
+
+    /// What is ready.
+    pub(crate) fn ready(&self) -> &[Ready] {
+        &self.ready
+    }
+
+    /// Clients that hung up before the ready ones sent what they are ready for.
+    pub(crate) fn gone(&self) -> &[Ready] {
+        &self.gone
+    }
+
+    /// Notes that the timer has run out.
+    pub(crate) fn timer_fired(&mut self) -> io::Result<()> {
+        self.armed = None;
+        match io::read(&self.timer, &mut [0; 8]) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the timer, unless it runs out earlier anyway: deadlines mostly vanish before they come, and an idle
+    /// turn is cheaper than a system call for each.
+    fn arm(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        let Some(deadline) = deadline else {
+            return Ok(());
+        };
+        if self.armed.is_some_and(|armed| armed <= deadline) {
+            return Ok(());
+        }
+        // A value of zero would turn the timer off.
+        let ns = deadline.as_nanos().clamp(1, i64::MAX as u64);
+        let value = Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 };
+        let once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let setting = Itimerspec { it_interval: once, it_value: value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &setting)?;
+        self.armed = Some(deadline);
+        Ok(())
+    }
+}
+
+fn collect(
+    set: &OwnedFd,
+    timeout: Option<&Timespec>,
+    events: &mut Events,
+    ready: &mut Vec<Ready>,
+) -> io::Result<()> {
+    let Events(events) = events;
+    events.clear();
+    ready.clear();
+    match epoll::wait(set, spare_capacity(events), timeout) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error),
+    }
+    ready.extend(events.iter().map(|event| Ready(event.data.u64())));
+    Ok(())
+}
+
+/// What time it is, on both clocks.
+pub(crate) fn clock() -> Clock {
+    let ns = |id| {
+        let time = clock_gettime(id);
+        (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+    };
+    Clock { monotonic: Instant::from_nanos(ns(ClockId::Monotonic)), realtime_ns: ns(ClockId::Realtime) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+    use std::time::Duration;
+
+    struct First;
+
+    impl Current for First {
+        fn endpoint(&self, index: u32) -> Option<EndpointId> {
+            Some(EndpointId { index, generation: 1 })
+        }
+
+        fn client(&self, index: u32) -> Option<HandleId> {
+            Some(HandleId { index, generation: 1 })
+        }
+    }
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC;
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+    }
+
+    fn wait(poller: &mut Poller, deadline: Option<Instant>) -> io::Result<()> {
+        let mut events = poller.events();
+        poller.wait(&mut events, deadline)
+    }
+
+    fn sources(ready: &[Ready]) -> Vec<Source> {
+        ready.iter().filter_map(|ready| ready.source(First)).collect()
+    }
+
+    #[test]
+    fn a_hang_up_is_known_with_the_command_that_came_after_it() {
+        let mut poller = Poller::new(4).unwrap();
+        let (a, a_client) = pair();
+        let (b, b_client) = pair();
+        let id = |index| HandleId { index, generation: 1 };
+        poller.add_client(&a, id(1)).unwrap();
+        poller.add_client(&b, id(2)).unwrap();
+        drop(b_client);
+        rustix::net::send(&a_client, b"x", SendFlags::empty()).unwrap();
+        wait(&mut poller, None).unwrap();
+        assert!(sources(poller.ready()).contains(&Source::Client(id(1))));
+        assert_eq!(sources(poller.gone()), [Source::Client(id(2))]);
+    }
+
+    #[test]
+    fn commands_alone_are_no_hang_ups() {
+        let mut poller = Poller::new(4).unwrap();
+        let (a, a_client) = pair();
+        poller.add_client(&a, HandleId { index: 1, generation: 1 }).unwrap();
+        rustix::net::send(&a_client, b"x", SendFlags::empty()).unwrap();
+        wait(&mut poller, None).unwrap();
+        assert_eq!((poller.ready().len(), poller.gone().len()), (1, 0));
+    }
+
+    #[test]
+    fn events_of_an_earlier_generation_are_nobodys() {
+        let mut poller = Poller::new(4).unwrap();
+        let (a, a_client) = pair();
+        poller.add_client(&a, HandleId { index: 1, generation: 0 }).unwrap();
+        drop(a_client);
+        wait(&mut poller, None).unwrap();
+        assert_eq!(sources(poller.gone()), []);
+    }
+
+    #[test]
+    fn a_deadline_ends_the_wait() {
+        let mut poller = Poller::new(4).unwrap();
+        let deadline = clock().monotonic.after(Duration::from_millis(2));
+        wait(&mut poller, Some(deadline)).unwrap();
+        assert_eq!(sources(poller.ready()), [Source::Timer]);
+        assert!(clock().monotonic >= deadline);
+        poller.timer_fired().unwrap();
+        // An earlier one is taken in place of a later one.
+        wait(&mut poller, Some(Instant::from_nanos(0))).unwrap();
+        assert_eq!(sources(poller.ready()), [Source::Timer]);
+    }
+
+    #[test]
+    fn the_order_to_stop_ends_the_wait() {
+        let (running, stop) = pair();
+        let mut poller = Poller::new(4).unwrap();
+        poller.stop_on(&stop, true).unwrap();
+        drop(running);
+        wait(&mut poller, None).unwrap();
+        assert_eq!(sources(poller.ready()), [Source::Stop]);
+    }
+}

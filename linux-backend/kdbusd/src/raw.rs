@@ -1,0 +1,83 @@
+//! The system calls that have no safe wrapper elsewhere.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::io::{self, Errno};
+
+use crate::config::Policy;
+
+/// Process, effective user and effective group of a peer, by the kernel's word. The process is 0 if it has no
+/// number here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerIds {
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// `SO_PEERCRED`. (That of rustix cannot say that a process has no number.)
+pub(crate) fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<PeerIds> {
+    let mut ids = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    let place = (&raw mut ids).cast();
+    // SAFETY: `place` is writable for `length` bytes, the kernel writes no more than that, and any numbers are
+    // a valid `ucred`.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length)
+    })?;
+    Ok(PeerIds { pid: u32::try_from(ids.pid).unwrap_or(0), uid: ids.uid, gid: ids.gid })
+}
+
+/// Gives the calling thread a scheduling class and priority.
+pub(crate) fn schedule(policy: Policy, priority: u32) -> io::Result<()> {
+    let class = match policy {
+        Policy::Inherit => return Ok(()),
+        Policy::Other => libc::SCHED_OTHER,
+        Policy::Fifo => libc::SCHED_FIFO,
+        Policy::Rr => libc::SCHED_RR,
+    };
+    let priority = c_int::try_from(priority).map_err(|_| Errno::INVAL)?;
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: thread 0 is the calling one, and `parameters` outlives the call, which only reads it.
+    check(unsafe { libc::sched_setscheduler(0, class, &raw const parameters) })
+}
+
+/// Takes over a descriptor that the process was started with.
+pub(crate) fn inherited(fd: c_int) -> io::Result<OwnedFd> {
+    // The standard ones are not ours to close.
+    if fd <= libc::STDERR_FILENO {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: F_SETFD touches no memory, and any number may be asked about.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and whoever started the process gave it to us; by contract nothing here has opened
+    // or taken anything yet.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fd::AsFd;
+
+    #[test]
+    fn a_socket_without_a_peer_has_no_ids() {
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        assert_eq!(peer_ids(file.as_fd()), Err(Errno::NOTSOCK));
+    }
+
+    #[test]
+    fn an_impossible_priority_is_refused() {
+        assert_eq!(schedule(Policy::Fifo, 1000), Err(Errno::INVAL));
+        assert_eq!(schedule(Policy::Inherit, 0), Ok(()));
+    }
+}

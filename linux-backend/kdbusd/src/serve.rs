@@ -1,0 +1,530 @@
+//! The loop: in each turn hang-ups, then one command of each client that has one, then what is due.
+
+use std::fmt;
+use std::time::Duration;
+
+use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno, RecvFlags};
+use kdbus_core::engine::{Arrival, Credentials, Effect, EndpointId, HandleId, Outcome, Request};
+use kdbus_linux::local::socket::{self, Descriptors, Wait, is_hang_up};
+use kdbus_linux::local::wire::{
+    FDS_MAX, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
+};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io;
+use rustix::net::SocketFlags;
+use zerocopy::FromBytes;
+
+use crate::clients::{Client, errno, put_reply};
+use crate::config::LogLevel;
+use crate::daemon::{Daemon, reserve};
+use crate::files;
+use crate::host::{State, Turn, places};
+use crate::identity::{self, Process};
+use crate::poller::{Events, Ready, Source, clock};
+use crate::process::{self, ProcessError};
+
+/// Connections that are accepted at one node in one turn.
+const ACCEPTS: usize = 8;
+
+/// How long nobody is accepted when the system has no descriptor left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// `EPROTO`: the other end speaks another version of the protocol.
+const EPROTO: u32 = 71;
+
+/// Why a daemon cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// It cannot wait for clients.
+    Wait(io::Errno),
+    /// It may not be scheduled as configured.
+    Process(ProcessError),
+}
+
+impl Daemon {
+    /// Serves clients until `stop` is readable or hung up. The calling thread gets the configured scheduling class.
+    ///
+    /// Errors with one client end that client only.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`] if the daemon as a whole cannot go on.
+    pub fn run(&mut self, stop: impl AsFd) -> Result<(), ServeError> {
+        process::schedule(&self.schedule).map_err(ServeError::Process)?;
+        self.state.poller.stop_on(&stop, true).map_err(ServeError::Wait)?;
+        self.state.log.line(LogLevel::Info, format_args!("serving {}", self.state.tree.path().display()));
+        let mut events = self.state.poller.events();
+        let served = loop {
+            match self.turn(&mut events) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(ServeError::Wait(error)),
+            }
+        };
+        self.state.log.line(LogLevel::Info, format_args!("stopping"));
+        self.state.poller.stop_on(&stop, false).map_err(ServeError::Wait)?;
+        served
+    }
+
+    /// One turn. False when the order to stop has come.
+    fn turn(&mut self, events: &mut Events) -> io::Result<bool> {
+        let deadline = match (self.domain.poll_timeout(), self.paused_until) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        self.state.poller.wait(events, deadline)?;
+        let mut goes_on = true;
+        if !self.state.poller.gone().is_empty() {
+            self.accept_everywhere();
+        }
+        // Whoever hung up before the commands below were sent is gone before they are carried out.
+        let mut at = 0;
+        while let Some(ready) = self.state.poller.gone().get(at).copied() {
+            at += 1;
+            if let Some(Source::Client(id)) = ready.source(&self.state) {
+                self.hang_up(id);
+            }
+        }
+        let mut at = 0;
+        while let Some(ready) = self.state.poller.ready().get(at).copied() {
+            at += 1;
+            goes_on &= self.serve(ready)?;
+        }
+        let now = clock();
+        if self.domain.poll_timeout().is_some_and(|deadline| deadline <= now.monotonic) {
+            self.domain.handle_timeout(&mut Turn::idle(&mut self.state), now);
+            self.settle();
+        }
+        if self.paused_until.is_some_and(|until| until <= now.monotonic) {
+            self.accept_again();
+        }
+        Ok(goes_on)
+    }
+
+    fn serve(&mut self, ready: Ready) -> io::Result<bool> {
+        // Nobody, if an earlier command of this turn ended it.
+        match ready.source(&self.state) {
+            Some(Source::Stop) => return Ok(false),
+            Some(Source::Timer) => self.state.poller.timer_fired()?,
+            Some(Source::Control) => self.accept(None),
+            Some(Source::Endpoint(id)) => self.accept(Some(id)),
+            Some(Source::Client(id)) => self.command(id),
+            None => {}
+        }
+        Ok(true)
+    }
+
+    /// Takes in those who wait at a node, at most [`ACCEPTS`] of them.
+    fn accept(&mut self, endpoint: Option<EndpointId>) {
+        for _ in 0..ACCEPTS {
+            let node = match endpoint {
+                None => &self.state.control,
+                Some(id) => match self.state.listeners.get(id.index as usize) {
+                    Some(Some(listener)) => &listener.socket,
+                    _ => return,
+                },
+            };
+            match rustix::net::accept_with(node, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => self.admit(socket, endpoint),
+                Err(io::Errno::INTR | io::Errno::CONNABORTED) => {}
+                Err(io::Errno::AGAIN) => return,
+                Err(error) => {
+                    // Whoever waits is turned away with the descriptor that was kept for this.
+                    drop(self.reserve.take());
+                    let turned_away = rustix::net::accept_with(node, SocketFlags::CLOEXEC);
+                    let done = turned_away.is_ok();
+                    drop(turned_away);
+                    self.reserve = reserve();
+                    self.state.log.line(
+                        LogLevel::Error,
+                        format_args!("a client cannot be accepted: {error}; raise the limit of descriptors"),
+                    );
+                    if !done || self.reserve.is_none() {
+                        self.pause_accepting();
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in those who wait at any endpoint: who opened one before its owner hung up has a handle of it,
+    /// and learns by its next command that the endpoint is gone.
+    fn accept_everywhere(&mut self) {
+        for at in 0..self.state.listeners.len() {
+            if let Some(Some(listener)) = self.state.listeners.get(at) {
+                let id = listener.id;
+                self.accept(Some(id));
+            }
+        }
+    }
+
+    /// Makes a new connection a handle. Whoever cannot have one is hung up.
+    fn admit(&mut self, socket: OwnedFd, endpoint: Option<EndpointId>) {
+        let credentials = match identity::credentials(socket.as_fd()) {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                self.state.log.line(LogLevel::Warn, format_args!("a client of unknown identity: {error}"));
+                return;
+            }
+        };
+        let Credentials { uid, pid, .. } = credentials;
+        if let Err(error) = self.open(socket, endpoint, credentials) {
+            self.state.log.line(
+                LogLevel::Warn,
+                format_args!("process {pid} (uid {uid}) cannot have a handle: {error}"),
+            );
+        }
+    }
+
+    fn open(
+        &mut self,
+        socket: OwnedFd,
+        endpoint: Option<EndpointId>,
+        mut credentials: Credentials,
+    ) -> Result<(), Errno> {
+        let (uid, pid) = (credentials.uid, credentials.pid);
+        let state = &mut self.state;
+        let process = state.proc.as_ref().and_then(|proc| {
+            let process = Process::of(socket.as_fd(), pid, uid, proc)?;
+            credentials.ppid = process.parent(proc);
+            Some(process)
+        });
+        if !state.budget.open_client(uid) {
+            return Err(Errno::EMFILE);
+        }
+        let opened = match endpoint {
+            None => self.domain.open_control(&credentials),
+            Some(endpoint) => self.domain.open(endpoint, &credentials),
+        };
+        let id = opened.inspect_err(|_| state.budget.close_client(uid))?;
+        let added = state.poller.add_client(&socket, id).map_err(errno);
+        let inserted = added.and_then(|()| {
+            let client = Client::new(id, socket, uid, pid, process);
+            if state.clients.insert(client) { Ok(()) } else { Err(Errno::EMFILE) }
+        });
+        if inserted.is_err() {
+            state.budget.close_client(uid);
+            self.domain.close(&mut Turn::idle(state), clock(), id);
+        } else {
+            state.log.line(LogLevel::Debug, format_args!("process {pid} (uid {uid}) is {id:?}"));
+        }
+        inserted
+    }
+
+    /// Accepts nobody for a while.
+    fn pause_accepting(&mut self) {
+        self.paused_until = Some(clock().monotonic.after(PAUSE));
+        self.listen(false);
+    }
+
+    fn accept_again(&mut self) {
+        self.paused_until = None;
+        self.reserve = self.reserve.take().or_else(reserve);
+        self.listen(true);
+    }
+
+    fn listen(&mut self, on: bool) {
+        let State { poller, control, listeners, log, .. } = &self.state;
+        let nodes = listeners.iter().flatten().map(|node| (&node.socket, Source::Endpoint(node.id)));
+        for (socket, source) in nodes.chain([(control, Source::Control)]) {
+            if let Err(error) = poller.pause_listener(socket, source, !on) {
+                log.line(LogLevel::Error, format_args!("a node cannot be paused or resumed: {error}"));
+            }
+        }
+    }
+
+    /// Carries out the next command of a client.
+    fn command(&mut self, from: HandleId) {
+        let mut fds = Descriptors::new();
+        let Some(client) = self.state.clients.get(from) else {
+            return;
+        };
+        let arrived = match socket::recv(&client.socket, &mut self.packet, &mut fds, Wait::No) {
+            Ok(arrived) if arrived.len > 0 => arrived,
+            Err(io::Errno::AGAIN) => return,
+            Err(error) if !is_hang_up(error) => {
+                self.state.doom(from, format_args!("its packet cannot be read: {error}"));
+                self.settle();
+                return;
+            }
+            Ok(_) | Err(_) => {
+                self.hang_up(from);
+                return;
+            }
+        };
+        // Out of the way while the packet is borrowed; it comes back below.
+        let mut buffer = std::mem::take(&mut self.packet);
+        if let Some(packet) = buffer.get_mut(..arrived.len) {
+            self.packet(from, packet, fds, arrived.fds_lost);
+        }
+        self.packet = buffer;
+        self.settle();
+    }
+
+    fn packet(&mut self, from: HandleId, bytes: &mut [u8], mut fds: Descriptors, fds_lost: bool) {
+        let header = Header::read_from_prefix(bytes).map(|(header, _)| header).ok();
+        // What the system had no room for is no fault of the client's packet.
+        let count = header.filter(|header| fds_lost && header.fds as usize <= FDS_MAX);
+        let count = count.map_or(fds.len(), |header| header.fds as usize);
+        let packet = match Packet::parse(bytes, count) {
+            Ok(packet) => packet,
+            Err(error) => {
+                if let (WireError::Version(_), Some(header)) = (error, header) {
+                    let answer = Header { number: EPROTO, ..Header::answer(header.serial, Ok(())) };
+                    self.send(from, &answer, &[]);
+                }
+                self.state.doom(from, error);
+                return;
+            }
+        };
+        let Packet { kind, header, arg, message, payload } = packet;
+        if fds_lost {
+            // Without its staging file the client would wait for what never comes.
+            if header.flags & FLAG_STAGING_FD != 0 || !kind.is_answered() {
+                self.state.doom(from, "the daemon has no descriptors left");
+            } else {
+                self.answer(from, &header, Err(Errno::EMFILE), arg, message.as_deref(), false);
+            }
+            return;
+        }
+        if header.flags & FLAG_STAGING_FD != 0 && !self.stage(from, fds.pop()) {
+            self.state.doom(from, "its staging file is no memfd");
+            return;
+        }
+        let at = clock();
+        match kind {
+            Kind::Command => self.carry_out(from, &header, arg, message, payload, fds),
+            Kind::ReceiveEntry => {
+                let flags = arg.get(8..16).and_then(|word| word.first_chunk());
+                let flags = flags.map_or(RecvFlags::empty(), |word| {
+                    RecvFlags::from_bits_truncate(u64::from_ne_bytes(*word))
+                });
+                let mut turn = Turn::idle(&mut self.state);
+                let (slot, key) = (header.slot, header.key);
+                let result = self.domain.receive_entry(&mut turn, at, from, slot, key, flags, arg);
+                self.finish(from, &header, result, arg, message.as_deref(), true);
+            }
+            Kind::WatchRoom => {
+                let result = self.domain.watch_room(&mut Turn::idle(&mut self.state), from, header.key);
+                self.finish(from, &header, result, arg, message.as_deref(), false);
+            }
+            Kind::Cancel => {
+                if let Some(token) = self.state.pending.find(from, header.key) {
+                    let mut turn = Turn::idle(&mut self.state);
+                    self.domain.cancel(&mut turn, at, from, token, Errno::ECANCELED);
+                }
+            }
+            Kind::Returns => self.domain.handle_returns(&mut Turn::idle(&mut self.state), at, from),
+            _ => self.state.doom(from, WireError::Kind(header.kind)),
+        }
+    }
+
+    /// Carries out a command of the ABI.
+    fn carry_out(
+        &mut self,
+        from: HandleId,
+        header: &Header,
+        arg: &mut [u8],
+        mut message: Option<&mut [u8]>,
+        payload: Payload<'_>,
+        mut fds: Descriptors,
+    ) {
+        let token = self.state.pending.token();
+        let mut places = places(&mut fds);
+        let mut turn = Turn { payload, fds: &mut places, from: Some(from), ..Turn::idle(&mut self.state) };
+        let message_at = message.as_deref_mut();
+        let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
+        let outcome = self.domain.handle(&mut turn, Arrival { at: clock(), from, caller: None, request });
+        // What no message holds is closed before anybody hears of the command's end.
+        drop(places);
+        match outcome {
+            Outcome::Done(result) => {
+                // The files of a synchronous reply go with the end of that call, not with the command that brought it.
+                let brings_files = header.number == Command::Recv.request();
+                self.finish(from, header, result, arg, message.as_deref(), brings_files);
+            }
+            Outcome::Pending => {
+                let wanted = header.flags & FLAG_RETURN_MESSAGE != 0;
+                let message = message.as_deref().filter(|_| wanted);
+                if !self.state.pending.wait(from, header.serial, arg, message) {
+                    self.state.doom(from, "the daemon lost track of its call");
+                }
+            }
+        }
+    }
+
+    /// Does what follows from a command, and then answers it: who it woke is awake when its caller goes on.
+    fn finish(
+        &mut self,
+        from: HandleId,
+        header: &Header,
+        result: Result<(), Errno>,
+        arg: &[u8],
+        message: Option<&[u8]>,
+        with_files: bool,
+    ) {
+        self.settle();
+        self.answer(from, header, result, arg, message, with_files);
+    }
+
+    fn answer(
+        &mut self,
+        to: HandleId,
+        header: &Header,
+        result: Result<(), Errno>,
+        arg: &[u8],
+        message: Option<&[u8]>,
+        with_files: bool,
+    ) {
+        let mut answer = Header::answer(header.serial, result);
+        // Cannot be cut: they came in a packet of bounded size.
+        answer.arg_size = arg.len().min(CMD_MAX_SIZE) as u32;
+        let message = message.filter(|_| header.flags & FLAG_RETURN_MESSAGE != 0);
+        if let Some(message) = message {
+            answer.flags |= FLAG_RETURN_MESSAGE;
+            answer.message_size = message.len().min(CMD_MAX_SIZE) as u32;
+        }
+        let parts = [arg, message.unwrap_or_default()];
+        if with_files { self.send_with_files(to, &answer, &parts) } else { self.send(to, &answer, &parts) }
+    }
+
+    /// Sends an answer, with the descriptors of a HELLO if this is its answer.
+    fn send(&mut self, to: HandleId, header: &Header, parts: &[&[u8]]) {
+        let Some(client) = self.state.clients.get_mut(to) else {
+            return;
+        };
+        let hello = client.hello.take();
+        let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> = hello.iter().flatten().map(AsFd::as_fd).collect();
+        let sent = socket::send(&client.socket, header, parts, &fds, Wait::No);
+        self.sent(to, sent);
+    }
+
+    /// Sends an answer with the files that were given to the client.
+    fn send_with_files(&mut self, to: HandleId, header: &Header, parts: &[&[u8]]) {
+        let Some(client) = self.state.clients.get_mut(to) else {
+            return;
+        };
+        let outgoing = std::mem::take(&mut client.outgoing);
+        let files = &mut self.state.files;
+        let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> =
+            outgoing.iter().filter_map(|id| files.get(*id)).collect();
+        let sent = socket::send(&client.socket, header, parts, &fds, Wait::No);
+        drop(fds);
+        for id in outgoing {
+            files.release(id);
+        }
+        self.sent(to, sent);
+    }
+
+    fn sent(&mut self, to: HandleId, sent: io::Result<()>) {
+        match sent {
+            Ok(()) => {}
+            // Its end is noticed in the next turn.
+            Err(error) if is_hang_up(error) => {}
+            Err(io::Errno::AGAIN) => self.state.doom(to, "it does not read its answers"),
+            Err(error) => self.state.doom(to, format_args!("it cannot be answered: {error}")),
+        }
+    }
+
+    /// Keeps a client's staging file. False if it is none that can be read without waiting.
+    fn stage(&mut self, from: HandleId, file: Option<OwnedFd>) -> bool {
+        let file = file.filter(|file| files::is_memfd(file.as_fd()));
+        match (file, self.state.clients.get_mut(from)) {
+            (Some(file), Some(client)) => {
+                client.staging = Some(file);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Closes the handle of a client that is gone, or is to go.
+    fn hang_up(&mut self, id: HandleId) {
+        self.close(id);
+        self.settle();
+    }
+
+    fn close(&mut self, id: HandleId) {
+        if self.state.clients.get(id).is_none() {
+            return;
+        }
+        self.domain.close(&mut Turn::idle(&mut self.state), clock(), id);
+        self.state.pending.end_all(id);
+        if let Some(client) = self.state.clients.remove(id) {
+            self.state.budget.close_client(client.uid);
+            for file in &client.outgoing {
+                self.state.files.release(*file);
+            }
+            self.state.log.line(
+                LogLevel::Debug,
+                format_args!("process {} (uid {}) was {id:?}", client.pid, client.uid),
+            );
+        }
+    }
+
+    /// Does everything that follows from what the engine was just told.
+    fn settle(&mut self) {
+        loop {
+            while let Some(effect) = self.domain.poll_effect() {
+                self.apply(effect);
+            }
+            // Ends: a watch that was answered here is over, and each client can be cut off once.
+            if let Some(id) = self.state.to_drain.pop() {
+                self.domain.handle_returns(&mut Turn::idle(&mut self.state), clock(), id);
+            } else if let Some(id) = self.state.doomed.pop() {
+                self.close(id);
+            } else {
+                break;
+            }
+        }
+        while let Some(id) = self.state.to_ring.pop() {
+            if let Some(client) = self.state.clients.get_mut(id) {
+                client.ring = false;
+                if let Some(bell) = &client.bell {
+                    // Full: it rings already. Closed: the client is gone, which its socket tells.
+                    let _ = io::write(bell, &[1]);
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Room(to) => Turn::idle(&mut self.state).notice(to),
+            Effect::Answer { to, token, result } => {
+                let Some(waiting) = self.state.pending.get_mut(token) else {
+                    return;
+                };
+                if let Ok(reply) = &result {
+                    put_reply(&mut waiting.arg, reply);
+                }
+                let mut header = Header::new(Kind::Command, waiting.serial);
+                header.flags = if waiting.return_message { FLAG_RETURN_MESSAGE } else { 0 };
+                // Taken out while it is sent, and put back to be used again.
+                let arg = std::mem::take(&mut waiting.arg);
+                let message = std::mem::take(&mut waiting.message);
+                self.answer(to, &header, result.map(|_| ()), &arg, Some(&message), true);
+                if let Some(waiting) = self.state.pending.get_mut(token) {
+                    waiting.arg = arg;
+                    waiting.message = message;
+                }
+                self.state.pending.end(token);
+            }
+            // What waits at a connection was shown in its queue, and the end of one as well: both ring.
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wait(error) => write!(f, "waiting for clients: {error}"),
+            Self::Process(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ServeError {}

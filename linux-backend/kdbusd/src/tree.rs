@@ -1,0 +1,537 @@
+//! The tree of sockets that stands where the module had its file system.
+//!
+//! ```text
+//! root/             0755  the daemon's
+//!   .lock           0600  held while a daemon runs here
+//!   control         0666
+//!   1000-user/      0555, 0550 or 0500, as the bus is open to all, to a group or to its owner
+//!     bus           0666, 0660 or 0600
+//!     1000-private
+//! ```
+//!
+//! A node is made under a temporary name and renamed when it is ready, so whoever sees it can use it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::{self, Errno};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Gid, Uid};
+
+/// Connections that may wait to be accepted, per node.
+const BACKLOG: i32 = 128;
+
+const LOCK: &str = ".lock";
+const CONTROL: &str = "control";
+/// Nodes in the making start with this; no bus and no endpoint does.
+const UNFINISHED: &str = ".new-";
+
+/// Who owns a node, and its permission bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Owner.
+    pub(crate) uid: u32,
+    /// Group.
+    pub(crate) gid: u32,
+    /// Permission bits of the socket.
+    pub(crate) mode: u32,
+}
+
+/// Why a tree cannot be set up.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// Another daemon serves this tree.
+    Running {
+        /// The tree.
+        root: PathBuf,
+        /// Its process, if it says so.
+        pid: Option<u32>,
+    },
+    /// The root belongs to somebody else, or others can write there.
+    Untrusted {
+        /// The tree.
+        root: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+    /// Something stands in the root that no daemon made.
+    Foreign {
+        /// That thing.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    Io {
+        /// What was being done, to what.
+        doing: String,
+        /// The error.
+        error: Errno,
+    },
+}
+
+/// The tree of one daemon. Dropping it removes all nodes.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    path: PathBuf,
+    root: OwnedFd,
+    /// Keeps other daemons out until it is closed.
+    #[allow(dead_code, reason = "held, never read")]
+    lock: OwnedFd,
+    made_root: bool,
+    uid: u32,
+    privileged: bool,
+    counter: u64,
+}
+
+impl Tree {
+    /// Locks the tree at `path`, making the last directory of it if need be, and clears away what a dead
+    /// daemon left there.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError`]; a running daemon's tree stays as it is.
+    pub(crate) fn open(path: &Path) -> Result<Self, TreeError> {
+        let failed = |doing: &str| {
+            let doing = format!("{doing} {}", path.display());
+            move |error| TreeError::Io { doing, error }
+        };
+        let made_root = match fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(error) => return Err(failed("making")(error)),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = fs::open(path, flags, Mode::empty()).map_err(failed("opening"))?;
+        let uid = rustix::process::geteuid();
+        let stat = fs::fstat(&root).map_err(failed("looking at"))?;
+        let untrusted = |why| Err(TreeError::Untrusted { root: path.into(), why });
+        if stat.st_uid != uid.as_raw() {
+            return untrusted("it belongs to another user");
+        }
+        if made_root {
+            // Whatever the umask left of it.
+            fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(failed("setting the mode of"))?;
+        } else if stat.st_mode & 0o022 != 0 {
+            return untrusted("others can write there");
+        }
+        let lock = lock(&root, path)?;
+        let mut tree = Self {
+            path: path.into(),
+            root,
+            lock,
+            made_root,
+            uid: uid.as_raw(),
+            privileged: uid.is_root(),
+            counter: 0,
+        };
+        tree.clear()?;
+        Ok(tree)
+    }
+
+    /// Where the tree stands.
+    #[must_use]
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the control node and returns its socket, which already listens.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Io`].
+    pub(crate) fn make_control(&mut self) -> Result<OwnedFd, TreeError> {
+        let access = Access { uid: self.uid, gid: rustix::process::getegid().as_raw(), mode: 0o666 };
+        self.node(&access)
+            .and_then(|(socket, temporary)| {
+                self.publish(&temporary, &self.root, CONTROL)?;
+                Ok(socket)
+            })
+            .map_err(|error| TreeError::Io {
+                doing: format!("making {CONTROL} in {}", self.path.display()),
+                error,
+            })
+    }
+
+    /// Makes the directory of a bus with its default endpoint, whose listening socket it returns.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` if there is such a bus; `EPERM` if the node would belong to another user and the daemon may
+    /// not give it away; else what the system said.
+    pub(crate) fn make_bus(&mut self, bus: &str, endpoint: &str, access: &Access) -> io::Result<OwnedFd> {
+        let (socket, node) = self.node(access)?;
+        let made = self.make_directory(bus, endpoint, access, &node);
+        if made.is_err() {
+            let _ = fs::unlinkat(&self.root, &node, AtFlags::empty());
+        }
+        made.map(|()| socket)
+    }
+
+    /// Makes a custom endpoint of a bus and returns its listening socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`make_bus`](Self::make_bus).
+    pub(crate) fn make_endpoint(
+        &mut self,
+        bus: &str,
+        endpoint: &str,
+        access: &Access,
+    ) -> io::Result<OwnedFd> {
+        let directory = self.directory(bus)?;
+        let (socket, node) = self.node(access)?;
+        let made = self.in_writable(&directory, || self.publish(&node, &directory, endpoint));
+        if made.is_err() {
+            let _ = fs::unlinkat(&self.root, &node, AtFlags::empty());
+        }
+        made.map(|()| socket)
+    }
+
+    /// Removes a custom endpoint.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn remove_endpoint(&self, bus: &str, endpoint: &str) -> io::Result<()> {
+        let directory = self.directory(bus)?;
+        self.in_writable(&directory, || fs::unlinkat(&directory, endpoint, AtFlags::empty()))
+    }
+
+    /// Removes a bus with all its endpoints.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn remove_bus(&self, bus: &str) -> io::Result<()> {
+        let directory = self.directory(bus)?;
+        self.in_writable(&directory, || {
+            for name in names(&directory)? {
+                fs::unlinkat(&directory, name.as_str(), AtFlags::empty())?;
+            }
+            Ok(())
+        })?;
+        fs::unlinkat(&self.root, bus, AtFlags::REMOVEDIR)
+    }
+
+    /// A new socket, bound to a temporary name in the root, with its owner and mode, listening.
+    fn node(&mut self, access: &Access) -> io::Result<(OwnedFd, String)> {
+        let name = self.temporary();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        self.bind(&socket, &name)?;
+        // Nobody can connect before listen(), so the mode that bind() gave it harms nobody.
+        let ready = self.give(&self.root, &name, access).and_then(|()| {
+            fs::chmodat(&self.root, &name, Mode::from_raw_mode(access.mode & 0o777), AtFlags::empty())?;
+            net::listen(&socket, BACKLOG)
+        });
+        if let Err(error) = ready {
+            let _ = fs::unlinkat(&self.root, &name, AtFlags::empty());
+            return Err(error);
+        }
+        Ok((socket, name))
+    }
+
+    fn bind(&self, socket: &OwnedFd, name: &str) -> io::Result<()> {
+        let address = SocketAddrUnix::new(self.path.join(name)).or_else(|_| {
+            // A socket's address holds 107 bytes; a long root is reached through its descriptor.
+            let root = rustix::fd::AsRawFd::as_raw_fd(&self.root);
+            SocketAddrUnix::new(format!("/proc/self/fd/{root}/{name}"))
+        })?;
+        net::bind(socket, &address)
+    }
+
+    /// Hands a node to its owner. A daemon without privilege can make nodes for its own user only.
+    fn give(&self, directory: impl AsFd, name: &str, access: &Access) -> io::Result<()> {
+        let owner = (Uid::from_raw(access.uid), Gid::from_raw(access.gid));
+        match fs::chownat(directory, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW) {
+            // The group matters only where it may do more than everybody.
+            Err(Errno::PERM) if access.uid == self.uid && access.mode >> 3 & 7 == access.mode & 7 => Ok(()),
+            result => result,
+        }
+    }
+
+    fn make_directory(&mut self, bus: &str, endpoint: &str, access: &Access, node: &str) -> io::Result<()> {
+        let name = self.temporary();
+        fs::mkdirat(&self.root, &name, Mode::from_raw_mode(0o700))?;
+        let directory = self.directory(&name)?;
+        // Search bits follow the endpoint's read bits: kdbusfs has 0555 beside 0666.
+        let read = access.mode & 0o444;
+        let mode = Mode::from_raw_mode(0o500 | read | read >> 2);
+        let made = self
+            .publish(node, &directory, endpoint)
+            .and_then(|()| self.give(&self.root, &name, access))
+            .and_then(|()| fs::fchmod(&directory, mode))
+            .and_then(|()| self.publish(&name, &self.root, bus));
+        if made.is_err() {
+            let _ = fs::fchmod(&directory, Mode::from_raw_mode(0o700));
+            let _ = fs::unlinkat(&directory, endpoint, AtFlags::empty());
+            let _ = fs::unlinkat(&self.root, &name, AtFlags::REMOVEDIR);
+        }
+        made
+    }
+
+    /// Moves a finished node from the root to where others look for it.
+    fn publish(&self, from: &str, directory: &OwnedFd, to: &str) -> io::Result<()> {
+        match fs::renameat_with(&self.root, from, directory, to, RenameFlags::NOREPLACE) {
+            // File systems without that flag: nobody else makes nodes here, so looking first is enough.
+            Err(Errno::INVAL | Errno::NOSYS) => match fs::statat(directory, to, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(_) => fs::renameat(&self.root, from, directory, to),
+            },
+            result => result,
+        }
+    }
+
+    fn directory(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fs::openat(&self.root, name, flags, Mode::empty())
+    }
+
+    /// Runs `change` on a bus directory, whose mode keeps everybody but root from writing there.
+    fn in_writable<T>(&self, directory: &OwnedFd, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if self.privileged {
+            return change();
+        }
+        let mode = Mode::from_raw_mode(fs::fstat(directory)?.st_mode & 0o777);
+        fs::fchmod(directory, mode | Mode::WUSR)?;
+        let result = change();
+        fs::fchmod(directory, mode)?;
+        result
+    }
+
+    fn temporary(&mut self) -> String {
+        self.counter += 1;
+        format!("{UNFINISHED}{}", self.counter)
+    }
+
+    /// Removes every node. Nothing is touched if something foreign stands among them.
+    fn clear(&mut self) -> Result<(), TreeError> {
+        let io = |error| TreeError::Io { doing: format!("clearing {}", self.path.display()), error };
+        let entries = names(&self.root).map_err(io)?;
+        for name in entries.iter().filter(|name| *name != LOCK) {
+            let foreign = || TreeError::Foreign { path: self.path.join(name) };
+            let stat = fs::statat(&self.root, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Socket => {}
+                FileType::Directory if is_bus(name) || name.starts_with(UNFINISHED) => {
+                    let directory = self.directory(name).map_err(io)?;
+                    for node in names(&directory).map_err(io)? {
+                        let stat =
+                            fs::statat(&directory, node.as_str(), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+                        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+                            return Err(TreeError::Foreign { path: self.path.join(name).join(node) });
+                        }
+                    }
+                }
+                _ => return Err(foreign()),
+            }
+        }
+        for name in entries.iter().filter(|name| *name != LOCK) {
+            let removed = match fs::unlinkat(&self.root, name.as_str(), AtFlags::empty()) {
+                Err(Errno::ISDIR | Errno::PERM) => self.remove_bus(name),
+                result => result,
+            };
+            removed.map_err(io)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        // Nobody is left to tell: what cannot be removed now is taken over by the next daemon.
+        let _ = self.clear();
+        let _ = fs::unlinkat(&self.root, LOCK, AtFlags::empty());
+        if self.made_root {
+            let _ = fs::rmdir(&self.path);
+        }
+    }
+}
+
+impl fmt::Display for TreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running { root, pid } => {
+                write!(f, "kdbusd is already running on {}", root.display())?;
+                pid.map_or(Ok(()), |pid| write!(f, " (process {pid})"))
+            }
+            Self::Untrusted { root, why } => {
+                write!(f, "{} cannot hold a bus tree: {why}; ", root.display())?;
+                f.write_str("choose a directory that only the daemon's user can write")
+            }
+            Self::Foreign { path } => {
+                write!(f, "{} is in the way and was made by no kdbusd; remove it", path.display())
+            }
+            Self::Io { doing, error } => write!(f, "{doing}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for TreeError {}
+
+/// Takes the lock of the tree; it is held until the descriptor is closed.
+fn lock(root: &OwnedFd, path: &Path) -> Result<OwnedFd, TreeError> {
+    let failed = |error| TreeError::Io { doing: format!("locking {}", path.join(LOCK).display()), error };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    loop {
+        // Only the daemon's user can open it, so nobody else can hold the lock against it.
+        let file = fs::openat(root, LOCK, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
+        match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = [0; 16];
+                let n = io::pread(&file, &mut text, 0).unwrap_or(0);
+                let pid = std::str::from_utf8(&text[..n]).ok().and_then(|text| text.trim().parse().ok());
+                return Err(TreeError::Running { root: path.into(), pid });
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        // An ending daemon removes the file while it holds the lock: only the one that is still there counts.
+        let held = fs::fstat(&file).map_err(failed)?;
+        match fs::statat(root, LOCK, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino) => {
+                fs::ftruncate(&file, 0).map_err(failed)?;
+                io::pwrite(&file, format!("{}\n", std::process::id()).as_bytes(), 0).map_err(failed)?;
+                return Ok(file);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Names in a directory, `.` and `..` aside.
+fn names(directory: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::Dir::read_from(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Whether a name is one that a bus can have: `<uid>-<something>`.
+fn is_bus(name: &str) -> bool {
+    name.split_once('-').is_some_and(|(uid, rest)| uid.parse::<u32>().is_ok() && !rest.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    fn access(mode: u32) -> Access {
+        Access { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o7777
+    }
+
+    fn connect(path: &Path) -> io::Result<OwnedFd> {
+        let socket = net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+        net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket)
+    }
+
+    #[test]
+    fn nodes_have_the_modes_of_the_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("kdbus");
+        let mut tree = Tree::open(&root).unwrap();
+        let _control = tree.make_control().unwrap();
+        assert_eq!(mode(&root.join("control")), 0o666);
+        for (name, socket, directory) in [("1-a", 0o600, 0o500), ("1-b", 0o660, 0o550), ("1-c", 0o666, 0o555)]
+        {
+            let _bus = tree.make_bus(name, "bus", &access(socket)).unwrap();
+            assert_eq!(mode(&root.join(name)), directory);
+            assert_eq!(mode(&root.join(name).join("bus")), socket);
+            let _endpoint = tree.make_endpoint(name, "1-e", &access(0o660)).unwrap();
+            assert_eq!(mode(&root.join(name).join("1-e")), 0o660);
+            assert_eq!(mode(&root.join(name)), directory, "writable only while an endpoint is made");
+        }
+        drop(tree);
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn nodes_belong_to_whoever_made_the_bus() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tree = Tree::open(&dir.path().join("kdbus")).unwrap();
+        let other = Access { uid: 4242, gid: 4243, mode: 0o660 };
+        let made = tree.make_bus("4242-a", "bus", &other);
+        if rustix::process::geteuid().is_root() {
+            made.unwrap();
+            let node = tree.path().join("4242-a/bus").metadata().unwrap();
+            assert_eq!((node.uid(), node.gid()), (4242, 4243));
+            let directory = tree.path().join("4242-a").metadata().unwrap();
+            assert_eq!((directory.uid(), directory.gid()), (4242, 4243));
+        } else {
+            assert_eq!(made.unwrap_err(), Errno::PERM);
+            assert_eq!(names(&tree.root).unwrap(), [LOCK]);
+        }
+    }
+
+    #[test]
+    fn a_name_is_given_once_and_is_free_again_when_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tree = Tree::open(&dir.path().join("kdbus")).unwrap();
+        let first = tree.make_bus("1-a", "bus", &access(0o600)).unwrap();
+        assert_eq!(tree.make_bus("1-a", "bus", &access(0o600)).unwrap_err(), Errno::EXIST);
+        assert_eq!(tree.make_endpoint("1-a", "bus", &access(0o600)).unwrap_err(), Errno::EXIST);
+        connect(&tree.path().join("1-a/bus")).unwrap();
+        tree.remove_bus("1-a").unwrap();
+        assert_eq!(connect(&tree.path().join("1-a/bus")).unwrap_err(), Errno::NOENT);
+        drop(first);
+        tree.make_bus("1-a", "bus", &access(0o600)).unwrap();
+        assert_eq!(names(&tree.root).unwrap().len(), 2, "no temporary node stays");
+    }
+
+    #[test]
+    fn a_living_daemon_keeps_its_tree_and_a_dead_one_loses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("kdbus");
+        let mut tree = Tree::open(&root).unwrap();
+        tree.make_bus("1-a", "bus", &access(0o600)).unwrap();
+        let refused = Tree::open(&root).unwrap_err();
+        assert!(
+            matches!(&refused, TreeError::Running { pid, .. } if *pid == Some(std::process::id())),
+            "{refused}"
+        );
+        // A killed daemon: the lock goes with its descriptors, the nodes stay.
+        fs::flock(&tree.lock, FlockOperation::Unlock).unwrap();
+        std::mem::forget(tree);
+        let tree = Tree::open(&root).unwrap();
+        assert_eq!(names(&tree.root).unwrap(), [LOCK]);
+    }
+
+    #[test]
+    fn what_no_daemon_made_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("kdbus");
+        std::fs::create_dir_all(root.join("1-a")).unwrap();
+        std::fs::write(root.join("1-a/diary"), "dear").unwrap();
+        let refused = Tree::open(&root).unwrap_err();
+        assert!(matches!(&refused, TreeError::Foreign { path } if path.ends_with("1-a/diary")), "{refused}");
+        assert!(root.join("1-a/diary").exists());
+    }
+
+    #[test]
+    fn a_root_where_others_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(Tree::open(dir.path()), Err(TreeError::Untrusted { .. })));
+    }
+
+    #[test]
+    fn a_long_root_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a".repeat(100));
+        let mut tree = Tree::open(&root).unwrap();
+        tree.make_control().unwrap();
+        assert!(root.join(CONTROL).exists());
+    }
+}

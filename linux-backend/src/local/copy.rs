@@ -1,0 +1,37 @@
+//! The copies into and between mappings that other processes see.
+//!
+//! A mapping is never borrowed as `&[u8]` or `&mut [u8]` while another process may write it; bytes are moved by
+//! address, and what they mean is looked at in the copy only. Every byte range is checked by the mapping.
+#![allow(unsafe_code)]
+
+/// Copies `bytes` to `to`.
+///
+/// # Safety
+///
+/// `to` is the start of `bytes.len()` writable bytes of a mapping, of which nothing in this process is borrowed.
+pub(super) unsafe fn into_shared(to: *mut u8, bytes: &[u8]) {
+    // SAFETY: the caller's promise; `bytes` is borrowed, so it is no part of the mapping. Other processes that
+    // read the range meanwhile see old or new bytes, which is theirs to expect.
+    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+}
+
+/// Fills `len` bytes from `to` on with zeros.
+///
+/// # Safety
+///
+/// `to` is the start of `len` writable bytes of a mapping, of which nothing in this process is borrowed.
+pub(super) unsafe fn zero_shared(to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { to.write_bytes(0, len) }
+}
+
+/// Copies `len` bytes from one mapping to another, or within one.
+///
+/// # Safety
+///
+/// `from` is the start of `len` readable bytes of a mapping, `to` of as many writable ones; nothing of either
+/// is borrowed in this process.
+pub(super) unsafe fn between_shared(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise; the ranges may overlap.
+    unsafe { to.copy_from(from, len) }
+}

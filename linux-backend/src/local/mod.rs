@@ -1,0 +1,30 @@
+//! The bus of kdbusd, in user space on any stock kernel.
+//!
+//! [`LocalTransport`] is what clients use. Commands go to kdbusd as packets over a Unix socket ([`wire`],
+//! [`socket`]); messages are received out of shared memory ([`map`], [`kdbus_core::channel`]) without a system
+//! call. What kdbusd itself builds on stands here too. `docs/local-protocol.md` describes both sides.
+
+mod bell;
+mod copy;
+mod error;
+mod handle;
+pub mod map;
+mod memfd;
+mod place;
+pub mod raw;
+mod receive;
+pub mod socket;
+mod staging;
+mod transport;
+pub mod wire;
+
+pub use error::ConnectError;
+#[cfg(feature = "std")]
+pub use error::io_error;
+pub use handle::{Answer, Attachments, Handle};
+pub use memfd::{PayloadFile, SealedMemfd};
+pub use place::{Environment, NodePath, PATH_MAX, PlaceError};
+pub use transport::{LocalTransport, Options};
+
+#[cfg(test)]
+mod tests;
