@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::bench::{Bench, Outcome};
-use crate::world::World;
+use crate::world::{Skip, World};
 
 /// One case: its numbers, its chapter and what it shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -608,10 +609,19 @@ pub fn run<W: World>(chapter: &str, name: &str, make: impl FnOnce(&CaseInfo) -> 
     let run = find::<W>(chapter, name);
     let info = cases().iter().find(|case| (case.chapter, case.name) == (chapter, name));
     let (Some(run), Some(info)) = (run, info) else { panic!("no case {chapter}::{name}") };
-    let mut bench = Bench::new(make(info));
-    if let Err(skip) = run(&mut bench) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut Bench::new(make(info)))));
+    let skipped = outcome.unwrap_or_else(|panic| match panic.downcast::<Skip>() {
+        Ok(skip) => Err(*skip),
+        Err(panic) => resume_unwind(panic),
+    });
+    if let Err(skip) = skipped {
         report(&format!("{chapter}::{name}"), &skip.0);
     }
+}
+
+/// Ends the case at hand: this world cannot express it. For where no result can say so.
+pub(crate) fn skip(reason: &str) -> ! {
+    resume_unwind(Box::new(Skip::because(reason)))
 }
 
 /// Prints a line for each case that commands alone cannot bring about.
