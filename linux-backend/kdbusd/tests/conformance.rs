@@ -14,7 +14,10 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use kdbus_conformance::{BadAddress, Body, CaseInfo, Ended, Needs, Node, Payload, Poll, Skip, Who, World};
+use kdbus_conformance::{
+    BadAddress, Body, CaseInfo, Ended, Needs, Node, OverTransport, Payload, Poll, Skip, Transported, Who,
+    World,
+};
 use kdbus_core::abi::{
     CMD_MAX_SIZE, CmdFree, CmdHello, CmdRecv, CmdSend, Command, Errno, Frame, ITEM_HEADER, ItemType, Items,
     Msg, MsgInfo,
@@ -23,6 +26,7 @@ use kdbus_core::channel::InboxReader;
 use kdbus_linux::local::map::{ReadMap, WordMap};
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
 use kdbus_linux::local::wire::{self, FDS_MAX, HELLO_FDS, Header, INLINE_MAX, Kind, Packet};
+use kdbus_linux::local::{self, LocalTransport, NodePath};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -294,10 +298,13 @@ impl DaemonWorld {
         self.fds.get(&number).map(|fd| &**fd).ok_or(Errno::EBADF)
     }
 
-    fn open_node(&mut self, user: User, node: &str) -> Result<Handle, Errno> {
+    fn socket(&self, user: User, node: &str) -> Result<OwnedFd, Errno> {
         let path = self.daemon.path(node);
-        let socket = as_user(user, move || socket::connect(path.as_os_str().as_encoded_bytes()))?;
-        let socket = Rc::new(socket);
+        as_user(user, move || socket::connect(path.as_os_str().as_encoded_bytes()))
+    }
+
+    fn open_node(&mut self, user: User, node: &str) -> Result<Handle, Errno> {
+        let socket = Rc::new(self.socket(user, node)?);
         self.fds.insert(socket.as_raw_fd(), Rc::clone(&socket));
         Ok(Rc::new(RefCell::new(Client::new(socket))))
     }
@@ -743,4 +750,39 @@ impl World for DaemonWorld {
     }
 }
 
-kdbus_conformance::conformance_tests!(DaemonWorld::new);
+impl Transported for DaemonWorld {
+    type Transport = LocalTransport;
+
+    fn connect(&mut self, user: User, bus: &str, endpoint: &str) -> Result<LocalTransport, Errno> {
+        let node = format!("{bus}/{endpoint}");
+        let socket = self.socket(user, &node)?;
+        let path = NodePath::new(self.daemon.path(&node).as_os_str().as_encoded_bytes()).unwrap();
+        let handle = local::Handle::over(socket, path, 0, false).unwrap();
+        Ok(LocalTransport::over(handle).unwrap())
+    }
+
+    fn borrow<'a>(&'a self, _: User, number: i32) -> Option<BorrowedFd<'a>>
+    where
+        LocalTransport: 'a,
+    {
+        self.fds.get(&number).map(|fd| fd.as_fd())
+    }
+
+    fn keep(&mut self, _: User, fd: OwnedFd) -> i32 {
+        Self::keep(self, fd)
+    }
+}
+
+/// Packet by packet, so that malformed commands reach the daemon too.
+mod packets {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(DaemonWorld::new);
+}
+
+/// Through the transport that clients use.
+mod transport {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(|case| OverTransport(DaemonWorld::new(case)));
+}
