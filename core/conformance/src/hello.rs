@@ -1,8 +1,6 @@
 //! HELLO, UPDATE and BYEBYE.
 
-use kdbus_core::abi::{
-    AttachFlags, CmdHello, Command, Creds, Errno, HelloFlags, ItemType, Items, Pids,
-};
+use kdbus_core::abi::{AttachFlags, CmdHello, Command, Creds, Errno, HelloFlags, ItemType, Items, Pids};
 
 use crate::bench::{Bench, Outcome};
 use crate::build::{Arg, BLOOM, Hello, Item, Message};
@@ -306,6 +304,19 @@ pub(crate) fn who_left_is_gone_for_every_command<W: World>(t: &mut Bench<W>) -> 
     assert_eq!(t.world.poll(&a.handle), Poll { readable: false, writable: false, hung_up: true });
     for command in setup {
         assert_eq!(t.run(&a, &mut Arg::new(command)), Err(Errno::EBADFD), "{command:?}");
+    }
+    Ok(())
+}
+
+pub(crate) fn users_that_come_and_go_leave_nothing_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.connect();
+    for number in 1..=120 {
+        let user = t.world.user(number)?;
+        let conn = t.hello_as(user, &Hello::default().pool(4096));
+        t.send(&a, &Message::to(conn.id)).unwrap();
+        t.recv(&conn).unwrap();
+        t.byebye(&conn).unwrap();
+        t.close(conn);
     }
     Ok(())
 }

@@ -228,6 +228,7 @@ macro_rules! __conformance_list {
                 [121] an_unfreed_slice_keeps_nobody;
                 [122] only_ordinary_connections_leave;
                 [123] who_left_is_gone_for_every_command;
+                [468] users_that_come_and_go_leave_nothing_behind;
             }
             pool {
                 [124] nothing_published_cannot_be_freed;
@@ -474,6 +475,7 @@ macro_rules! __conformance_list {
                 [443] a_moved_message_frees_its_room;
                 [444] an_activator_may_come_after_the_service;
                 [445] a_waiter_comes_before_the_activator;
+                [469] a_message_lost_on_its_way_is_charged_to_nobody;
             }
             policy {
                 [311] strangers_do_not_talk_to_owners;
