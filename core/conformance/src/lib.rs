@@ -12,6 +12,7 @@
 
 mod bench;
 mod build;
+mod list;
 mod suite;
 mod transport;
 mod world;
