@@ -75,6 +75,7 @@ macro_rules! __conformance_list {
                 [64] a_bus_answers_known_masks_only;
                 [65] a_bus_tells_about_its_makers_process;
                 [401] filters_follow_their_own_bus;
+                [470] buses_that_come_and_go_leave_nothing_behind;
             }
             endpoints {
                 [66] an_endpoint_name_has_at_most_63_characters;
@@ -149,6 +150,8 @@ macro_rules! __conformance_list {
                 [134] a_mapping_stays_within_the_pool;
                 [135] a_pool_full_of_unfreed_slices_is_full;
                 [136] adjacent_free_slices_become_one;
+                [471] slices_that_come_and_go_leave_nothing_behind;
+                [472] padding_shows_nothing_of_what_was_there;
             }
             message {
                 [137] plain_message_arrives_with_its_cookie_and_sender;
