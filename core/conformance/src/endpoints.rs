@@ -181,6 +181,9 @@ pub(crate) fn owning_needs_the_bus_policy_too<W: World>(t: &mut Bench<W>) -> Out
     grant(t, &handle, OWN);
     assert_eq!(t.acquire(&e, NAME, NameFlags::empty()), Err(Errno::EPERM));
     let _holder = t.hello(&Hello::policy_holder(NAME, &[Item::access(WORLD, OWN, 0)]));
+    grant(t, &handle, TALK);
+    assert_eq!(t.acquire(&e, NAME, NameFlags::empty()), Err(Errno::EPERM));
+    grant(t, &handle, OWN);
     t.own(&e, NAME);
     Ok(())
 }
