@@ -58,9 +58,7 @@ impl Bus {
                 return Err(BusError::Connect(error));
             }
             Err(
-                ConnectError::Missing(_)
-                | ConnectError::Dead(_)
-                | ConnectError::Place(PlaceError::NoRoot),
+                ConnectError::Missing(_) | ConnectError::Dead(_) | ConnectError::Place(PlaceError::NoRoot),
             ) => {}
             Err(error) => return Err(BusError::Connect(error)),
         }

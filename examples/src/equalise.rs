@@ -144,8 +144,7 @@ impl<'c, T: Transport> Equalise<'c, T> {
     /// The next block of which is known that it has all its controls.
     fn next_settled(&mut self) -> Result<Held, StageError> {
         loop {
-            let is_settled =
-                self.held.front().is_some_and(|held| self.queue.is_settled(held.block.index()));
+            let is_settled = self.held.front().is_some_and(|held| self.queue.is_settled(held.block.index()));
             if is_settled && let Some(held) = self.held.pop_front() {
                 return Ok(held);
             }

@@ -25,7 +25,8 @@ impl Granted {
     pub fn ask(priority: u32) -> Self {
         // Only what is there now: growth is not limited by what may be locked.
         let is_locked = mlockall(MlockAllFlags::CURRENT).is_ok();
-        let fifo = process::schedule(&Schedule { policy: Policy::Fifo, priority }).is_ok().then_some(priority);
+        let fifo =
+            process::schedule(&Schedule { policy: Policy::Fifo, priority }).is_ok().then_some(priority);
         if fifo.is_none() {
             // Without a real-time class, the kernel may put timers off by 50 µs to save wake-ups.
             let _ = set_current_timer_slack(NonZeroU64::new(1));

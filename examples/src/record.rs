@@ -69,9 +69,7 @@ impl Record {
     pub fn write(&self, pipe: &mut impl Write) -> io::Result<()> {
         match self {
             Self::Ready(text) => write(pipe, 1, &[text.as_bytes()]),
-            Self::Progress { done, missed } => {
-                write(pipe, 2, &[&done.to_le_bytes(), &missed.to_le_bytes()])
-            }
+            Self::Progress { done, missed } => write(pipe, 2, &[&done.to_le_bytes(), &missed.to_le_bytes()]),
             Self::Hop(hop) => write(pipe, 3, &[&hop.to_bytes()]),
             Self::Counts(counts) => {
                 let Counts { dropped, late_controls, missing_controls, lost, ignored } = *counts;
@@ -183,7 +181,9 @@ mod tests {
         for len in 1..bytes.len() {
             assert!(Record::read(&mut &bytes[..len]).is_err(), "{len}");
         }
-        for foreign in [&[9, 0, 0, 0, 0][..], &[2, 1, 0, 0, 0, 0], &[1, 255, 255, 255, 255], &[6, 1, 0, 0, 0, 0]] {
+        for foreign in
+            [&[9, 0, 0, 0, 0][..], &[2, 1, 0, 0, 0, 0], &[1, 255, 255, 255, 255], &[6, 1, 0, 0, 0, 0]]
+        {
             let error = Record::read(&mut &foreign[..]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{foreign:?}");
         }

@@ -184,9 +184,11 @@ impl Report {
         };
         let mut remarks = vec![match late_controls {
             0 => "every control took effect at its block".to_owned(),
-            late => {
-                count(late, "control came late and took effect at once", "controls came late and took effect at once")
-            }
+            late => count(
+                late,
+                "control came late and took effect at once",
+                "controls came late and took effect at once",
+            ),
         }];
         let room = "dropped for want of room";
         remarks.push(match dropped {
@@ -194,7 +196,10 @@ impl Report {
             dropped => format!("{} {room}", count(dropped, "message was", "messages were")),
         });
         if lost > 0 {
-            remarks.push(format!("silence stands for {}", count(lost, "block that never came", "blocks that never came")));
+            remarks.push(format!(
+                "silence stands for {}",
+                count(lost, "block that never came", "blocks that never came")
+            ));
         }
         if missing_controls > 0 {
             remarks.push(count(missing_controls, "control never came", "controls never came"));

@@ -7,9 +7,7 @@ use zerocopy::IntoBytes;
 
 use crate::block::Block;
 use crate::piece::Piece;
-use crate::stage::{
-    AUDIO_PAYLOAD, AUDIO_PRIORITY, Pace, SILENCE, Stage, StageError, WINDOW, await_answer,
-};
+use crate::stage::{AUDIO_PAYLOAD, AUDIO_PRIORITY, Pace, SILENCE, Stage, StageError, WINDOW, await_answer};
 use crate::timeline::sleep_until;
 
 /// The stage that makes sound.
