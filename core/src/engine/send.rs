@@ -172,13 +172,13 @@ impl Domain<'_> {
 
     /// Checks that a connection may have one more call open, in `O(1)`; at the limit, at the cost of looking
     /// into the shared queue of each connection where a message of an ended call may wait.
-    fn demand_call(&mut self, host: &mut dyn Host, at: Clock, conn: ConnIx) -> Result<(), Errno> {
+    fn demand_call(&mut self, host: &mut dyn Host, conn: ConnIx) -> Result<(), Errno> {
         if self.replies.check(index(conn)) == Err(CallError::TooMany) {
             // It may have been received there without the bus knowing yet.
             let calls = self.replies.lingering(index(conn)).take(CALLS_MAX as usize);
             let callees: heapless::Vec<_, { CALLS_MAX as usize }> = calls.collect();
             for callee in callees {
-                self.drain(host, at, place(callee));
+                self.drain(host, place(callee));
             }
         }
         self.replies.check(index(conn)).map_err(|error| error.errno())
@@ -199,7 +199,7 @@ impl Domain<'_> {
         }
         let (to, name) = self.destination(sending)?;
         self.demand_talk(sending, to)?;
-        self.demand_call(host, at, conn)?;
+        self.demand_call(host, conn)?;
         let waiting = match sync {
             Some(token) => Some(self.prepare_call(conn, cookie, token)?),
             None => None,
