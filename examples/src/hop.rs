@@ -35,17 +35,22 @@ pub struct HopRecorder {
 
 impl HopRecorder {
     /// Makes an empty recorder for the hop called `name`, of which the first 255 bytes are kept, where a message is
-    /// late after `deadline`.
+    /// late after `deadline`; with [`Duration::MAX`], never.
     pub fn new(name: &str, deadline: Duration) -> Self {
         let end = (0..=name.len().min(LONGEST_NAME)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
         Self {
             name: name[..end].to_owned(),
-            deadline_ns: u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX),
+            deadline_ns: nanoseconds(deadline),
             latency: histogram(LONGEST_NS),
             missed: 0,
             overtaken: histogram(1_000_000),
             open: Vec::with_capacity(OPEN_CONTROLS),
         }
+    }
+
+    /// Makes messages late after `deadline` from now on.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline_ns = nanoseconds(deadline);
     }
 
     /// Counts a message that took `latency_ns` from its sender's send to its receiver's hands, and whether it missed
@@ -109,7 +114,7 @@ impl HopRecorder {
         &self.name
     }
 
-    /// After how many nanoseconds a message is late.
+    /// After how many nanoseconds a message is late; `u64::MAX` for never.
     pub const fn deadline_ns(&self) -> u64 {
         self.deadline_ns
     }
@@ -244,6 +249,11 @@ impl fmt::Display for HopError {
 }
 
 impl std::error::Error for HopError {}
+
+/// `span` in nanoseconds, or `u64::MAX` if it is longer than that.
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// Three significant digits up to `high`.
 fn histogram(high: u64) -> Histogram<u64> {

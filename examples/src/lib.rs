@@ -1,23 +1,35 @@
 //! Programs that show kdbus at work: an audio pipeline in four processes.
 //!
 //! A source, an equaliser and a sink exchange blocks of sound in real time, while a controller sends changes that
-//! overtake them. The modules here are what that pipeline needs apart from the bus:
+//! overtake them. The stages are [`source`], [`equalise`], [`sink`] and [`controller`], with [`stage`] for what they have in
+//! common on the bus; [`coordinator`] starts them as processes and ends them. What they need apart from the bus:
 //!
 //! - what travels: [`block`], [`control`];
 //! - where sound comes from and goes to: [`piece`], [`synth`], [`wav`];
-//! - what is done to it: [`equaliser`], [`limiter`];
+//! - what is done to it, and when: [`equaliser`], [`limiter`], [`timeline`];
 //! - what is told about the journey: [`hop`], [`report`], [`plot`], [`progress`].
 //!
 //! A stage allocates when it starts, and never again per block.
 
 pub mod block;
+pub mod bus;
 pub mod control;
+pub mod controller;
+pub mod coordinator;
+pub mod equalise;
 pub mod equaliser;
 pub mod hop;
 pub mod limiter;
 pub mod piece;
 pub mod plot;
+pub mod process;
 pub mod progress;
+pub mod realtime;
+pub mod record;
 pub mod report;
+pub mod sink;
+pub mod source;
+pub mod stage;
 pub mod synth;
+pub mod timeline;
 pub mod wav;

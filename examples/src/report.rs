@@ -7,20 +7,25 @@ use comfy_table::{Cell, CellAlignment, Table};
 use serde::Serialize;
 
 use crate::hop::HopRecorder;
+use crate::record::Counts;
 
 /// The measurements of a whole run, hop by hop.
 #[derive(Clone, Debug)]
 pub struct Report {
     title: String,
     hops: Vec<HopRecorder>,
-    late_controls: u64,
+    counts: Counts,
 }
 
 /// What JSON has for a run.
 #[derive(Debug, Serialize)]
 struct Run<'a> {
     title: &'a str,
+    dropped_messages: u64,
+    lost_blocks: u64,
     late_controls: u64,
+    missing_controls: u64,
+    ignored_messages: u64,
     hops: Vec<Hop<'a>>,
 }
 
@@ -29,7 +34,8 @@ struct Hop<'a> {
     name: &'a str,
     messages: u64,
     latency_ns: Latency,
-    deadline_ns: u64,
+    /// Nothing where there is none.
+    deadline_ns: Option<u64>,
     missed_deadlines: u64,
     controls: u64,
     blocks_overtaken: Overtaken,
@@ -65,7 +71,7 @@ impl<'a> Hop<'a> {
                 p99_9: hop.latency_ns(0.999),
                 max: hop.max_ns(),
             },
-            deadline_ns: hop.deadline_ns(),
+            deadline_ns: Some(hop.deadline_ns()).filter(|ns| *ns != u64::MAX),
             missed_deadlines: hop.missed(),
             controls: hop.controls(),
             blocks_overtaken: Overtaken {
@@ -80,7 +86,7 @@ impl<'a> Hop<'a> {
 impl Report {
     /// Makes a report without hops that is headed by `title`, one line about what ran and how.
     pub fn new(title: &str) -> Self {
-        Self { title: title.to_owned(), hops: Vec::new(), late_controls: 0 }
+        Self { title: title.to_owned(), hops: Vec::new(), counts: Counts::default() }
     }
 
     /// Adds the measurements of a hop behind those that are there, or to those of a hop that has the same name.
@@ -92,9 +98,9 @@ impl Report {
         }
     }
 
-    /// Sets how many controls came after their block had begun. Default 0.
-    pub fn set_late_controls(&mut self, late: u64) {
-        self.late_controls = late;
+    /// Sets what all stages together counted. Default: nothing.
+    pub fn set_counts(&mut self, counts: Counts) {
+        self.counts = counts;
     }
 
     /// What ran and how.
@@ -136,7 +142,7 @@ impl Report {
                     time(latency.p99),
                     time(latency.p99_9),
                     time(latency.max),
-                    duration(hop.deadline_ns),
+                    hop.deadline_ns.map_or_else(|| "–".to_owned(), duration),
                     hop.missed_deadlines.to_string(),
                     hop.controls.to_string(),
                     if hop.controls == 0 {
@@ -149,23 +155,59 @@ impl Report {
             );
             table.add_row(row);
         }
-        let late = match self.late_controls {
-            0 => "every control took effect at its block".to_owned(),
-            1 => "1 control came late and took effect at once".to_owned(),
-            late => format!("{late} controls came late and took effect at once"),
-        };
-        format!("{}\n{table}\n{late}", self.title)
+        format!("{}\n{table}\n{}", self.title, self.remarks().join("\n"))
     }
 
     /// The same as one JSON object, indented; times are in nanoseconds.
     pub fn json(&self) -> String {
         let run = Run {
             title: &self.title,
-            late_controls: self.late_controls,
+            dropped_messages: self.counts.dropped,
+            lost_blocks: self.counts.lost,
+            late_controls: self.counts.late_controls,
+            missing_controls: self.counts.missing_controls,
+            ignored_messages: self.counts.ignored,
             hops: self.hops.iter().map(Hop::new).collect(),
         };
         // Only maps with keys that are not text, and writers that fail, make this an error; there is neither.
         serde_json::to_string_pretty(&run).unwrap_or_default()
+    }
+}
+
+impl Report {
+    /// What the numbers of the table do not say.
+    fn remarks(&self) -> Vec<String> {
+        let Counts { dropped, late_controls, missing_controls, lost, ignored } = self.counts;
+        let count = |number: u64, one: &str, many: &str| match number {
+            1 => format!("1 {one}"),
+            number => format!("{number} {many}"),
+        };
+        let mut remarks = vec![match late_controls {
+            0 => "every control took effect at its block".to_owned(),
+            late => count(
+                late,
+                "control came late and took effect at once",
+                "controls came late and took effect at once",
+            ),
+        }];
+        let room = "dropped for want of room";
+        remarks.push(match dropped {
+            0 => "no message was dropped".to_owned(),
+            dropped => format!("{} {room}", count(dropped, "message was", "messages were")),
+        });
+        if lost > 0 {
+            remarks.push(format!(
+                "silence stands for {}",
+                count(lost, "block that never came", "blocks that never came")
+            ));
+        }
+        if missing_controls > 0 {
+            remarks.push(count(missing_controls, "control never came", "controls never came"));
+        }
+        if ignored > 0 {
+            remarks.push(format!("{} of others ignored", count(ignored, "message", "messages")));
+        }
+        remarks
     }
 }
 
@@ -213,20 +255,47 @@ mod tests {
         assert_eq!(cells[2], "1000");
         assert_eq!(cells[6..11], ["2.00 ms", "1.33 ms", "1", "1", "10 / 10 / 10"], "{table}");
         assert_eq!(row("equaliser → sink")[2..7], ["0", "–", "–", "–", "–"]);
-        assert!(table.ends_with("every control took effect at its block"));
+        assert!(table.ends_with("every control took effect at its block\nno message was dropped"));
     }
 
     #[test]
     fn json_has_the_same_numbers() {
         let mut report = report();
-        report.set_late_controls(3);
+        report.set_counts(Counts { late_controls: 3, dropped: 4, ..Counts::default() });
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         let hop = &json["hops"][0];
         assert_eq!((hop["messages"].as_u64(), hop["missed_deadlines"].as_u64()), (Some(1_000), Some(1)));
         assert_eq!(hop["latency_ns"]["max"].as_u64(), Some(report.hops()[0].max_ns()));
         assert_eq!(hop["blocks_overtaken"]["max"].as_u64(), Some(10));
-        assert_eq!(json["late_controls"].as_u64(), Some(3));
+        assert_eq!((json["late_controls"].as_u64(), json["dropped_messages"].as_u64()), (Some(3), Some(4)));
         assert_eq!(json["hops"][1]["latency_ns"]["p50"].as_u64(), Some(0));
+    }
+
+    #[test]
+    fn what_went_wrong_is_said_below_the_table() {
+        let mut report = report();
+        report.set_counts(Counts { dropped: 1, late_controls: 2, missing_controls: 1, lost: 3, ignored: 9 });
+        let table = report.table();
+        let below: Vec<_> = table.lines().rev().take(5).collect();
+        assert_eq!(
+            below,
+            [
+                "9 messages of others ignored",
+                "1 control never came",
+                "silence stands for 3 blocks that never came",
+                "1 message was dropped for want of room",
+                "2 controls came late and took effect at once",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_hop_without_a_deadline_has_none() {
+        let mut report = Report::new("fast");
+        report.push(HopRecorder::new("a hop", Duration::MAX));
+        assert!(!report.table().contains(" s "), "{}", report.table());
+        let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
+        assert!(json["hops"][0]["deadline_ns"].is_null());
     }
 
     #[test]

@@ -15,6 +15,9 @@ const KERNEL_ADDRESS: u64 = 0xffff_8000_0000_0000;
 /// Uid and gid of the bus' owner; users follow behind.
 const OWNER: u32 = 1000;
 
+/// Security label of every process.
+const LABEL: &str = "simulated";
+
 struct SimWorld {
     world: World,
     owner: ProcessId,
@@ -51,7 +54,7 @@ impl From<Progress> for State {
 impl SimWorld {
     fn new(case: &CaseInfo) -> Self {
         let mut world = World::new(&config(case.needs()), 1).unwrap();
-        let owner = world.spawn_user("owner", OWNER, OWNER);
+        let owner = spawn(&mut world, OWNER);
         world.leave_spare_fds(owner, 2048);
         Self { world, owner, users: Vec::new() }
     }
@@ -99,6 +102,16 @@ impl SimWorld {
             self.world.advance_to(next);
         }
     }
+}
+
+/// A process whose ids are all `id`, with two groups more.
+fn spawn(world: &mut World, id: u32) -> ProcessId {
+    let process = world.spawn_user("case", id, id);
+    let mut credentials = world.credentials(process).clone();
+    credentials.groups.extend([id + 5000, id + 5001]);
+    credentials.label.extend(LABEL.bytes());
+    world.set_credentials(process, credentials);
+    process
 }
 
 /// A domain is never given back, so it gets no more room than its case needs.
@@ -151,7 +164,7 @@ impl kdbus_conformance::World for SimWorld {
     fn user(&mut self, number: usize) -> Result<ProcessId, Skip> {
         while self.users.len() < number {
             let id = OWNER + 10 * (self.users.len() as u32 + 1);
-            self.users.push(self.world.spawn_user("user", id, id));
+            self.users.push(spawn(&mut self.world, id));
         }
         Ok(self.users[number - 1])
     }
@@ -168,6 +181,7 @@ impl kdbus_conformance::World for SimWorld {
             gid: credentials.egid,
             groups: credentials.groups.to_vec(),
             pid: credentials.pid,
+            label: Some(LABEL.to_owned()),
         }
     }
 

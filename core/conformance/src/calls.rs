@@ -232,3 +232,22 @@ pub(crate) fn a_reply_may_go_to_a_name<W: World>(t: &mut Bench<W>) -> Outcome {
     assert_eq!(t.recv(&a).unwrap().msg.timeout_or_reply, 7);
     Ok(())
 }
+
+pub(crate) fn everybody_who_waits_hears_of_a_death<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, c, callee, far) = (t.connect(), t.connect(), t.connect(), t.connect(), t.far());
+    t.send(&a, &Message::call(callee.id, 1, far)).unwrap();
+    t.send(&a, &Message::call(callee.id, 2, far)).unwrap();
+    t.send(&b, &Message::call(callee.id, 3, far)).unwrap();
+    let waiting = t.start(&c, &Message::call(callee.id, 4, far));
+    t.wait_recv(&callee);
+    t.close(callee);
+    let mut news: Vec<u64> = (0..2).map(|_| t.wait_recv(&a).msg.timeout_or_reply).collect();
+    news.sort_unstable();
+    assert_eq!(news, [1, 2]);
+    assert_news(t, &b, ItemType::REPLY_DEAD, 3);
+    assert_eq!(t.finish(waiting), Err(Errno::EPIPE));
+    for conn in [&a, &b, &c] {
+        t.assert_empty(conn, 0);
+    }
+    Ok(())
+}

@@ -279,3 +279,20 @@ pub(crate) fn a_custom_endpoint_has_no_faked_identity<W: World>(t: &mut Bench<W>
     assert_eq!(refused, Err(Errno::EPERM));
     Ok(())
 }
+
+pub(crate) fn endpoints_that_come_and_go_leave_nothing_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (bus, name) = (t.bus.clone(), t.node_name("brief"));
+    for _ in 0..150 {
+        let handle = make(t, endpoint_make(&name)).unwrap();
+        for access in [SEE, TALK] {
+            grant(t, &handle, access);
+        }
+        let conn = t.hello(&Hello::default().on(&name));
+        t.world.close(handle);
+        let until = t.world.now() + PATIENCE;
+        assert!(t.world.wait(&conn.handle, until).hung_up);
+        t.close(conn);
+        while t.world.node(&bus, Some(&name)).is_some() {}
+    }
+    Ok(())
+}

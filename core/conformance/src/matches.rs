@@ -478,3 +478,41 @@ pub(crate) fn a_broadcast_is_heard_in_one_order<W: World>(t: &mut Bench<W>) -> O
     }
     Ok(())
 }
+
+pub(crate) fn names_in_rules_count_to_the_last_byte<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    let stem = format!("com.example.{}", "n".repeat(200));
+    let (long, longer, other) = (format!("{stem}a"), format!("{stem}ab"), format!("{stem}b"));
+    t.add_match(&b, 1, &[Item::any_change(ItemType::NAME_ADD, &long)]).unwrap();
+    for name in [&stem, &longer, &other] {
+        t.own(&a, name);
+    }
+    t.assert_empty(&b, 0);
+    t.own(&a, &long);
+    assert_eq!(t.recv(&b).unwrap().name_change(ItemType::NAME_ADD).2, long);
+    t.release(&a, &long).unwrap();
+    t.remove_match(&b, 1).unwrap();
+    t.add_match(&b, 1, &[Item::text(ItemType::NAME, &long)]).unwrap();
+    assert!(!hears(t, &a, &b, 0, [0; BLOOM]));
+    t.own(&a, &long);
+    assert!(hears(t, &a, &b, 0, [0; BLOOM]));
+    Ok(())
+}
+
+pub(crate) fn removed_matches_leave_nothing_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let b = t.connect();
+    let large = Item::bytes(ItemType::BLOOM_MASK, &[1; 256 * BLOOM]);
+    for round in 0..300 {
+        let name = Item::any_change(ItemType::NAME_ADD, "com.example.name.that.takes.some.room");
+        t.add_match(&b, round, std::slice::from_ref(&large)).unwrap();
+        t.add_match(&b, round, &[name]).unwrap();
+        t.remove_match(&b, round).unwrap();
+    }
+    for _ in 0..40 {
+        let conn = t.connect();
+        t.add_match(&conn, 1, std::slice::from_ref(&large)).unwrap();
+        t.byebye(&conn).unwrap();
+        t.close(conn);
+    }
+    Ok(())
+}

@@ -316,3 +316,36 @@ pub(crate) fn ids_are_never_used_twice<W: World>(t: &mut Bench<W>) -> Outcome {
     }
     Ok(())
 }
+
+pub(crate) fn a_faked_label_is_shown_and_does_not_travel<W: World>(t: &mut Bench<W>) -> Outcome {
+    let hello = Hello::default().item(Item::text(ItemType::SECLABEL, "faked"));
+    let (a, b) = (t.hello(&hello), t.connect());
+    let info = t.conn_info(&b, a.id, AttachFlags::all()).unwrap();
+    assert_eq!(info.all(ItemType::SECLABEL), [&b"faked\0"[..]]);
+    assert!(info.all(ItemType::CREDS).is_empty());
+    t.send(&a, &Message::to(b.id)).unwrap();
+    let kinds: Vec<_> = t.recv(&b).unwrap().items.into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, [ItemType::TIMESTAMP]);
+    Ok(())
+}
+
+pub(crate) fn faked_process_ids_are_shown<W: World>(t: &mut Bench<W>) -> Outcome {
+    let pids = Pids { pid: 1, tid: 0, ppid: 0 };
+    let hello = Hello::default().item(Item::record(ItemType::PIDS, &pids));
+    let (a, b) = (t.hello(&hello), t.connect());
+    let info = t.conn_info(&b, a.id, AttachFlags::all()).unwrap();
+    assert_eq!(info.record::<Pids>(ItemType::PIDS), Some(pids));
+    Ok(())
+}
+
+pub(crate) fn a_label_travels_as_it_is<W: World>(t: &mut Bench<W>) -> Outcome {
+    let Some(label) = t.world.who(t.owner).label else {
+        return Err(crate::world::Skip::because("labels are not known here"));
+    };
+    let (a, b) = (t.connect(), t.connect());
+    t.send(&a, &Message::to(b.id)).unwrap();
+    let mut expected = label.into_bytes();
+    expected.push(0);
+    assert_eq!(t.recv(&b).unwrap().all(ItemType::SECLABEL), [&expected[..]]);
+    Ok(())
+}

@@ -121,6 +121,8 @@ pub(crate) fn a_replaced_owner_that_queues_waits_first<W: World>(t: &mut Bench<W
     t.acquire(&a, NAME, NameFlags::ALLOW_REPLACEMENT | NameFlags::QUEUE).unwrap();
     t.acquire(&c, NAME, NameFlags::QUEUE).unwrap();
     t.acquire(&b, NAME, NameFlags::REPLACE_EXISTING).unwrap();
+    let waiting = NameFlags::IN_QUEUE | NameFlags::QUEUE | NameFlags::ALLOW_REPLACEMENT;
+    assert_eq!(t.name_flags(&a, a.id, NAME), Some(waiting));
     t.release(&b, NAME).unwrap();
     let flags = t.name_flags(&a, a.id, NAME).unwrap();
     assert_eq!(flags, NameFlags::PRIMARY | NameFlags::QUEUE | NameFlags::ALLOW_REPLACEMENT);
@@ -260,5 +262,19 @@ pub(crate) fn queued_messages_stay_with_the_former_owner<W: World>(t: &mut Bench
     assert_eq!(t.recv(&c).unwrap().msg.cookie, 2);
     t.assert_empty(&b, 0);
     assert_eq!(t.list(&a, ListFlags::NAMES).iter().map(|record| record.id).collect::<Vec<_>>(), [b.id]);
+    Ok(())
+}
+
+pub(crate) fn names_that_come_and_go_leave_nothing_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), t.connect());
+    for round in 0..300 {
+        let name = format!("com.example.round{round}");
+        t.acquire(&a, &name, NameFlags::ALLOW_REPLACEMENT).unwrap();
+        t.acquire(&b, &name, NameFlags::QUEUE).unwrap();
+        t.acquire(&b, &name, NameFlags::REPLACE_EXISTING).unwrap();
+        t.release(&b, &name).unwrap();
+        assert_eq!(t.acquire(&a, "malformed", NONE), Err(Errno::EINVAL));
+    }
+    assert_eq!(t.list(&a, ListFlags::NAMES), []);
     Ok(())
 }

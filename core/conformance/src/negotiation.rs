@@ -136,3 +136,15 @@ pub(crate) fn a_probe_inside_a_message_is_refused<W: World>(t: &mut Bench<W>) ->
     t.assert_empty(&a, 0);
     Ok(())
 }
+
+pub(crate) fn only_send_clears_its_return_flags_when_asked<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.connect();
+    for command in [Command::Recv, Command::List, Command::NameAcquire, Command::Free] {
+        let mut arg = Arg::new(command).flags(FLAG_NEGOTIATE).word(16, 0xff);
+        assert_eq!((t.run(&a, &mut arg), arg.get(16)), (Ok(()), 0xff), "{command:?}");
+    }
+    let mut arg = send_arg(SendFlags::empty()).flags(FLAG_NEGOTIATE).word(16, 0xff);
+    assert_eq!(t.world.send(&a.handle, &mut arg.bytes, None), Ok(()));
+    assert_eq!(arg.get(16), 0);
+    Ok(())
+}

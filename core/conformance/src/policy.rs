@@ -339,3 +339,22 @@ pub(crate) fn an_activator_brings_its_own_policy<W: World>(t: &mut Bench<W>) -> 
     assert_eq!(t.acquire(&u, NAME, NONE), Err(Errno::EPERM));
     Ok(())
 }
+
+pub(crate) fn policies_that_come_and_go_leave_nothing_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let _other = t.hello(&Hello::policy_holder("com.example.other", &[]));
+    let access: Vec<Item> = (0..20).map(|uid| Item::access(USER, TALK, uid)).collect();
+    let holder = t.hello(&Hello::policy_holder(NAME, &access));
+    for _ in 0..150 {
+        update(t, &holder, NAME, &access).unwrap();
+        assert_eq!(update(t, &holder, "com.example.other", &access), Err(Errno::EEXIST));
+        let refused = t.try_hello(&Hello::policy_holder("com.example.other", &access));
+        assert_eq!(refused.map(|_| ()), Err(Errno::EEXIST));
+    }
+    Ok(())
+}
+
+pub(crate) fn an_activator_has_no_wildcard<W: World>(t: &mut Bench<W>) -> Outcome {
+    let refused = t.try_hello(&Hello::activator("com.example.*")).map(|_| ());
+    assert_eq!(refused, Err(Errno::EINVAL));
+    Ok(())
+}

@@ -145,6 +145,7 @@ macro_rules! __conformance_list {
                 [40] a_message_alone_is_not_asked;
                 [41] a_probe_inside_a_message_is_refused;
                 [400] every_command_tells_its_flags;
+                [456] only_send_clears_its_return_flags_when_asked;
             }
             buses {
                 [42] a_bus_name_starts_with_the_uid;
@@ -192,6 +193,7 @@ macro_rules! __conformance_list {
                 [405] broadcasts_need_endpoint_policy;
                 [406] others_talk_to_a_custom_endpoint_as_ever;
                 [407] a_custom_endpoint_has_no_faked_identity;
+                [457] endpoints_that_come_and_go_leave_nothing_behind;
             }
             hello {
                 [93] a_pool_is_whole_pages;
@@ -347,6 +349,7 @@ macro_rules! __conformance_list {
                 [419] a_callee_may_be_the_caller;
                 [420] a_call_that_was_not_delivered_awaits_nothing;
                 [421] a_reply_may_go_to_a_name;
+                [458] everybody_who_waits_hears_of_a_death;
             }
             sync {
                 [224] only_calls_wait;
@@ -373,6 +376,7 @@ macro_rules! __conformance_list {
                 [426] a_readable_cancel_descriptor_ends_the_wait_at_once;
                 [427] a_waiting_caller_goes_on_receiving;
                 [428] a_bus_that_dies_ends_the_wait;
+                [459] one_connection_waits_for_several_replies;
             }
             matches {
                 [241] a_broadcast_is_a_signal;
@@ -416,6 +420,8 @@ macro_rules! __conformance_list {
                 [437] leaving_is_announced_in_order;
                 [438] an_activator_is_announced_before_its_name;
                 [439] a_broadcast_is_heard_in_one_order;
+                [460] names_in_rules_count_to_the_last_byte;
+                [461] removed_matches_leave_nothing_behind;
             }
             names {
                 [271] malformed_names_cannot_be_acquired;
@@ -442,6 +448,7 @@ macro_rules! __conformance_list {
                 [292] only_ordinary_connections_acquire;
                 [293] a_leaving_owner_hands_over_before_it_is_gone;
                 [294] queued_messages_stay_with_the_former_owner;
+                [462] names_that_come_and_go_leave_nothing_behind;
             }
             activators {
                 [295] an_activator_owns_its_name_at_once;
@@ -495,6 +502,8 @@ macro_rules! __conformance_list {
                 [448] calls_follow_policy;
                 [449] a_denied_name_is_still_known;
                 [450] an_activator_brings_its_own_policy;
+                [463] policies_that_come_and_go_leave_nothing_behind;
+                [464] an_activator_has_no_wildcard;
             }
             monitors {
                 [333] nobody_hears_of_a_monitor;
@@ -534,6 +543,9 @@ macro_rules! __conformance_list {
                 [453] waiters_are_listed_when_asked;
                 [454] a_query_that_does_not_fit_is_refused;
                 [455] ids_are_never_used_twice;
+                [465] a_faked_label_is_shown_and_does_not_travel;
+                [466] faked_process_ids_are_shown;
+                [467] a_label_travels_as_it_is;
             }
         }
     };

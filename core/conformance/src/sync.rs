@@ -286,3 +286,26 @@ pub(crate) fn a_bus_that_dies_ends_the_wait<W: World>(t: &mut Bench<W>) -> Outco
     assert!(matches!(ended, Err(Errno::ECONNRESET | Errno::EPIPE)), "{ended:?}");
     Ok(())
 }
+
+pub(crate) fn one_connection_waits_for_several_replies<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b, far) = (t.connect(), t.connect(), t.far());
+    let fd = t.world.event(t.owner);
+    let first = t.start(&a, &Message::call(b.id, 1, far));
+    let second = t.start_with(&a, cancellable(fd), &Message::call(b.id, 2, far));
+    let third = t.start(&a, &Message::call(b.id, 3, far));
+    let fourth = t.start(&a, &Message::call(b.id, 4, far));
+    for cookie in 1..=4 {
+        assert_eq!(t.wait_recv(&b).msg.cookie, cookie);
+    }
+    t.send(&b, &Message::reply(a.id, 3).cookie(33)).unwrap();
+    t.world.write_fd(t.owner, fd, &1_u64.to_ne_bytes()).unwrap();
+    assert_eq!(t.finish(second), Err(Errno::ECANCELED));
+    t.send(&b, &Message::reply(a.id, 1).cookie(11)).unwrap();
+    t.send(&b, &Message::reply(a.id, 4).cookie(44)).unwrap();
+    for (call, cookie) in [(first, 11), (third, 33), (fourth, 44)] {
+        let info = t.finish(call).unwrap();
+        assert_eq!(t.take(&a, info).msg.cookie, cookie);
+    }
+    assert_eq!(t.send(&b, &Message::reply(a.id, 2)), Err(Errno::EBADSLT));
+    Ok(())
+}

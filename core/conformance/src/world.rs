@@ -33,6 +33,8 @@ pub struct Who {
     pub groups: Vec<u32>,
     /// Process.
     pub pid: u32,
+    /// Security label, if it is known whether there is one and which.
+    pub label: Option<String>,
 }
 
 /// What `poll` reports.

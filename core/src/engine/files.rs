@@ -113,8 +113,9 @@ impl<'s> Files<'s> {
         let Some(first) = files else {
             return;
         };
-        self.records[first].copies -= 1;
-        if self.records[first].copies > 0 {
+        let copies = self.records[first].copies.saturating_sub(1);
+        self.records[first].copies = copies;
+        if copies > 0 {
             return;
         }
         let mut at = Some(first);

@@ -11,10 +11,8 @@ use crate::abi::{CmdMatch, Command, Errno, Frame, FrameError, Item, ItemType, MA
 use super::connection::record;
 use super::limits::MATCHES_PER_CONNECTION;
 use super::notify::Notice;
-use super::table::{Blank, BlockIx, BusIx, ConnIx, MatchIx, Place, Record, RuleIx, Table};
-
-/// Bytes of rule payload in one block: the usual bloom mask fits into one.
-pub(super) const BLOCK_BYTES: usize = 64;
+use super::rules::{Block, Bytes, Rule, Rules, Subject, Test, hash, mix};
+use super::table::{Blank, BusIx, ConnIx, MatchIx, Place, Record, RuleIx, Table};
 
 /// Bits of a mask that are weighed when a bucket is chosen.
 const BITS_WEIGHED: usize = 64;
@@ -39,51 +37,6 @@ pub(super) struct Match {
     prev: Option<MatchIx>,
 }
 
-/// One rule of a match.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rule {
-    test: Test,
-    next: Option<RuleIx>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Test {
-    Never,
-    /// Masks of the bus' size, one after another.
-    Bloom {
-        bits: Bytes,
-        masks: u32,
-    },
-    Sender(u64),
-    Destination(u64),
-    /// The sender holds this name.
-    Name(Bytes),
-    IdChange {
-        kind: ItemType,
-        id: u64,
-    },
-    NameChange {
-        kind: ItemType,
-        old: u64,
-        new: u64,
-        name: Option<Bytes>,
-    },
-}
-
-/// Bytes in a chain of blocks.
-#[derive(Clone, Copy, Debug)]
-struct Bytes {
-    first: Option<BlockIx>,
-    len: u32,
-}
-
-/// A part of the bytes of one rule.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    bytes: [u8; BLOCK_BYTES],
-    next: Option<BlockIx>,
-}
-
 impl OwnMatches {
     /// No matches.
     pub(super) const NONE: Self = Self { first: None, len: 0 };
@@ -92,14 +45,6 @@ impl OwnMatches {
 impl Blank for Match {
     const BLANK: Self =
         Self { cookie: 0, conn: None, rules: None, next_own: None, bucket: None, next: None, prev: None };
-}
-
-impl Blank for Rule {
-    const BLANK: Self = Self { test: Test::Never, next: None };
-}
-
-impl Blank for Block {
-    const BLANK: Self = Self { bytes: [0; BLOCK_BYTES], next: None };
 }
 
 impl Bucket {
@@ -128,27 +73,11 @@ enum Key {
     KindName(ItemType, u64),
 }
 
-/// What matches are asked about.
-#[derive(Clone, Copy)]
-pub(super) enum Subject<'m> {
-    /// A signal of a connection; `holds` says whether that connection holds a name.
-    Signal {
-        sender: u64,
-        destination: u64,
-        generation: u64,
-        filter: &'m [u8],
-        holds: &'m dyn Fn(&str) -> bool,
-    },
-    /// A message of the bus itself.
-    Notice(&'m Notice<'m>),
-}
-
 /// All matches of a domain.
 #[derive(Debug)]
 pub(super) struct Matches<'s> {
     matches: Table<'s, MatchIx, Match>,
-    rules: Table<'s, RuleIx, Rule>,
-    blocks: Table<'s, BlockIx, Block>,
+    rules: Rules<'s>,
     buckets: &'s mut [Bucket],
     walks: u64,
 }
@@ -175,13 +104,7 @@ impl<'s> Matches<'s> {
         blocks: &'s mut [Record<Block>],
         buckets: &'s mut [Bucket],
     ) -> Self {
-        Self {
-            matches: Table::new(matches),
-            rules: Table::new(rules),
-            blocks: Table::new(blocks),
-            buckets,
-            walks: 0,
-        }
+        Self { matches: Table::new(matches), rules: Rules::new(rules, blocks), buckets, walks: 0 }
     }
 
     /// Whether `items` can become a match at all.
@@ -234,9 +157,8 @@ impl<'s> Matches<'s> {
             if item.kind == ItemType::NEGOTIATE {
                 continue;
             }
-            if !self.add_rule(place, &item, bloom_size) {
-                self.drop_rules(place);
-                self.matches.remove(place);
+            if !self.rules.add(&mut self.matches[place].rules, &item, bloom_size) {
+                self.free(place);
                 return Err(Errno::ENOMEM);
             }
         }
@@ -285,7 +207,7 @@ impl<'s> Matches<'s> {
     pub(super) fn any(&self, own: &OwnMatches, subject: Subject<'_>) -> bool {
         let mut at = own.first;
         while let Some(place) = at {
-            if self.passes(place, subject) {
+            if self.rules.pass(self.matches[place].rules, subject) {
                 return true;
             }
             at = self.matches[place].next_own;
@@ -306,7 +228,7 @@ impl<'s> Matches<'s> {
         loop {
             while let Some(place) = walk.at {
                 walk.at = self.matches[place].next;
-                if self.passes(place, subject) {
+                if self.rules.pass(self.matches[place].rules, subject) {
                     return self.matches[place].conn;
                 }
             }
@@ -329,194 +251,9 @@ impl<'s> Matches<'s> {
         self.matches.len()
     }
 
-    fn passes(&self, place: MatchIx, subject: Subject<'_>) -> bool {
-        let mut at = self.matches[place].rules;
-        while let Some(rule) = at {
-            let Rule { test, next } = self.rules[rule];
-            let passes = match subject {
-                Subject::Signal { sender, destination, generation, filter, holds } => match test {
-                    Test::Bloom { bits, masks } => self.mask_passes(bits, masks, generation, filter),
-                    Test::Sender(id) => id == MATCH_ID_ANY || id == sender,
-                    Test::Destination(id) => id == MATCH_ID_ANY || id == destination,
-                    Test::Name(name) => self.with_name(name, holds),
-                    Test::Never | Test::IdChange { .. } | Test::NameChange { .. } => false,
-                },
-                Subject::Notice(notice) => self.notice_passes(test, notice),
-            };
-            if !passes {
-                return false;
-            }
-            at = next;
-        }
-        true
-    }
-
-    fn notice_passes(&self, test: Test, notice: &Notice<'_>) -> bool {
-        match (test, notice) {
-            (Test::IdChange { kind, id }, Notice::Id { change, .. }) => {
-                kind == notice.kind() && (id == MATCH_ID_ANY || id == change.id)
-            }
-            (
-                Test::NameChange { kind, old, new, name },
-                Notice::Name { old: from, new: to, name: changed },
-            ) => {
-                kind == notice.kind()
-                    && (old == MATCH_ID_ANY || old == from.id)
-                    && (new == MATCH_ID_ANY || new == to.id)
-                    && name.is_none_or(|name| self.equal(name, changed.as_bytes()))
-            }
-            _ => false,
-        }
-    }
-
-    fn mask_passes(&self, bits: Bytes, masks: u32, generation: u64, filter: &[u8]) -> bool {
-        let mask = generation.min(u64::from(masks.max(1) - 1)) as usize;
-        let skip = mask * filter.len();
-        let mut at = bits.first;
-        for _ in 0..skip / BLOCK_BYTES {
-            at = at.and_then(|block| self.blocks[block].next);
-        }
-        // Mask and filter are both made of words, so no word lies across two blocks.
-        let mut offset = skip % BLOCK_BYTES;
-        let mut rest = filter;
-        while let Some(block) = at {
-            let block = &self.blocks[block];
-            let part = &block.bytes[offset..];
-            let len = part.len().min(rest.len());
-            if !covers(&rest[..len], &part[..len]) {
-                return false;
-            }
-            rest = &rest[len..];
-            if rest.is_empty() {
-                return true;
-            }
-            offset = 0;
-            at = block.next;
-        }
-        false
-    }
-
-    fn with_name(&self, name: Bytes, holds: &dyn Fn(&str) -> bool) -> bool {
-        let mut buffer = [0; crate::WELL_KNOWN_NAME_MAX];
-        let Some(place) = buffer.get_mut(..name.len as usize) else {
-            return false;
-        };
-        self.read(name, place);
-        core::str::from_utf8(place).is_ok_and(holds)
-    }
-
-    fn equal(&self, stored: Bytes, bytes: &[u8]) -> bool {
-        if stored.len as usize != bytes.len() {
-            return false;
-        }
-        let mut at = stored.first;
-        for part in bytes.chunks(BLOCK_BYTES) {
-            let Some(block) = at else {
-                return false;
-            };
-            if self.blocks[block].bytes[..part.len()] != *part {
-                return false;
-            }
-            at = self.blocks[block].next;
-        }
-        true
-    }
-
-    fn read(&self, stored: Bytes, into: &mut [u8]) {
-        let mut at = stored.first;
-        for part in into.chunks_mut(BLOCK_BYTES) {
-            let Some(block) = at else {
-                return;
-            };
-            part.copy_from_slice(&self.blocks[block].bytes[..part.len()]);
-            at = self.blocks[block].next;
-        }
-    }
-
-    fn add_rule(&mut self, place: MatchIx, item: &Item<'_>, bloom_size: u64) -> bool {
-        let test = match item.kind {
-            ItemType::BLOOM_MASK => {
-                let masks = item.payload.len() as u64 / bloom_size.max(1);
-                self.store(item.payload).map(|bits| Test::Bloom { bits, masks: masks as u32 })
-            }
-            ItemType::NAME => item.c_str().and_then(|name| self.store(name)).map(Test::Name),
-            ItemType::ID => item.u64().map(Test::Sender),
-            ItemType::DST_ID => item.u64().map(Test::Destination),
-            ItemType::ID_ADD | ItemType::ID_REMOVE => item
-                .record::<crate::abi::IdChange>()
-                .map(|change| Test::IdChange { kind: item.kind, id: change.id }),
-            ItemType::NAME_ADD | ItemType::NAME_REMOVE | ItemType::NAME_CHANGE => {
-                let Some((old, new, name)) = item.name_change() else {
-                    return false;
-                };
-                let stored = match name.len() {
-                    0 => None,
-                    // No name that can change is that long.
-                    len if len > crate::WELL_KNOWN_NAME_MAX => return self.push_rule(place, Test::Never),
-                    _ => match self.store(name) {
-                        Some(name) => Some(name),
-                        None => return false,
-                    },
-                };
-                Some(Test::NameChange { kind: item.kind, old: old.id, new: new.id, name: stored })
-            }
-            _ => Some(Test::Never),
-        };
-        test.is_some_and(|test| self.push_rule(place, test))
-    }
-
-    fn push_rule(&mut self, place: MatchIx, test: Test) -> bool {
-        let next = self.matches[place].rules;
-        match self.rules.insert(Rule { test, next }) {
-            Some(rule) => {
-                self.matches[place].rules = Some(rule);
-                true
-            }
-            None => {
-                self.drop_bytes(test);
-                false
-            }
-        }
-    }
-
-    fn store(&mut self, bytes: &[u8]) -> Option<Bytes> {
-        if self.blocks.room() < bytes.len().div_ceil(BLOCK_BYTES) {
-            return None;
-        }
-        // From the end on, so that each block knows the next one.
-        let mut first = None;
-        for part in bytes.chunks(BLOCK_BYTES).rev() {
-            let mut block = Block { bytes: [0; BLOCK_BYTES], next: first };
-            block.bytes[..part.len()].copy_from_slice(part);
-            first = self.blocks.insert(block);
-        }
-        Some(Bytes { first, len: bytes.len() as u32 })
-    }
-
-    fn drop_bytes(&mut self, test: Test) {
-        let bytes = match test {
-            Test::Bloom { bits, .. } => bits,
-            Test::Name(name) | Test::NameChange { name: Some(name), .. } => name,
-            _ => return,
-        };
-        let mut at = bytes.first;
-        while let Some(block) = at {
-            at = self.blocks.remove(block).and_then(|block| block.next);
-        }
-    }
-
-    fn drop_rules(&mut self, place: MatchIx) {
-        let mut at = self.matches[place].rules.take();
-        while let Some(rule) = at {
-            let rule = self.rules.remove(rule).unwrap_or(Rule::BLANK);
-            self.drop_bytes(rule.test);
-            at = rule.next;
-        }
-    }
-
     fn free(&mut self, place: MatchIx) {
         self.unlist(place);
-        self.drop_rules(place);
+        self.rules.remove(self.matches[place].rules);
         self.matches.remove(place);
     }
 
@@ -549,35 +286,32 @@ impl<'s> Matches<'s> {
 
     /// The most selective key of a match; none if no broadcast can ever pass it.
     fn key(&self, place: MatchIx, bloom_size: u64, bus: BusIx) -> Option<Key> {
-        let (mut signal, mut notice) = (None, None);
-        let mut at = self.matches[place].rules;
-        if at.is_none() {
+        let first = self.matches[place].rules;
+        if first.is_none() {
             return Some(Key::AllSignals);
         }
-        while let Some(rule) = at {
-            let Rule { test, next } = self.rules[rule];
+        let (mut signal, mut notice) = (None, None);
+        for test in self.rules.tests(first) {
             let better = match test {
                 Test::Never => return None,
-                Test::Sender(id) if id != MATCH_ID_ANY => Some(Key::Sender(id)),
-                Test::Bloom { bits, masks } => self.rare_bit(bits, masks, bloom_size, bus).map(Key::Bit),
                 // A broadcast goes to nobody in particular.
                 Test::Destination(id) if id != MATCH_ID_ANY => return None,
+                Test::Sender(id) if id != MATCH_ID_ANY => Some(Key::Sender(id)),
+                Test::Bloom { bits, masks } => self.rare_bit(bits, masks, bloom_size, bus).map(Key::Bit),
                 Test::Sender(_) | Test::Destination(_) | Test::Name(_) => None,
                 Test::IdChange { kind, id } => {
                     notice = Some(if id == MATCH_ID_ANY { Key::Kind(kind) } else { Key::KindId(kind, id) });
-                    at = next;
                     continue;
                 }
                 Test::NameChange { kind, name, .. } => {
-                    notice = Some(name.map_or(Key::Kind(kind), |name| Key::KindName(kind, self.hash(name))));
-                    at = next;
+                    let named = name.map(|name| Key::KindName(kind, self.rules.hash(name)));
+                    notice = Some(named.unwrap_or(Key::Kind(kind)));
                     continue;
                 }
             };
             if !matches!(signal, Some(Key::Sender(_))) {
                 signal = better.or(signal).or(Some(Key::AllSignals));
             }
-            at = next;
         }
         match (signal, notice) {
             // Rules for signals and rules for notifications together pass neither.
@@ -593,7 +327,7 @@ impl<'s> Matches<'s> {
         for word in 0..bloom_size / 8 {
             let mut common = u64::MAX;
             for mask in 0..u64::from(masks) {
-                common &= self.word(bits, mask * bloom_size + word * 8);
+                common &= self.rules.word(bits, mask * bloom_size + word * 8);
             }
             while common != 0 && weighed < BITS_WEIGHED {
                 let bit = word as u32 * 64 + common.trailing_zeros();
@@ -609,25 +343,6 @@ impl<'s> Matches<'s> {
             }
         }
         best.map(|(bit, _)| bit)
-    }
-
-    fn word(&self, stored: Bytes, at: u64) -> u64 {
-        let mut block = stored.first;
-        for _ in 0..at as usize / BLOCK_BYTES {
-            block = block.and_then(|block| self.blocks[block].next);
-        }
-        let bytes =
-            block.and_then(|block| self.blocks[block].bytes[at as usize % BLOCK_BYTES..].first_chunk());
-        bytes.map_or(0, |word| u64::from_ne_bytes(*word))
-    }
-
-    fn hash(&self, stored: Bytes) -> u64 {
-        let mut buffer = [0; crate::WELL_KNOWN_NAME_MAX];
-        let Some(place) = buffer.get_mut(..stored.len as usize) else {
-            return 0;
-        };
-        self.read(stored, place);
-        hash(place)
     }
 
     fn bucket(&self, bus: BusIx, key: Key) -> u32 {
@@ -679,20 +394,6 @@ fn notice_key(stage: &mut u32, notice: &Notice<'_>) -> Option<Key> {
     }
 }
 
-/// Whether the filter has every bit of the mask.
-fn covers(filter: &[u8], mask: &[u8]) -> bool {
-    filter.iter().zip(mask).all(|(filter, mask)| filter & mask == *mask)
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |hash, byte| mix(hash, u64::from(*byte)))
-}
-
-const fn mix(state: u64, value: u64) -> u64 {
-    let product = (state ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    product ^ product >> 31
-}
-
 impl super::Domain<'_> {
     /// MATCH_ADD. Cost: one copy of the items, and `O(own matches)` to replace some.
     pub(super) fn match_add(&mut self, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
@@ -724,3 +425,7 @@ impl super::Domain<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "matches_tests.rs"]
+mod tests;

@@ -103,6 +103,9 @@ pub(super) fn emit_process(
     buffer: &[u8],
     sink: &mut dyn ItemSink,
 ) {
+    if !mask.intersects(PROCESS) {
+        return;
+    }
     for (index, (kind, item)) in ORDER.iter().enumerate() {
         if !mask.contains(*kind) {
             continue;

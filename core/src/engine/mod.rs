@@ -7,7 +7,7 @@
 //!   is, and whose memory that is.
 //! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
 //! - `send`, [`examine`], `deliver`, `receive`, `call`, `registry`, `list`: the commands.
-//! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `policy`, `files`: tables that change their own
+//! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `rules`, `policy`, `files`: tables that change their own
 //!   state and return what follows.
 
 mod access;
@@ -35,6 +35,7 @@ pub mod quota;
 mod receive;
 mod registry;
 pub mod reply;
+mod rules;
 mod send;
 mod slice;
 mod storage;

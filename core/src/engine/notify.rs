@@ -11,7 +11,7 @@ use crate::abi::{
 use super::Domain;
 use super::deliver::Parcel;
 use super::host::{Clock, Host};
-use super::matches::Subject;
+use super::rules::Subject;
 use super::table::{BusIx, ConnIx};
 
 /// Bytes of the longest notification item: header, two ids with flags, a name and its NUL.
@@ -79,6 +79,9 @@ impl Domain<'_> {
     ///
     /// Cost: as a broadcast, its candidates; one copy each.
     pub(super) fn announce(&mut self, host: &mut dyn Host, at: Clock, bus: BusIx, notice: &Notice<'_>) {
+        if self.buses[bus].dying {
+            return;
+        }
         let mut buffer = [0; ITEM_MAX];
         let len = notice.write(&mut buffer);
         let parcel = self.notice_parcel(at, bus, notice.header(), &buffer[..len]);

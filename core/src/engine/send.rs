@@ -13,9 +13,10 @@ use super::deliver::Parcel;
 use super::domain::Progress;
 use super::examine::{Examined, Route, examine};
 use super::host::{Clock, Credentials, Host};
-use super::matches::{Subject, Walk};
+use super::matches::Walk;
 use super::metadata::Gathered;
 use super::reply::{Call, CallMode};
+use super::rules::Subject;
 use super::table::{BusIx, ConnIx};
 
 /// Synchronous deadlines from here on have passed already: they are compared as signed numbers.

@@ -75,6 +75,9 @@ impl Daemon {
         };
         self.state.poller.wait(events, deadline)?;
         let mut goes_on = true;
+        if !self.state.poller.gone().is_empty() {
+            self.accept_everywhere();
+        }
         // Whoever hung up before the commands below were sent is gone before they are carried out.
         let mut at = 0;
         while let Some(ready) = self.state.poller.gone().get(at).copied() {
@@ -146,6 +149,17 @@ impl Daemon {
         }
     }
 
+    /// Takes in those who wait at any endpoint: who opened one before its owner hung up has a handle of it,
+    /// and learns by its next command that the endpoint is gone.
+    fn accept_everywhere(&mut self) {
+        for at in 0..self.state.listeners.len() {
+            if let Some(Some(listener)) = self.state.listeners.get(at) {
+                let id = listener.id;
+                self.accept(Some(id));
+            }
+        }
+    }
+
     /// Makes a new connection a handle. Whoever cannot have one is hung up.
     fn admit(&mut self, socket: OwnedFd, endpoint: Option<EndpointId>) {
         let credentials = match identity::credentials(socket.as_fd()) {
@@ -187,7 +201,8 @@ impl Daemon {
         let id = opened.inspect_err(|_| state.budget.close_client(uid))?;
         let added = state.poller.add_client(&socket, id).map_err(errno);
         let inserted = added.and_then(|()| {
-            state.clients.insert(Client::new(id, socket, uid, pid, process)).map_err(|_| Errno::EMFILE)
+            let client = Client::new(id, socket, uid, pid, process);
+            if state.clients.insert(client) { Ok(()) } else { Err(Errno::EMFILE) }
         });
         if inserted.is_err() {
             state.budget.close_client(uid);

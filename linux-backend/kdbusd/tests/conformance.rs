@@ -28,7 +28,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::Resource;
 use rustix::thread::{Gid, Uid};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Where `msg_address` stands in the argument of SEND.
 const MSG_ADDRESS: usize = std::mem::offset_of!(CmdSend, msg_address);
@@ -56,12 +56,12 @@ impl Daemon {
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let file = directory.path().join("kdbusd.toml");
         std::fs::write(&file, configuration(needs)).unwrap();
-        let mut process = Program::new(env!("CARGO_BIN_EXE_kdbusd"))
-            .arg("--config")
+        // A shell, because the daemon tells on a descriptor of its own that it is ready.
+        let mut process = Program::new("sh")
+            .args(["-c", "exec \"$0\" \"$@\" --ready-fd 3 3>&1", env!("CARGO_BIN_EXE_kdbusd"), "--config"])
             .arg(&file)
             .arg("--root")
             .arg(directory.path().join("tree"))
-            .args(["--ready-fd", "1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -331,7 +331,12 @@ impl DaemonWorld {
         }
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
         let body = Some((&translated[..], &payload[..]));
-        handle.borrow_mut().submit(Command::Send.request(), command, body, &fds)
+        let mut command = command.to_vec();
+        if let Some(address) = command.get_mut(MSG_ADDRESS..MSG_ADDRESS + 8) {
+            // Any but 0: there is a message.
+            address.fill(1);
+        }
+        handle.borrow_mut().submit(Command::Send.request(), &command, body, &fds)
     }
 
     /// Writes back what a SEND brought and keeps its reply's descriptors.
@@ -485,12 +490,13 @@ impl World for DaemonWorld {
     fn who(&mut self, user: User) -> Who {
         let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
         match user.0 {
-            Some(id) => Who { uid: id, gid: id, groups: Vec::new(), pid },
+            Some(id) => Who { uid: id, gid: id, groups: Vec::new(), pid, label: None },
             None => Who {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
                 groups: rustix::process::getgroups().unwrap().into_iter().map(Gid::as_raw).collect(),
                 pid,
+                label: None,
             },
         }
     }
@@ -572,9 +578,15 @@ impl World for DaemonWorld {
     }
 
     fn start(&mut self, handle: &Handle, command: Vec<u8>, message: Vec<u8>, payload: Vec<Payload>) -> Call {
-        let started = self
-            .cancel_fd(&command)
-            .and_then(|cancel| Ok((cancel, self.submit_send(handle, &command, &message, &payload)?)));
+        let started = self.cancel_fd(&command).and_then(|cancel| {
+            let mut record = command.clone();
+            if cancel.is_some() {
+                // The item stays here, and with it all items there can be.
+                record.truncate(size_of::<CmdSend>());
+                record[..8].copy_from_slice(&(size_of::<CmdSend>() as u64).to_ne_bytes());
+            }
+            Ok((cancel, self.submit_send(handle, &record, &message, &payload)?))
+        });
         let (cancel, state) = match started {
             Ok((cancel, serial)) => (cancel, State::Waiting(serial)),
             Err(errno) => (None, State::Ended(Err(errno))),

@@ -10,7 +10,8 @@ pub(crate) type Client = Connection<LocalTransport>;
 
 /// A running daemon whose tree lies in a directory of its own.
 pub(crate) struct Bus {
-    pub(crate) daemon: Running,
+    daemon: Option<Running>,
+    pub(crate) root: std::path::PathBuf,
     pub(crate) uid: u32,
     _dir: tempfile::TempDir,
 }
@@ -42,11 +43,15 @@ impl Bus {
         let mut config = small(dir.path());
         change(&mut config);
         let uid = rustix::process::geteuid().as_raw();
-        Self { daemon: Running::start(&config).unwrap(), uid, _dir: dir }
+        Self { daemon: Some(Running::start(&config).unwrap()), root: config.root, uid, _dir: dir }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.daemon.take().unwrap().stop().unwrap();
     }
 
     pub(crate) fn options(&self) -> Options {
-        let root = self.daemon.root().as_os_str().as_encoded_bytes();
+        let root = self.root.as_os_str().as_encoded_bytes();
         Options::new().environment(Environment::new(self.uid).with_root(root).unwrap()).prefault(false)
     }
 

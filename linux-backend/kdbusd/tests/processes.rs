@@ -1,0 +1,359 @@
+//! The daemon and its clients as processes of their own: killed, of other users, started and stopped.
+//!
+//! This file has a `main` of its own, because it is the clients' program too.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use common::Bus;
+use kdbus_core::WellKnownName;
+use kdbus_core::abi::{AttachFlags, NameFlags};
+use kdbus_core::client::{CallError, Connection, Hello, Message, Notification, Rule};
+use kdbus_linux::local::{ConnectError, Environment, LocalTransport, Options};
+use kdbusd::config::Access;
+
+const SOON: Duration = Duration::from_secs(20);
+/// A test; its error is the reason why it cannot be tried here.
+type Test = fn() -> Result<(), String>;
+
+const SERVICE: &str = "org.example.Service";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|argument| argument == "client") {
+        return client(&arguments[2], &arguments[3]);
+    }
+    // As the usual harness: a word on the command line chooses.
+    let wanted = arguments.iter().skip(1).find(|argument| !argument.starts_with('-'));
+    let tests: &[(&str, Test)] = &[
+        (
+            "a_killed_client_leaves_its_names_and_its_callers",
+            a_killed_client_leaves_its_names_and_its_callers,
+        ),
+        ("clients_killed_at_any_time_harm_nobody", clients_killed_at_any_time_harm_nobody),
+        ("another_user_is_who_the_kernel_says", another_user_is_who_the_kernel_says),
+        ("modes_of_nodes_keep_others_out", modes_of_nodes_keep_others_out),
+        ("the_program_starts_says_so_and_stops", the_program_starts_says_so_and_stops),
+        ("a_second_daemon_is_told_of_the_first", a_second_daemon_is_told_of_the_first),
+        ("a_killed_daemon_is_succeeded", a_killed_daemon_is_succeeded),
+        ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
+    ];
+    for (name, test) in tests {
+        if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
+            match test() {
+                Ok(()) => println!("test {name} ... ok"),
+                Err(reason) => println!("test {name} ... skipped: {reason}"),
+            }
+        }
+    }
+}
+
+/// The clients' program: does what `role` says on the bus at `path`, and says on standard output how it goes.
+fn client(role: &str, path: &str) {
+    let transport = match LocalTransport::connect(path) {
+        Ok(transport) => transport,
+        Err(ConnectError::Denied(_)) => return println!("denied"),
+        Err(error) => return println!("{error}"),
+    };
+    let bus: common::Client = match Connection::with_capacities(transport, &Hello::new()) {
+        Ok(bus) => bus,
+        Err(error) => return println!("{error}"),
+    };
+    match role {
+        "connect" => println!("connected {}", bus.id()),
+        // Owns the service, takes calls and answers none.
+        "mute" => {
+            bus.acquire(WellKnownName::parse(SERVICE).unwrap(), NameFlags::empty()).unwrap();
+            println!("ready {}", bus.id());
+            loop {
+                drop(bus.recv_blocking(SOON));
+            }
+        }
+        // Sends what it can to the service.
+        "busy" => {
+            println!("ready {}", bus.id());
+            let bytes = vec![7; 100_000];
+            let name = WellKnownName::parse(SERVICE).unwrap();
+            loop {
+                let _ = bus.send(&Message::to_name(name).payload(&bytes));
+                let _ = bus.call_blocking(&Message::to_name(name), Duration::from_millis(1));
+            }
+        }
+        "say" => {
+            let name = WellKnownName::parse(SERVICE).unwrap();
+            let sent = bus.send(&Message::to_name(name).payload(b"from afar"));
+            println!("{}", if sent.is_ok() { "sent" } else { "refused" });
+            // Stays until the other end has read, so that its process is there to be looked at.
+            let _ = std::io::stdin().read(&mut [0]);
+        }
+        _ => println!("unknown role"),
+    }
+}
+
+/// A client in a process of its own, killed when dropped.
+struct Process {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(role: &str, bus: &Path, user: Option<u32>) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["client", role]).arg(bus).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if let Some(user) = user {
+            command.uid(user).gid(user).current_dir("/");
+        }
+        let mut child = command.spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// The id in the line that says that the client is ready.
+    fn ready(&mut self) -> u64 {
+        let line = self.line();
+        line.strip_prefix("ready ").unwrap_or_else(|| panic!("{line}")).parse().unwrap()
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn node(bus: &Bus) -> PathBuf {
+    bus.root.join(bus.name()).join("bus")
+}
+
+fn need_root() -> Result<(), String> {
+    if rustix::process::geteuid().is_root() { Ok(()) } else { Err("needs root for a second user".into()) }
+}
+
+fn a_killed_client_leaves_its_names_and_its_callers() -> Result<(), String> {
+    let bus = Bus::start();
+    let (watcher, caller) = (bus.connect(), bus.connect());
+    let name = WellKnownName::parse(SERVICE).unwrap();
+    watcher.add_match(1, &[Rule::NameRemove(Default::default())]).unwrap();
+    let mut service = Process::start("mute", &node(&bus), None);
+    let id = service.ready();
+    assert_eq!(watcher.owner(name).unwrap(), Some(id));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || {
+            let ended = caller.call_blocking(&Message::to_name(name), SOON).err();
+            (caller, ended)
+        });
+        // Killed while it has the call, most of the time.
+        std::thread::yield_now();
+        service.kill();
+        let (_caller, ended) = waiting.join().unwrap();
+        assert!(matches!(ended, Some(CallError::PeerDied | CallError::NotSent(_))), "{ended:?}");
+    });
+    let news = watcher.recv_blocking(SOON).unwrap();
+    assert!(
+        matches!(news.notification(), Some(Notification::NameRemove { owner, .. }) if owner == id),
+        "{news:?}"
+    );
+    Ok(())
+}
+
+fn clients_killed_at_any_time_harm_nobody() -> Result<(), String> {
+    let bus = Bus::start();
+    let service = bus.connect();
+    service.acquire(WellKnownName::parse(SERVICE).unwrap(), NameFlags::empty()).unwrap();
+    for round in 0..12 {
+        let mut busy = Process::start("busy", &node(&bus), None);
+        let id = busy.ready();
+        // The wait is part of the try, not of the check: it makes the kill come at another place each time.
+        let mut left = 1 + round * 3;
+        while left > 0 {
+            drop(service.recv_blocking(SOON).unwrap());
+            left -= 1;
+        }
+        busy.kill();
+        while service.try_recv().unwrap().is_some() {}
+        // The next command of ours is carried out after its end.
+        assert!(service.send(&Message::to(id)).is_err());
+        while service.try_recv().unwrap().is_some() {}
+        service.send(&Message::to(service.id()).payload(b"well")).unwrap();
+        assert_eq!(service.try_recv().unwrap().unwrap().payload(), b"well");
+    }
+    Ok(())
+}
+
+fn another_user_is_who_the_kernel_says() -> Result<(), String> {
+    need_root()?;
+    let bus = Bus::start();
+    let all = AttachFlags::all();
+    let service = bus.hello(&Hello::new().ask_metadata(all));
+    let name = WellKnownName::parse(SERVICE).unwrap();
+    service.acquire(name, NameFlags::empty()).unwrap();
+    // kdbus: without a policy, a name is for users of the same uid and the owner of the bus.
+    let mut denied = Process::start("say", &node(&bus), Some(4242));
+    let answer = denied.line();
+    assert_eq!(answer, "refused");
+    let everybody = kdbus_core::abi::PolicyAccess { kind: 3, access: 1, id: 0 };
+    let holder = Hello::new().policy_holder(kdbus_core::PolicyName::from_bytes(SERVICE.as_bytes()).unwrap());
+    let rules = [everybody];
+    let _holder = bus.hello(&holder.policy(&rules));
+    let mut speaker = Process::start("say", &node(&bus), Some(4242));
+    assert_eq!(speaker.line(), "sent");
+    let message = service.recv_blocking(SOON).unwrap();
+    let creds = message.metadata().creds().unwrap();
+    assert_eq!([creds.uid, creds.euid, creds.gid, creds.egid], [4242; 4]);
+    assert_eq!(message.metadata().pids().unwrap().pid, u64::from(speaker.child.id()));
+    let exe = std::env::current_exe().unwrap();
+    assert_eq!(message.metadata().executable(), Some(exe.as_os_str().as_encoded_bytes()));
+    let caps = message.metadata().capabilities().unwrap();
+    assert_eq!(caps.effective, 0);
+    Ok(())
+}
+
+fn modes_of_nodes_keep_others_out() -> Result<(), String> {
+    need_root()?;
+    for (access, user, expected) in [
+        (Access::World, 4242, "connected"),
+        (Access::Group, 4242, "denied"),
+        (Access::Owner, 4242, "denied"),
+        (Access::Owner, 0, "connected"),
+    ] {
+        let bus = Bus::with(|config| config.bus[0].access = access);
+        let mut client = Process::start("connect", &node(&bus), Some(user));
+        let line = client.line();
+        assert!(line.starts_with(expected), "{access:?} for {user}: {line}");
+    }
+    Ok(())
+}
+
+/// The daemon's program on a root of its own.
+struct Program {
+    child: Child,
+    root: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+fn program(root: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kdbusd"));
+    command.arg("--root").arg(root).args(["--set", "capacity.connections=8", "--set", "log=error"]);
+    command
+}
+
+impl Program {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("kdbus");
+        let child = start_program(&root);
+        Self { child, root, _dir: dir }
+    }
+
+    fn bus(&self) -> common::Client {
+        let uid = rustix::process::geteuid().as_raw();
+        let root = self.root.as_os_str().as_encoded_bytes();
+        let options = Options::new().environment(Environment::new(uid).with_root(root).unwrap());
+        Connection::with_capacities(options.connect_default().unwrap(), &Hello::new()).unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts the program and waits until it says on descriptor 3 that it is ready.
+fn start_program(root: &Path) -> Child {
+    // The shell hands its standard output on as descriptor 3.
+    let program = program(root);
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" \"$@\" --ready-fd 3 3>&1 >/dev/null"]);
+    command.arg(program.get_program()).args(program.get_args());
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    child
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+}
+
+fn the_program_starts_says_so_and_stops() -> Result<(), String> {
+    for order in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        let mut program = Program::start();
+        let (a, b) = (program.bus(), program.bus());
+        a.send(&Message::to(b.id()).payload(b"x")).unwrap();
+        assert_eq!(b.try_recv().unwrap().unwrap().payload(), b"x");
+        signal(&program.child, order);
+        assert!(program.child.wait().unwrap().success());
+        assert!(!program.root.exists());
+        assert!(a.send(&Message::to(b.id())).unwrap_err().is_broken());
+    }
+    Ok(())
+}
+
+fn a_second_daemon_is_told_of_the_first() -> Result<(), String> {
+    let first = Program::start();
+    let second = program(&first.root).output().unwrap();
+    assert!(!second.status.success());
+    let text = String::from_utf8(second.stderr).unwrap();
+    let expected = format!(
+        "kdbusd: error: kdbusd is already running on {} (process {})\n",
+        first.root.display(),
+        first.child.id()
+    );
+    assert_eq!(text, expected);
+    let _still_there = first.bus();
+    Ok(())
+}
+
+fn a_killed_daemon_is_succeeded() -> Result<(), String> {
+    let mut first = Program::start();
+    let client = first.bus();
+    first.child.kill().unwrap();
+    assert_eq!(first.child.wait().unwrap().signal(), Some(9));
+    assert!(client.recv_blocking(SOON).is_err_and(|error| error.is_broken()));
+    assert!(first.root.exists(), "its nodes are left");
+    first.child = start_program(&first.root);
+    let _served_again = first.bus();
+    Ok(())
+}
+
+fn the_configuration_is_checked_and_shown() -> Result<(), String> {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let output = program(dir.path()).args(arguments).output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (fine, shown, _) = run(&["--print-config", "--set", "memory.pools=32 MiB"]);
+    assert!(fine && shown.contains("pools = \"32 MiB\"") && shown.contains("connections = 8"), "{shown}");
+    let file = dir.path().join("kdbusd.toml");
+    std::fs::write(&file, shown).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(run(&["--check", "--config", file]), (true, String::new(), String::new()));
+    std::fs::write(file, "[memory]\nlargest-pool = 1\n").unwrap();
+    let (fine, _, error) = run(&["--check", "--config", file]);
+    assert!(!fine && error.contains("kdbusd.toml:2: largest-pool is 1 bytes; a pool is at least"), "{error}");
+    Ok(())
+}
