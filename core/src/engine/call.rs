@@ -172,7 +172,6 @@ impl Domain<'_> {
     pub(super) fn answer(
         &mut self,
         host: &mut dyn Host,
-        at: Clock,
         tracker: TrackerId,
         token: u64,
         parcel: &Parcel<'_>,
@@ -181,7 +180,7 @@ impl Domain<'_> {
             self.end_tracker(Some(tracker));
             return Err(Errno::ECONNRESET);
         };
-        match self.deposit(host, at, conn, parcel) {
+        match self.deposit(host, conn, parcel) {
             Err(error) => {
                 self.end_tracker(Some(tracker));
                 let told = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };

@@ -224,7 +224,8 @@ impl Chaos {
                 self.peers.retain(|other| *other != peer);
             }
             28 => self.endpoint(),
-            _ => self.garbage(peer),
+            _ if self.dice.roll(2) == 0 => self.garbage(peer),
+            _ => self.mutant(peer, to),
         }
     }
 
@@ -267,6 +268,41 @@ impl Chaos {
         if let Outcome::Pending =
             self.bed.request(peer.handle, command.request(), &mut bytes, Some(&mut message))
         {
+            self.waiting.push((peer, self.bed.last_token()));
+        }
+    }
+
+    /// A command that was right before some of its bytes changed.
+    fn mutant(&mut self, peer: Peer, to: Peer) {
+        let mask = [1 << self.dice.roll(8); 2 * BLOOM];
+        let change = [u64::MAX, 0, u64::MAX, 0].map(u64::to_ne_bytes).concat();
+        let policy = [3_u64, self.dice.roll(3), 0].map(u64::to_ne_bytes).concat();
+        let mut message = self.outgoing(to.id).bytes();
+        let (command, mut bytes) = match self.dice.roll(6) {
+            0 => {
+                let items: [(ItemType, &[u8]); 2] =
+                    [(ItemType::BLOOM_MASK, &mask), (ItemType::NAME_CHANGE, &change)];
+                (Command::MatchAdd, arg(crate::abi::CmdMatch::default(), &items))
+            }
+            1 => (Command::NameAcquire, arg(Cmd::default(), &[(ItemType::NAME, b"a.a\0")])),
+            2 => {
+                let items: [(ItemType, &[u8]); 2] =
+                    [(ItemType::NAME, b"a.c\0"), (ItemType::POLICY_ACCESS, &policy)];
+                (Command::Update, arg(Cmd::default(), &items))
+            }
+            _ => {
+                let cmd = crate::abi::CmdSend { msg_address: 8, ..Default::default() };
+                (Command::Send, arg(cmd, &[]))
+            }
+        };
+        for _ in 0..1 + self.dice.roll(3) {
+            let bytes = if command == Command::Send { &mut message } else { &mut bytes };
+            let at = self.dice.roll(bytes.len() as u64) as usize;
+            bytes[at] = self.dice.roll(256) as u8;
+        }
+        self.bed.host.payload = vec![1; 1 << 16];
+        let outcome = self.bed.request(peer.handle, command.request(), &mut bytes, Some(&mut message));
+        if outcome == Outcome::Pending {
             self.waiting.push((peer, self.bed.last_token()));
         }
     }

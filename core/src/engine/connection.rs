@@ -459,7 +459,7 @@ impl Domain<'_> {
         if frame.negotiate {
             return Ok(());
         }
-        self.drain(host, at, conn);
+        self.drain(host, conn);
         if !self.conns[conn].queue.is_empty() {
             return Err(Errno::EBUSY);
         }
@@ -468,19 +468,13 @@ impl Domain<'_> {
     }
 
     /// FREE. Cost: `O(log of the pool's slices)`.
-    pub(super) fn free(
-        &mut self,
-        host: &mut dyn Host,
-        at: Clock,
-        conn: ConnIx,
-        arg: &mut [u8],
-    ) -> Result<(), Errno> {
+    pub(super) fn free(&mut self, host: &mut dyn Host, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
         let frame = Frame::check(arg, Command::Free.shape(), false).map_err(FrameError::errno)?;
         if frame.negotiate {
             return Ok(());
         }
         let cmd: CmdFree = record(frame.bytes);
-        self.drain(host, at, conn);
+        self.drain(host, conn);
         self.pool(conn).free(cmd.offset).map_err(|error| error.errno())?;
         self.made_room(host, conn);
         Ok(())

@@ -88,7 +88,7 @@ impl Domain<'_> {
         name: u64,
         tracker: Option<TrackerId>,
     ) -> Result<(), Errno> {
-        let deposit = self.deposit(host, at, to, parcel)?;
+        let deposit = self.deposit(host, to, parcel)?;
         self.enqueue(host, at, to, deposit, parcel.header.priority, name, tracker)
     }
 
@@ -100,7 +100,6 @@ impl Domain<'_> {
     pub(super) fn deposit(
         &mut self,
         host: &mut dyn Host,
-        at: Clock,
         to: ConnIx,
         parcel: &Parcel<'_>,
     ) -> Result<Deposit, Errno> {
@@ -121,7 +120,7 @@ impl Domain<'_> {
         let base = align8(size);
         let need = base + align8(parcel.payload);
 
-        self.drain(host, at, to);
+        self.drain(host, to);
         let charge = self.charge(to, parcel.user, need, parcel.fds)?;
         let slice = match self.pool(to).allocate(need, true) {
             Ok(slice) => slice,

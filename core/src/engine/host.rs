@@ -149,6 +149,9 @@ pub enum Effect {
     /// Room has come back at a receiver that this connection watches: make its descriptor readable.
     Room(HandleId),
     /// A synchronous call that was answered [`Outcome::Pending`] has ended.
+    ///
+    /// It comes once for each such call, also for a handle that was closed meanwhile. Descriptors of the
+    /// reply were [installed](Host::install) before.
     Answer {
         /// The caller.
         to: HandleId,

@@ -11,7 +11,7 @@ use super::Domain;
 use super::call::index;
 use super::connection::{put_record, record};
 use super::domain::chunk_ref;
-use super::host::{Clock, Credentials, HandleId, Host};
+use super::host::{Credentials, HandleId, Host};
 use super::metadata::{PROCESS, emit_process};
 use super::slice::{ItemSink, Measure, SliceWriter};
 use super::table::ConnIx;
@@ -27,7 +27,6 @@ impl Domain<'_> {
     pub(super) fn conn_info(
         &mut self,
         host: &mut dyn Host,
-        at: Clock,
         conn: ConnIx,
         caller: Option<&Credentials>,
         arg: &mut [u8],
@@ -58,7 +57,7 @@ impl Domain<'_> {
         } else {
             return Err(Errno::EINVAL);
         };
-        self.drain(host, at, conn);
+        self.drain(host, conn);
         let shown = wanted & self.conns[target].attach_send;
         let mut measure = Measure::default();
         self.emit_conn_info(target, shown, &mut measure);
@@ -80,7 +79,6 @@ impl Domain<'_> {
     pub(super) fn bus_creator_info(
         &mut self,
         host: &mut dyn Host,
-        at: Clock,
         conn: ConnIx,
         arg: &mut [u8],
     ) -> Result<(), Errno> {
@@ -91,7 +89,7 @@ impl Domain<'_> {
         let mut cmd: CmdInfo = record(frame.bytes);
         let wanted = AttachFlags::from_command(cmd.attach_flags)?;
         let bus = self.conns[conn].bus;
-        self.drain(host, at, conn);
+        self.drain(host, conn);
         let shown = wanted & self.buses[bus].shown;
         let mut measure = Measure::default();
         self.emit_creator(conn, shown, &mut measure);
@@ -112,7 +110,6 @@ impl Domain<'_> {
     pub(super) fn list(
         &mut self,
         host: &mut dyn Host,
-        at: Clock,
         conn: ConnIx,
         caller: Option<&Credentials>,
         arg: &mut [u8],
@@ -123,7 +120,7 @@ impl Domain<'_> {
         }
         let mut cmd: CmdList = record(frame.bytes);
         let flags = ListFlags::from_bits_truncate(frame.flags);
-        self.drain(host, at, conn);
+        self.drain(host, conn);
         let mut size = 0;
         self.each_record(conn, caller, flags, &mut |_, name| size += record_size(name));
         (cmd.offset, cmd.list_size, cmd.return_flags) = (self.conns[conn].pool.size(), size, 0);

@@ -37,7 +37,7 @@ impl Domain<'_> {
         if by_priority && flags.contains(RecvFlags::DROP) {
             return Err(Errno::EINVAL);
         }
-        self.drain(host, at, conn);
+        self.drain(host, conn);
         let limit = by_priority.then_some(cmd.priority);
         let entry = chosen.map(|(slot, key, _)| (slot, key));
         let received = self.receive_one(host, at, conn, entry, limit, flags);
@@ -113,7 +113,7 @@ impl Domain<'_> {
     /// Applies everything a client did to its queue and pool in shared memory.
     ///
     /// Cost: a step of `O(log)` for each; at most as many as its queue and pool have places.
-    pub(super) fn drain(&mut self, host: &mut dyn Host, _at: Clock, conn: ConnIx) {
+    pub(super) fn drain(&mut self, host: &mut dyn Host, conn: ConnIx) {
         let handle = self.handle_id(self.conns[conn].handle);
         for _ in 0..self.config.queue_depth + self.config.pool_slices {
             match host.poll_return(handle) {

@@ -102,8 +102,8 @@ impl Domain<'_> {
     fn hand_over(&mut self, host: &mut dyn Host, at: Clock, hand_over: HandOver) {
         self.replies.redirect(hand_over);
         let (from, to) = (place(hand_over.from), place(hand_over.to));
-        self.drain(host, at, from);
-        self.drain(host, at, to);
+        self.drain(host, from);
+        self.drain(host, to);
         let mut cursor = self.queue(from).cursor();
         let mut moved = false;
         while let Some(entry) = self.queue(from).advance(&mut cursor).map(|entry| entry.handle) {

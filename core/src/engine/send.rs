@@ -242,7 +242,7 @@ impl Domain<'_> {
             }
             CallMode::Synchronous { token } => {
                 self.copy_to_monitors(host, at, bus, parcel);
-                self.answer(host, at, tracker, token, parcel)?;
+                self.answer(host, tracker, token, parcel)?;
             }
         }
         Ok(Sent::Done(None))

@@ -523,3 +523,16 @@ fn watchers_learn_of_room_once() {
     assert!(bed.effects.contains(&Effect::Room(a.handle)), "the end of the receiver is room too");
     assert_eq!(watch(&mut bed).0, Err(Errno::ENXIO));
 }
+
+#[test]
+fn what_was_taken_before_a_watch_counts_for_it() {
+    let (mut bed, a, b) = pair();
+    while bed.send(a, &message(b.id, 1)).is_ok() {}
+    let Entry { slot, key, .. } = bed.host.published[&b.handle][0];
+    bed.host.returns.insert(b.handle, [Return::Taken { slot, key }].into());
+    bed.effects.clear();
+    bed.domain.watch_room(&mut bed.host, a.handle, b.id).unwrap();
+    bed.collect();
+    assert_eq!(bed.effects, [Effect::Room(a.handle)]);
+    assert_eq!(bed.domain.usage().watches, 0);
+}

@@ -78,7 +78,10 @@ impl Host for TestHost {
         if address == BAD_ADDRESS {
             return Err(Errno::EFAULT);
         }
-        let bytes = self.payload[skip as usize..(skip + len) as usize].to_vec();
+        let Some(bytes) = self.payload.get(skip as usize..(skip + len) as usize) else {
+            return Err(Errno::EFAULT);
+        };
+        let bytes = bytes.to_vec();
         self.pool_write(to, offset, &bytes);
         Ok(())
     }

@@ -94,6 +94,8 @@ impl Domain<'_> {
         if here.is_none() {
             host.watch_returns(self.handle_id(self.conns[to].handle), true);
         }
+        // What the receiver did before it was watched counts as well.
+        self.drain(host, to);
         Ok(())
     }
 

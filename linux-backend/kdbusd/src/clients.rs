@@ -27,14 +27,14 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// What the system said, usually for lack of memory or descriptors.
+    /// What the system said: `ENOMEM` or `EMFILE`, mostly.
     pub(crate) fn new(pool_size: u64, layout: InboxLayout) -> io::Result<(Self, OwnedFd, HelloFds)> {
         let pool_file = map::create(c"kdbus-pool", pool_size)?;
-        let pool = WriteMap::new(&pool_file, pool_size, false)?;
+        let pool = WriteMap::new(&pool_file, pool_size, false).map_err(no_memory)?;
         map::seal(&pool_file, Seal::SizeAndWriters)?;
         let words = |name, count: usize, seal| -> io::Result<(OwnedFd, WordMap)> {
             let file = map::create(name, (count * size_of::<u64>()) as u64)?;
-            let map = WordMap::writable(&file, count)?;
+            let map = WordMap::writable(&file, count).map_err(no_memory)?;
             map::seal(&file, seal)?;
             Ok((file, map))
         };
@@ -265,6 +265,11 @@ pub(crate) fn put_reply(arg: &mut [u8], reply: &MsgInfo) {
     if let Some(place) = arg.get_mut(at..at + size_of::<MsgInfo>()) {
         place.copy_from_slice(reply.as_bytes());
     }
+}
+
+/// A mapping that may not be locked in memory fails as one for which there is none.
+fn no_memory(error: io::Errno) -> io::Errno {
+    if error == io::Errno::AGAIN { io::Errno::NOMEM } else { error }
 }
 
 /// The bus' number for an error of a system call.

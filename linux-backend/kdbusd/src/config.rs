@@ -1,7 +1,7 @@
 //! What the daemon is started with: a command line, a file, and the defaults behind both.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub struct Arguments {
     /// Configuration file (TOML); without it, the defaults that --print-config shows
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Directory of the bus tree [default: /run/kdbus, or $XDG_RUNTIME_DIR/kdbus]
+    /// Directory of the bus tree [default: $KDBUS_ROOT, or /run/kdbus for root and $XDG_RUNTIME_DIR/kdbus else]
     #[arg(short, long, value_name = "DIR")]
     pub root: Option<PathBuf>,
     /// Any other setting, by its name in the file: --set capacity.clients=64
@@ -272,18 +272,13 @@ impl Config {
 
     /// The configuration that a command line and the file it names ask for.
     ///
-    /// `runtime_dir` is the user's directory for sockets (`$XDG_RUNTIME_DIR`), where the tree of a user other
-    /// than root goes.
+    /// `root` is where clients of this environment look for their buses, if that is known.
     ///
     /// # Errors
     ///
     /// [`ConfigError`] for the first thing that is wrong.
-    pub fn load(arguments: &Arguments, uid: u32, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
-        let root = match (uid, runtime_dir) {
-            (0, _) => PathBuf::from("/run/kdbus"),
-            (_, Some(dir)) => dir.join("kdbus"),
-            (_, None) => PathBuf::new(),
-        };
+    pub fn load(arguments: &Arguments, uid: u32, root: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let root = root.unwrap_or_default();
         let mut config = Self::new(uid, root);
         if let Some(path) = &arguments.config {
             let place = path.display().to_string();
@@ -294,6 +289,9 @@ impl Config {
                 fix: "name a readable file after --config".into(),
             })?;
             config = config.merged(&place, &text)?;
+            if let Some(root) = &arguments.root {
+                config.root.clone_from(root);
+            }
             config.check().map_err(|problem| problem.at(&place, &text))?;
         }
         for setting in &arguments.set {
@@ -367,7 +365,7 @@ impl Config {
         };
         if self.root.as_os_str().is_empty() {
             let what = "there is no directory for the bus tree".into();
-            return problem(&["root"], what, "set XDG_RUNTIME_DIR, or give --root DIR");
+            return problem(&["root"], what, "set KDBUS_ROOT or XDG_RUNTIME_DIR, or give --root DIR");
         }
         if !self.root.is_absolute() {
             let what = format!("root is {:?}, not an absolute path", self.root);
@@ -588,7 +586,7 @@ mod tests {
             set: set.iter().map(ToString::to_string).collect(),
             ..Arguments::default()
         };
-        Config::load(&arguments, 0, None).map_err(|error| ConfigError {
+        Config::load(&arguments, 0, Some("/run/kdbus".into())).map_err(|error| ConfigError {
             place: error.place.rsplit('/').next().unwrap_or_default().into(),
             ..error
         })
@@ -633,6 +631,16 @@ mod tests {
         assert_eq!(unit.line, Some(2));
         let setting = load("", &["capacity.clients"]).unwrap_err();
         assert_eq!(setting.to_string(), "--set capacity.clients: there is no '='; write --set key=value");
+    }
+
+    #[test]
+    fn a_file_needs_no_root_if_the_command_line_has_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kdbusd.toml");
+        std::fs::write(&file, "log = \"debug\"\n").unwrap();
+        let arguments = Arguments { config: Some(file), root: Some("/x".into()), ..Arguments::default() };
+        let config = Config::load(&arguments, 1000, None).unwrap();
+        assert_eq!((config.root, config.log), ("/x".into(), LogLevel::Debug));
     }
 
     #[test]

@@ -82,14 +82,15 @@ impl Daemon {
     /// [`StartError`]; nothing is left behind.
     pub fn bind(config: &Config) -> Result<Self, StartError> {
         let log = Log::new(config.log);
-        if config.memory.lock {
-            process::lock_memory().map_err(StartError::Process)?;
-        }
         let capacity = config.capacity.engine(config.bus.len());
         let layout = InboxLayout::new(config.capacity.queue_depth)
             .map_err(|_| engine::ConfigError::Zero("queue_depth"));
         let layout = layout.map_err(StartError::Capacity)?;
-        let storage = Storage::allocate(&capacity, &mut Leak);
+        let mut memory = Leak { failed: false };
+        let storage = Storage::allocate(&capacity, &mut memory);
+        if memory.failed {
+            return Err(start("allocating what [capacity] asks for", rustix::io::Errno::NOMEM));
+        }
         let domain = Domain::new(&capacity, storage).map_err(StartError::Capacity)?;
 
         let uid = rustix::process::geteuid().as_raw();
@@ -139,6 +140,10 @@ impl Daemon {
             reserve: reserve(),
             paused_until: None,
         };
+        if config.memory.lock {
+            // Behind all allocations, so that a limit shows here and not as a failure of one of them.
+            process::lock_memory().map_err(StartError::Process)?;
+        }
         for bus in &config.bus {
             daemon.make_bus(uid, bus)?;
         }
@@ -203,11 +208,21 @@ impl Running {
         let root = daemon.root().to_path_buf();
         let (stop, order) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| start("making a pipe", error))?;
+        let (tell, told) = std::sync::mpsc::channel();
+        let serve = move || {
+            let scheduled = process::schedule(&daemon.schedule);
+            // Whoever started this waits for it.
+            let _ = tell.send(scheduled);
+            scheduled.map_err(ServeError::Process)?;
+            daemon.run(&stop)
+        };
         let thread = std::thread::Builder::new()
             .name("kdbusd".into())
-            .spawn(move || daemon.run(&stop))
+            .spawn(serve)
             .map_err(|error| StartError::Io { doing: "starting a thread", error })?;
-        Ok(Self { stop: Some(order), thread: Some(thread), root })
+        let running = Self { stop: Some(order), thread: Some(thread), root };
+        told.recv().unwrap_or(Ok(())).map_err(StartError::Process)?;
+        Ok(running)
     }
 
     /// Where the tree of nodes stands.
@@ -261,11 +276,19 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 /// Memory that is never given back.
-struct Leak;
+struct Leak {
+    failed: bool,
+}
 
 impl Allocate for Leak {
     fn slice<T: Default + 'static>(&mut self, len: usize) -> &'static mut [T] {
-        Vec::leak((0..len).map(|_| T::default()).collect())
+        let mut values = Vec::new();
+        if values.try_reserve_exact(len).is_err() {
+            self.failed = true;
+            return &mut [];
+        }
+        values.extend((0..len).map(|_| T::default()));
+        values.leak()
     }
 }
 
@@ -297,4 +320,52 @@ fn bus_make(arg: &mut [u8], name: &str, bus: &BusConfig) -> Result<usize, kdbus_
     let place = arg.get_mut(..size_of::<Cmd>()).ok_or(kdbus_core::abi::NoRoom)?;
     place.copy_from_slice(head.as_bytes());
     Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Policy;
+
+    fn config(dir: &std::path::Path) -> Config {
+        let mut config = Config::new(rustix::process::geteuid().as_raw(), dir.join("kdbus"));
+        config.log = LogLevel::Error;
+        config.capacity.connections = 4;
+        config
+    }
+
+    #[test]
+    fn what_the_system_cannot_hold_is_an_error_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        // Little of anything else, but slices beyond any address space.
+        config.capacity.connections = 16_384;
+        config.capacity.queue_depth = 1;
+        config.capacity.quota_users = 1;
+        config.capacity.pool_slices = u32::MAX;
+        let refused = Daemon::bind(&config).unwrap_err();
+        assert!(refused.to_string().starts_with("allocating what [capacity] asks for"), "{refused}");
+        assert!(!config.root.exists());
+    }
+
+    #[test]
+    fn a_thread_that_may_not_be_scheduled_so_does_not_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        config.schedule = Schedule { policy: Policy::Fifo, priority: 1000 };
+        let refused = Running::start(&config).unwrap_err();
+        assert!(matches!(refused, StartError::Process(ProcessError::Schedule { .. })), "{refused}");
+        assert!(!config.root.exists(), "its thread has ended and left nothing");
+    }
+
+    #[test]
+    fn a_bus_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        config.bus.push(config.bus[0].clone());
+        let refused = Daemon::bind(&config).unwrap_err();
+        let name = format!("{}-{}", rustix::process::geteuid().as_raw(), config.bus[0].name);
+        assert!(matches!(&refused, StartError::Bus { name: named, error: Errno::EEXIST } if *named == name));
+        assert!(!config.root.exists());
+    }
 }

@@ -100,7 +100,7 @@ pub(crate) struct Turn<'a> {
     /// Descriptors of the command that were not pinned yet, by place.
     pub(crate) fds: &'a mut [Option<OwnedFd>],
     /// Those that were.
-    pub(crate) pinned: [Option<(FileId, FileKind)>; FDS_MAX],
+    pub(crate) pinned: &'a mut [Option<(FileId, FileKind)>],
     /// Who sent it.
     pub(crate) from: Option<HandleId>,
 }
@@ -108,7 +108,7 @@ pub(crate) struct Turn<'a> {
 impl<'a> Turn<'a> {
     /// The daemon while nobody's command is carried out.
     pub(crate) const fn idle(state: &'a mut State) -> Self {
-        Self { state, payload: Payload::Inline(&[]), fds: &mut [], pinned: [None; FDS_MAX], from: None }
+        Self { state, payload: Payload::Inline(&[]), fds: &mut [], pinned: &mut [], from: None }
     }
 
     fn pool(&mut self, owner: HandleId, write: impl FnOnce(&mut Shared) -> bool) {

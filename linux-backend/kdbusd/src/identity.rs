@@ -74,20 +74,20 @@ impl Process {
     #[must_use]
     pub fn of(socket: BorrowedFd<'_>, pid: u32, uid: u32, proc: &Proc) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        let pidfd = match peer_pidfd(socket) {
-            Ok(pidfd) => pidfd,
-            Err(_) => {
-                let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-                let now =
-                    fs::statat(&proc.root, DecInt::new(pid.as_raw_nonzero().get()), AtFlags::empty()).ok()?;
-                if now.st_uid != uid {
-                    return None;
-                }
-                pidfd
-            }
+        let process = match peer_pidfd(socket) {
+            Ok(pidfd) => Self { pid, pidfd },
+            Err(Errno::NOPROTOOPT) => Self::numbered(pid, uid, proc)?,
+            Err(_) => return None,
         };
-        let process = Self { pid, pidfd };
         process.lives().then_some(process)
+    }
+
+    /// The process that has this number now, if it is one of that user's.
+    fn numbered(pid: Pid, uid: u32, proc: &Proc) -> Option<Self> {
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        let process = Self { pid, pidfd };
+        let owner = fs::fstat(process.directory(proc)?).ok()?.st_uid;
+        (owner == uid).then_some(process)
     }
 
     /// Its parent, 0 if unknown.
@@ -302,6 +302,15 @@ mod tests {
         assert_eq!(process.metadata(&proc, AttachFlags::CAPS, &mut buffer), Some(36));
         assert_eq!(process.metadata(&proc, AttachFlags::CREDS, &mut buffer), None, "pinned, not read");
         assert_eq!(process.parent(&proc), std::os::unix::process::parent_id());
+    }
+
+    #[test]
+    fn without_a_descriptor_from_the_kernel_the_number_counts_if_the_user_fits() {
+        let proc = Proc::open().unwrap();
+        let (pid, uid) = (rustix::process::getpid(), rustix::process::geteuid().as_raw());
+        let process = Process::numbered(pid, uid, &proc).unwrap();
+        assert!(process.metadata(&proc, AttachFlags::PID_COMM, &mut [0; 16]).is_some());
+        assert!(Process::numbered(pid, uid + 1, &proc).is_none());
     }
 
     #[test]

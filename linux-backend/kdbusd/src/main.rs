@@ -1,13 +1,16 @@
 //! The kdbus message bus in user space, for any stock Linux kernel.
 
 use std::error::Error;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kdbus_linux::local::Environment;
 use kdbusd::config::{Arguments, Config};
 use kdbusd::{Daemon, notify, process};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -25,9 +28,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // First, while no descriptor of our own can have that number.
     let ready = arguments.ready_fd.map(process::inherited).transpose()?;
-    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let uid = rustix::process::geteuid().as_raw();
-    let config = Config::load(arguments, uid, runtime_dir.as_deref())?;
+    // Where clients started from here look for their buses.
+    let root = Environment::current().root().ok();
+    let root = root.map(|root| PathBuf::from(OsStr::from_bytes(root.as_bytes())));
+    let config = Config::load(arguments, rustix::process::geteuid().as_raw(), root)?;
     if arguments.print_config {
         print!("{}", config.to_toml());
         return Ok(());
@@ -42,6 +46,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     signal_hook::low_level::pipe::register(SIGINT, signal)?;
 
     process::raise_descriptor_limit()?;
+    // Again in `run`, for whoever embeds a daemon; here, so that it fails before anybody is told that all is well.
+    process::schedule(&config.schedule)?;
     let mut daemon = Daemon::bind(&config)?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
     let tell = |state: &str| manager.as_ref().map_or(Ok(()), |socket| notify(socket, state));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno, RecvFlags};
-use kdbus_core::engine::{Arrival, Credentials, Effect, EndpointId, HandleId, Outcome, Request};
+use kdbus_core::engine::{Arrival, Clock, Credentials, Effect, EndpointId, HandleId, Outcome, Request};
 use kdbus_linux::local::socket::{self, Descriptors, Wait, is_hang_up};
 use kdbus_linux::local::wire::{
     FDS_MAX, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
@@ -75,7 +75,7 @@ impl Daemon {
         };
         self.state.poller.wait(events, deadline)?;
         let mut goes_on = true;
-        if !self.state.poller.gone().is_empty() {
+        if self.may_lose_nodes() {
             self.accept_everywhere();
         }
         // Whoever hung up before the commands below were sent is gone before they are carried out.
@@ -147,6 +147,16 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Whether somebody hung up who can own a node: a handle that never was a connection.
+    fn may_lose_nodes(&self) -> bool {
+        self.state.poller.gone().iter().any(|ready| match ready.source(&self.state) {
+            Some(Source::Client(id)) => {
+                self.state.clients.get(id).is_some_and(|client| client.bell.is_none())
+            }
+            _ => false,
+        })
     }
 
     /// Takes in those who wait at any endpoint: who opened one before its owner hung up has a handle of it,
@@ -295,7 +305,7 @@ impl Daemon {
         }
         let at = clock();
         match kind {
-            Kind::Command => self.carry_out(from, &header, arg, message, payload, fds),
+            Kind::Command => self.carry_out(at, from, &header, arg, message, payload, fds),
             Kind::ReceiveEntry => {
                 let flags = arg.get(8..16).and_then(|word| word.first_chunk());
                 let flags = flags.map_or(RecvFlags::empty(), |word| {
@@ -322,8 +332,10 @@ impl Daemon {
     }
 
     /// Carries out a command of the ABI.
+    #[expect(clippy::too_many_arguments, reason = "a packet, taken apart")]
     fn carry_out(
         &mut self,
+        at: Clock,
         from: HandleId,
         header: &Header,
         arg: &mut [u8],
@@ -332,11 +344,19 @@ impl Daemon {
         mut fds: Descriptors,
     ) {
         let token = self.state.pending.token();
+        let count = fds.len();
         let mut places = places(&mut fds);
-        let mut turn = Turn { payload, fds: &mut places, from: Some(from), ..Turn::idle(&mut self.state) };
+        let mut pinned = [None; FDS_MAX];
+        let mut turn = Turn {
+            payload,
+            fds: places.get_mut(..count).unwrap_or_default(),
+            pinned: pinned.get_mut(..count).unwrap_or_default(),
+            from: Some(from),
+            state: &mut self.state,
+        };
         let message_at = message.as_deref_mut();
         let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
-        let outcome = self.domain.handle(&mut turn, Arrival { at: clock(), from, caller: None, request });
+        let outcome = self.domain.handle(&mut turn, Arrival { at, from, caller: None, request });
         // What no message holds is closed before anybody hears of the command's end.
         drop(places);
         match outcome {

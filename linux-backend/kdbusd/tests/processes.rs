@@ -41,6 +41,7 @@ fn main() {
         ("the_program_starts_says_so_and_stops", the_program_starts_says_so_and_stops),
         ("a_second_daemon_is_told_of_the_first", a_second_daemon_is_told_of_the_first),
         ("a_killed_daemon_is_succeeded", a_killed_daemon_is_succeeded),
+        ("a_daemon_without_descriptors_goes_on", a_daemon_without_descriptors_goes_on),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
     ];
     for (name, test) in tests {
@@ -256,17 +257,26 @@ fn program(root: &Path) -> Command {
 
 impl Program {
     fn start() -> Self {
+        Self::start_after("true")
+    }
+
+    fn start_after(first: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("kdbus");
-        let child = start_program(&root);
+        let child = start_program_after(first, &root);
         Self { child, root, _dir: dir }
     }
 
     fn bus(&self) -> common::Client {
+        self.try_bus().unwrap()
+    }
+
+    fn try_bus(&self) -> Option<common::Client> {
         let uid = rustix::process::geteuid().as_raw();
         let root = self.root.as_os_str().as_encoded_bytes();
         let options = Options::new().environment(Environment::new(uid).with_root(root).unwrap());
-        Connection::with_capacities(options.connect_default().unwrap(), &Hello::new()).unwrap()
+        let hello = Hello::new().accept_fds();
+        Connection::with_capacities(options.connect_default().unwrap(), &hello).ok()
     }
 }
 
@@ -279,10 +289,15 @@ impl Drop for Program {
 
 /// Starts the program and waits until it says on descriptor 3 that it is ready.
 fn start_program(root: &Path) -> Child {
+    start_program_after("true", root)
+}
+
+/// The same, after what `first` does in the shell that starts it.
+fn start_program_after(first: &str, root: &Path) -> Child {
     // The shell hands its standard output on as descriptor 3.
     let program = program(root);
     let mut command = Command::new("sh");
-    command.args(["-c", "exec \"$0\" \"$@\" --ready-fd 3 3>&1 >/dev/null"]);
+    command.args(["-c", &format!("{first}; exec \"$0\" \"$@\" --ready-fd 3 3>&1 >/dev/null")]);
     command.arg(program.get_program()).args(program.get_args());
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -333,6 +348,26 @@ fn a_killed_daemon_is_succeeded() -> Result<(), String> {
     assert!(first.root.exists(), "its nodes are left");
     first.child = start_program(&first.root);
     let _served_again = first.bus();
+    Ok(())
+}
+
+fn a_daemon_without_descriptors_goes_on() -> Result<(), String> {
+    // Room for its own and a few clients' descriptors.
+    let program = Program::start_after("ulimit -n 40");
+    let (a, b) = (program.bus(), program.bus());
+    let mut others: Vec<common::Client> = std::iter::from_fn(|| program.try_bus()).collect();
+    assert!(others.len() < 16, "{} clients had no more than 40 descriptors", others.len());
+    a.send(&Message::to(b.id()).payload(b"x")).unwrap();
+    assert_eq!(b.try_recv().unwrap().unwrap().payload(), b"x");
+    // Descriptors that it has no room for are refused, and lost to nobody.
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let fds = [const { None::<std::os::fd::BorrowedFd<'_>> }; 16].map(|_| std::os::fd::AsFd::as_fd(&writer));
+    assert!(a.send(&Message::to(b.id()).fds(&fds)).is_err());
+    drop(writer);
+    assert_eq!(rustix::io::read(&reader, &mut [0]), Ok(0));
+    others.truncate(1);
+    let again = (0..1000).find_map(|_| program.try_bus()).ok_or("nobody is served any more");
+    again.unwrap().send(&Message::to(a.id())).unwrap();
     Ok(())
 }
 
