@@ -35,6 +35,12 @@ impl SimFd {
         self.number
     }
 
+    /// Leaves the descriptor open in its process and returns its number.
+    #[must_use]
+    pub fn into_number(mut self) -> i32 {
+        core::mem::replace(&mut self.number, -1)
+    }
+
     /// The descriptor, to send it.
     #[must_use]
     pub const fn borrow(&self) -> SimBorrowedFd {
@@ -126,8 +132,8 @@ impl SimTransport {
         match errno {
             // The receiver of a message may be gone as well.
             Errno::ECONNRESET if !self.is_active() => Failure::Broken(errno),
-            // kdbus: before HELLO a dead bus reports ESHUTDOWN.
-            Errno::ESHUTDOWN => Failure::Broken(Errno::ECONNRESET),
+            // kdbus: what a dead bus reports before HELLO.
+            Errno::ESHUTDOWN => Failure::Broken(errno),
             _ => Failure::Refused(errno),
         }
     }
@@ -462,6 +468,7 @@ mod tests {
         assert_eq!(a.wait(None), Err(broken));
         assert_eq!(send(&a, header(id), b"x"), Err(broken));
         let mut hello = CmdHello { size: 96, pool_size: 4096, ..CmdHello::default() };
-        assert_eq!(fresh.record(Command::Hello, &mut hello), Err(broken));
+        let shut_down = Failure::Broken(Errno::ESHUTDOWN);
+        assert_eq!(fresh.record(Command::Hello, &mut hello), Err(shut_down));
     }
 }

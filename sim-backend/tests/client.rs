@@ -233,6 +233,30 @@ const fn client_id(service: u64) -> u64 {
 }
 
 #[test]
+fn the_name_itself_ends_the_wait_for_it() {
+    let bus = Bus::new();
+    let client = bus.connect();
+    let service = bus.connect();
+    let id = service.id();
+    let (clock, at) = (bus.sim.clone(), client.now().after(Duration::from_millis(30)));
+    bus.sim.serve(move || {
+        if clock.world().now() < at {
+            return Turn::Until(at);
+        }
+        match service.owner(NAME).unwrap() {
+            Some(_) => Turn::Idle,
+            None => {
+                service.acquire(NAME, NameFlags::empty()).unwrap();
+                Turn::Worked
+            }
+        }
+    });
+    assert_eq!(client.wait_for_name_blocking(NAME, SECOND), Ok(id));
+    assert!(client.now().since(at) < Duration::from_millis(1));
+    assert!(client.try_recv().unwrap().is_none());
+}
+
+#[test]
 fn an_activator_counts_as_an_owner() {
     let bus = Bus::new();
     let client = bus.connect();

@@ -298,3 +298,26 @@ pub(crate) fn a_waiter_comes_before_the_activator<W: World>(t: &mut Bench<W>) ->
     t.assert_empty(&activator, 0);
     Ok(())
 }
+
+pub(crate) fn a_message_lost_on_its_way_is_charged_to_nobody<W: World>(t: &mut Bench<W>) -> Outcome {
+    let plain = Hello::default().asks(AttachFlags::empty()).pool(4096);
+    let (a, b) = (t.connect(), t.hello(&plain));
+    let _activator = t.hello(&Hello::activator(NAME).asks(AttachFlags::empty()));
+    let mut kept = Vec::new();
+    while t.send(&a, &Message::to(b.id).vec(&[0; 400])).is_ok() {
+        kept.push(t.recv_keep(&b).unwrap().info.offset);
+    }
+    for _ in 0..3 {
+        t.send(&a, &Message::named(NAME).vec(&[0; 500])).unwrap();
+        t.acquire(&b, NAME, NONE).unwrap();
+        t.assert_empty(&b, 1);
+        t.release(&b, NAME).unwrap();
+    }
+    for offset in kept {
+        t.free(&b, offset).unwrap();
+    }
+    // A sixth of the pool is still free for this user.
+    t.send(&a, &Message::to(b.id).vec(&[0; 584])).unwrap();
+    t.recv(&b).unwrap();
+    Ok(())
+}

@@ -217,6 +217,16 @@ impl<W: World> Bench<W> {
         assert!(poll.readable, "nothing came in: {poll:?}");
     }
 
+    /// Waits until a handle is hung up, whatever waits there.
+    pub(crate) fn wait_hung_up(&mut self, handle: &W::Handle) {
+        let until = self.world.now() + PATIENCE;
+        while !self.world.poll(handle).hung_up {
+            let now = self.world.now();
+            assert!(now < until, "the handle lives on");
+            self.world.sleep_until(now + MS);
+        }
+    }
+
     pub(crate) fn peek(&mut self, conn: &Conn<W>) -> Result<MsgInfo, Errno> {
         let (result, command) = self.recv_raw(conn, RecvFlags::PEEK, 0);
         result.map(|()| command.msg)

@@ -154,9 +154,8 @@ pub(crate) fn a_bus_dies_with_its_handle<W: World>(t: &mut Bench<W>) -> Outcome 
     let bus = t.bus.clone();
     let control = t.control.take().unwrap();
     t.world.close(control);
-    let until = t.world.now() + crate::bench::PATIENCE;
-    let poll = t.world.wait(&a.handle, until);
-    assert_eq!(poll, Poll { readable: false, writable: false, hung_up: true });
+    t.wait_hung_up(&a.handle);
+    assert_eq!(t.world.poll(&a.handle), Poll { readable: false, writable: false, hung_up: true });
     assert_eq!(t.recv(&a).map(|_| ()), Err(Errno::ECONNRESET));
     assert_eq!(t.send(&a, &Message::to(a.id)), Err(Errno::ECONNRESET));
     assert_eq!(t.world.node(&bus, None), None);
@@ -218,5 +217,25 @@ pub(crate) fn filters_follow_their_own_bus<W: World>(t: &mut Bench<W>) -> Outcom
     assert_eq!(t.send(&a, &Message::broadcast_of(0, &[0; BLOOM])), Err(Errno::EDOM));
     t.send(&a, &Message::broadcast_of(0, &[0; 8])).unwrap();
     t.recv(&a).unwrap();
+    Ok(())
+}
+
+pub(crate) fn buses_that_come_and_go_leave_nothing_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let name = t.node_name("brief");
+    for _ in 0..40 {
+        let control = t.make_bus(&mut bus_make(&name)).unwrap();
+        let former = std::mem::replace(&mut t.bus, name.clone());
+        let (a, b, far) = (t.connect(), t.connect(), t.far());
+        t.bus = former;
+        t.own(&a, "com.example.name");
+        t.add_match(&b, 1, &[]).unwrap();
+        t.send(&b, &Message::call(a.id, 1, far)).unwrap();
+        t.world.close(control);
+        for conn in [a, b] {
+            t.wait_hung_up(&conn.handle);
+            t.close(conn);
+        }
+        while t.world.node(&name, None).is_some() {}
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use kdbus_core::abi::{AttachFlags, Command, Errno, ItemType, ListFlags, MATCH_ID_ANY, MakeFlags, NameFlags};
 
-use crate::bench::{Bench, Conn, Outcome, PATIENCE};
+use crate::bench::{Bench, Conn, Outcome};
 use crate::build::{Arg, Hello, Item, Message};
 use crate::world::World;
 
@@ -181,6 +181,9 @@ pub(crate) fn owning_needs_the_bus_policy_too<W: World>(t: &mut Bench<W>) -> Out
     grant(t, &handle, OWN);
     assert_eq!(t.acquire(&e, NAME, NameFlags::empty()), Err(Errno::EPERM));
     let _holder = t.hello(&Hello::policy_holder(NAME, &[Item::access(WORLD, OWN, 0)]));
+    grant(t, &handle, TALK);
+    assert_eq!(t.acquire(&e, NAME, NameFlags::empty()), Err(Errno::EPERM));
+    grant(t, &handle, OWN);
     t.own(&e, NAME);
     Ok(())
 }
@@ -227,8 +230,7 @@ pub(crate) fn an_endpoint_dies_with_its_handle<W: World>(t: &mut Bench<W>) -> Ou
     let ((handle, e), a) = (endpoint(t), t.connect());
     let (bus, name) = (t.bus.clone(), t.node_name("custom"));
     t.world.close(handle);
-    let until = t.world.now() + PATIENCE;
-    assert!(t.world.wait(&e.handle, until).hung_up);
+    t.wait_hung_up(&e.handle);
     assert_eq!(t.recv(&e).map(|_| ()), Err(Errno::ECONNRESET));
     assert_eq!(t.world.node(&bus, Some(&name)), None);
     t.send(&a, &Message::to(a.id)).unwrap();
@@ -289,8 +291,7 @@ pub(crate) fn endpoints_that_come_and_go_leave_nothing_behind<W: World>(t: &mut 
         }
         let conn = t.hello(&Hello::default().on(&name));
         t.world.close(handle);
-        let until = t.world.now() + PATIENCE;
-        assert!(t.world.wait(&conn.handle, until).hung_up);
+        t.wait_hung_up(&conn.handle);
         t.close(conn);
         while t.world.node(&bus, Some(&name)).is_some() {}
     }

@@ -12,7 +12,9 @@
 
 mod bench;
 mod build;
+mod list;
 mod suite;
+mod transport;
 mod world;
 
 mod activators;
@@ -35,4 +37,5 @@ mod recv;
 mod sync;
 
 pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table, try_run};
+pub use transport::{Client, OverTransport, TransportHandle, Transported};
 pub use world::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who, World};

@@ -112,5 +112,9 @@ pub(crate) fn replies_and_notifications_are_copied<W: World>(t: &mut Bench<W>) -
     t.own(&a, "com.example.name");
     let name = "com.example.name".to_owned();
     assert_eq!(t.recv(&monitor).unwrap().name_change(ItemType::NAME_ADD), (0, a.id, name));
+    t.send(&a, &Message::call(b.id, 9, 1)).unwrap();
+    assert_eq!(t.recv(&monitor).unwrap().msg.cookie, 9);
+    let late = t.wait_recv(&monitor);
+    assert_eq!((late.kind(), late.msg.dst_id), (Some(ItemType::REPLY_TIMEOUT), a.id));
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! The receive pool: publishing slices, giving them back, mapping them.
 
-use kdbus_core::abi::{AttachFlags, CmdList, Command, Errno, ListFlags};
+use kdbus_core::abi::{
+    AttachFlags, CmdInfo, CmdList, Command, Errno, ITEM_HEADER, Info, ItemType, Items, ListFlags, Msg,
+};
 
-use crate::bench::{Bench, Conn, Outcome};
-use crate::build::{Arg, Hello, Message, POOL};
+use crate::bench::{Bench, Conn, Outcome, info_arg};
+use crate::build::{Arg, Hello, Item, Message, POOL};
 use crate::world::World;
 
 /// Bytes of the messages whose slices are put together again.
@@ -156,6 +158,67 @@ pub(crate) fn adjacent_free_slices_become_one<W: World>(t: &mut Bench<W>) -> Out
         t.close(b);
         // A handle may be closed a little later than it says.
         while t.list(&a, ListFlags::UNIQUE).len() > others.len() + 1 {}
+    }
+    Ok(())
+}
+
+pub(crate) fn slices_that_come_and_go_leave_nothing_behind<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, b) = (t.connect(), plain(t, 4096));
+    for round in 0..300 {
+        let kept: Vec<u64> = (0..3)
+            .map(|i| {
+                t.send(&a, &Message::to(b.id).vec(&[1; 40][..8 * (i + 1)])).unwrap();
+                t.recv_keep(&b).unwrap().info.offset
+            })
+            .collect();
+        for i in 0..3 {
+            t.free(&b, kept[(i + round) % 3]).unwrap();
+        }
+    }
+    Ok(())
+}
+
+/// The bytes between the items of `area` and behind the last one.
+fn padding(area: &[u8]) -> Vec<u8> {
+    let items = Items::new(area).map(|item| item.unwrap());
+    let ends = items.map(|item| item.at + ITEM_HEADER + item.payload.len());
+    ends.flat_map(|end| area[end..].iter().copied().take(end.next_multiple_of(8) - end)).collect()
+}
+
+pub(crate) fn padding_shows_nothing_of_what_was_there<W: World>(t: &mut Bench<W>) -> Outcome {
+    let a = t.connect();
+    let hello = Hello::default().item(Item::text(ItemType::CONN_DESCRIPTION, "odd"));
+    let b = t.hello(&hello.pool(65536));
+    t.own(&b, "com.example.padded");
+    for kind in ["message", "connection", "bus", "list"] {
+        t.send(&a, &Message::to(b.id).vec(&[0xff; 4000])).unwrap();
+        t.recv(&b).unwrap();
+        let all = AttachFlags::all().bits();
+        let (offset, size, header) = match kind {
+            "message" => {
+                t.send(&b, &Message::named("com.example.padded")).unwrap();
+                let received = t.recv_keep(&b).unwrap();
+                (received.info.offset, received.msg.size, Msg::SIZE)
+            }
+            "list" => {
+                let mut arg = Arg::new(Command::List).flags(ListFlags::NAMES.bits());
+                t.run(&b, &mut arg).unwrap();
+                let list: CmdList = arg.read();
+                (list.offset, list.list_size, size_of::<Info>())
+            }
+            _ => {
+                let command = if kind == "bus" { Command::BusCreatorInfo } else { Command::ConnInfo };
+                let mut arg = info_arg(command, b.id, all);
+                t.run(&b, &mut arg).unwrap();
+                let info: CmdInfo = arg.read();
+                (info.offset, info.info_size, size_of::<Info>())
+            }
+        };
+        let bytes = t.world.pool(&b.handle, offset, size).unwrap();
+        let padding = padding(&bytes[header..]);
+        assert!(!padding.is_empty(), "{kind} has none");
+        assert!(padding.iter().all(|byte| *byte == 0), "{kind}: {padding:?}");
+        t.free(&b, offset).unwrap();
     }
     Ok(())
 }

@@ -16,7 +16,8 @@ use crate::Instant;
 ///
 /// # Errors
 ///
-/// [`WaitError`]: `EOPNOTSUPP` where the transport cannot wait. The future is dropped.
+/// [`WaitError`]: `EOPNOTSUPP` where the transport cannot wait, `ENOBUFS` once the inbox is full of messages
+/// that the future does not receive. The future is dropped.
 ///
 /// ```
 /// # use kdbus_core::client::{Connection, Message, Transport, block_on, CALL_TIMEOUT};
@@ -39,6 +40,10 @@ pub fn block_on<T: Transport, F: Future, const CALLS: usize, const INBOX: usize>
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return Ok(output);
+        }
+        if connection.inbox.borrow().is_full() {
+            // It had its turn and received nothing. Messages that stay in the transport end each wait at once.
+            return Err(WaitError::InboxFull);
         }
         match connection.wait(Instant::FAR).map_err(WaitError::from) {
             // The future learns of it by itself and may have something to say about it.

@@ -404,6 +404,17 @@ mod tests {
     }
 
     #[test]
+    fn a_poll_past_the_deadline_ends_the_call_by_itself() {
+        let (connection, script) = connect::<2, 4>();
+        let mut call = pin!(connection.call(&Message::to(3), SECOND));
+        let mut cx = Context::from_waker(Waker::noop());
+        script.now.set(999_999_999);
+        assert!(call.as_mut().poll(&mut cx).is_pending());
+        script.now.set(1_000_000_000);
+        assert!(matches!(call.as_mut().poll(&mut cx), Poll::Ready(Err(CallError::TimedOut))));
+    }
+
+    #[test]
     fn calls_that_nobody_polls_do_not_keep_others_awake() {
         let (connection, script) = connect::<2, 4>();
         let _forgotten = connection.call(&Message::to(3), Duration::from_millis(1));

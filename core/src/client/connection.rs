@@ -286,8 +286,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// Takes in what has come for waiting calls and wakes the tasks that have something to do. To be called
     /// when [`fd`](Self::fd) is readable and at [`poll_timeout`](Self::poll_timeout).
     ///
-    /// Messages stay in the transport unless a call waits behind them. Cost: at most `INBOX` receives and one
-    /// wake-up for each task.
+    /// Messages stay in the transport unless something else than a receive waits behind them. Cost: at most
+    /// `INBOX` receives, and one wake-up for each task.
     ///
     /// # Errors
     ///
@@ -428,7 +428,7 @@ mod tests {
 
     use super::super::fake::{Fake, OWN_ID, connect, plain, reply};
     use super::*;
-    use crate::abi::Errno;
+    use crate::abi::{BloomParameter, Errno};
 
     /// A connection may move to another thread if its transport may.
     const _: () = {
@@ -458,50 +458,14 @@ mod tests {
 
     #[test]
     fn a_bus_without_sensible_filters_is_no_bus() {
-        struct Mute(Fake);
-        impl Transport for Mute {
-            type Fd = u32;
-            type BorrowedFd<'a> = u32;
-            type Slice<'a> = &'static [u8];
-            fn command(&self, _: Command, _: &mut [u8]) -> Result<(), Failure> {
-                Ok(())
-            }
-            fn send(&self, message: &mut super::super::Outgoing<'_, u32>) -> Result<(), Failure> {
-                self.0.send(message)
-            }
-            fn call(
-                &self,
-                message: &mut super::super::Outgoing<'_, u32>,
-                cancel: Option<u32>,
-            ) -> Result<super::super::Incoming<u32>, Failure> {
-                self.0.call(message, cancel)
-            }
-            fn recv(
-                &self,
-                flags: crate::abi::RecvFlags,
-                priority: i64,
-            ) -> Result<super::super::Received<u32>, Failure> {
-                self.0.recv(flags, priority)
-            }
-            fn slice(&self, _: u64, _: u64) -> Option<&'static [u8]> {
-                Some(&[0xff; 32])
-            }
-            fn free(&self, _: u64) {}
-            fn now(&self) -> Instant {
-                Instant::ZERO
-            }
-            fn wait(&self, _: Option<Instant>) -> Result<(), Failure> {
-                Ok(())
-            }
-            fn fd(&self) -> Option<i32> {
-                None
-            }
-            fn watch_room(&self, _: u64) -> Result<bool, Failure> {
-                Ok(false)
-            }
+        for (size, n_hash) in [(12, 1), (0, 1), (1 << 40, 1), (64, 0)] {
+            let fake = Fake::default();
+            let script = std::rc::Rc::clone(&fake.0);
+            script.bloom.set(Some(BloomParameter { size, n_hash }));
+            let refused = Connection::hello(fake, &Hello::new());
+            assert_eq!(refused.err(), Some(HelloError::Malformed), "{size} bytes, {n_hash} hashes");
+            assert_eq!(script.held(), 0);
         }
-        let refused = Connection::hello(Mute(Fake::default()), &Hello::new());
-        assert_eq!(refused.err(), Some(HelloError::Malformed));
     }
 
     #[test]

@@ -34,15 +34,20 @@ impl fmt::Display for Broken {
 
 impl core::error::Error for Broken {}
 
-/// Declares the error of one operation: the refusals it can tell apart, each with its code and text.
+/// Declares the error of one operation: the refusals it can tell apart, each with its code and text, and
+/// those that the connection itself comes to, which no code of the bus stands for.
 macro_rules! refusals {
-    ($(#[$meta:meta])* $name:ident { $($variant:ident = $errno:ident, $text:literal;)* }) => {
+    (
+        $(#[$meta:meta])* $name:ident { $($variant:ident = $errno:ident, $text:literal;)* }
+        $(own { $($own:ident = $own_errno:ident, $own_text:literal;)* })?
+    ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[cfg_attr(feature = "defmt", derive(defmt::Format))]
         #[non_exhaustive]
         pub enum $name {
             $(#[doc = concat!("`", stringify!($errno), "`: ", $text, ".")] $variant,)*
+            $($(#[doc = concat!("`", stringify!($own_errno), "`: ", $own_text, ".")] $own,)*)?
             /// Refused with another code; nothing changed.
             Refused(Errno),
             /// The connection is gone.
@@ -55,6 +60,7 @@ macro_rules! refusals {
             pub const fn errno(self) -> Errno {
                 match self {
                     $(Self::$variant => Errno::$errno,)*
+                    $($(Self::$own => Errno::$own_errno,)*)?
                     Self::Refused(errno) => errno,
                     Self::Broken(broken) => broken.errno(),
                 }
@@ -87,6 +93,7 @@ macro_rules! refusals {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 match self {
                     $(Self::$variant => f.write_str($text),)*
+                    $($(Self::$own => f.write_str($own_text),)*)?
                     Self::Refused(errno) => write!(f, "the bus refused: {errno}"),
                     Self::Broken(broken) => broken.fmt(f),
                 }
@@ -133,8 +140,11 @@ refusals! {
         BloomSize = EDOM, "the filter has another size than the bus' filters";
         Unsupported = EOPNOTSUPP, "this connection cannot send, or a descriptor cannot be passed on";
         Invalid = EINVAL, "the message contradicts itself";
+    }
+    own {
         TimedOut = ETIMEDOUT, "the receiver had no room until the deadline";
         TooManyTasks = EBUSY, "as many tasks wait on this connection as it has places for";
+        InboxFull = ENOBUFS, "the inbox is full of messages that arrived first; receive some";
     }
 }
 
@@ -150,8 +160,10 @@ impl SendError {
 refusals! {
     /// Why nothing was received.
     RecvError {
-        TimedOut = ETIMEDOUT, "no message came until the deadline";
         Unsupported = EOPNOTSUPP, "this connection does not receive, or its transport cannot wait";
+    }
+    own {
+        TimedOut = ETIMEDOUT, "no message came until the deadline";
         TooManyTasks = EBUSY, "as many tasks wait on this connection as it has places for";
     }
 }
@@ -159,9 +171,12 @@ refusals! {
 refusals! {
     /// Why waiting for something ended without it.
     WaitError {
-        TimedOut = ETIMEDOUT, "it did not come about until the deadline";
         Unsupported = EOPNOTSUPP, "the transport cannot wait; drive the connection from an event loop";
+    }
+    own {
+        TimedOut = ETIMEDOUT, "it did not come about until the deadline";
         TooManyTasks = EBUSY, "as many tasks wait on this connection as it has places for";
+        InboxFull = ENOBUFS, "the inbox is full of messages that arrived first; receive some";
     }
 }
 

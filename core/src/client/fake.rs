@@ -55,6 +55,8 @@ pub(super) struct Script {
     pub(super) lost: Cell<u64>,
     pub(super) now: Cell<u64>,
     pub(super) watches_room: Cell<bool>,
+    /// Filters of the bus other than 64 bytes and 8 hashes.
+    pub(super) bloom: Cell<Option<BloomParameter>>,
     next: Cell<u64>,
 }
 
@@ -104,7 +106,7 @@ impl Transport for Fake {
         self.0.commands.borrow_mut().push((command, arg.to_vec()));
         if command == Command::Hello {
             let mut slice = [0; 32];
-            let bloom = BloomParameter { size: 64, n_hash: 8 };
+            let bloom = self.0.bloom.get().unwrap_or(BloomParameter { size: 64, n_hash: 8 });
             ItemWriter::new(&mut slice).record(ItemType::BLOOM_PARAMETER, &bloom).unwrap();
             let (hello, _) = CmdHello::mut_from_prefix(arg).unwrap();
             (hello.offset, hello.items_size) = self.0.publish(slice.to_vec());

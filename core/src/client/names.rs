@@ -138,7 +138,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// # Errors
     ///
-    /// [`WaitError`]: `EOPNOTSUPP` where the transport cannot wait.
+    /// [`WaitError`]: `EOPNOTSUPP` where the transport cannot wait, [`WaitError::InboxFull`] if meanwhile more
+    /// messages arrive than the connection keeps.
     pub fn wait_for_name_blocking(
         &self,
         name: WellKnownName<'_>,
@@ -154,18 +155,17 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         name: WellKnownName<'_>,
         until: Instant,
     ) -> Poll<Result<u64, WaitError>> {
-        if seat.is_none() {
-            // Seated first: it is for those who have a seat that messages are taken in.
-            *seat = self.waiters.seat(Want::Name);
-        }
-        let Some(seat) = seat else { return Poll::Ready(Err(WaitError::TooManyTasks)) };
-        self.pump()?;
         if let Some(owner) = self.owner_for_wait(name)? {
             return Poll::Ready(Ok(owner));
         }
         if self.now() >= until {
             return Poll::Ready(Err(WaitError::TimedOut));
         }
+        if seat.is_none() {
+            // From now on, messages that stand before the notification are taken in.
+            *seat = self.waiters.seat(Want::Name);
+        }
+        let Some(seat) = seat else { return Poll::Ready(Err(WaitError::TooManyTasks)) };
         seat.park(cx.waker(), until);
         Poll::Pending
     }
@@ -301,6 +301,20 @@ mod tests {
         assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
         assert!(connection.try_recv().unwrap().is_none());
         assert_eq!(script.held(), 0);
+    }
+
+    #[test]
+    fn messages_before_the_notification_do_not_keep_the_waiter_busy() {
+        let (connection, script) = connect::<1, 2>();
+        owned_since(&script, connection.transport(), u64::MAX);
+        script.queue(plain(1, 0));
+        let waited = connection.wait_for_name_blocking(NAME, Duration::from_secs(1));
+        assert_eq!((waited, script.queue.borrow().len()), (Err(WaitError::TimedOut), 0));
+        // At the beginning, before the watch, once the message was taken in, and at the deadline.
+        assert!(script.count(Command::ConnInfo) <= 4);
+        script.queue(plain(2, 0));
+        let stuck = connection.wait_for_name_blocking(NAME, Duration::from_secs(1));
+        assert_eq!(stuck, Err(WaitError::InboxFull));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use core::future::poll_fn;
 use core::task::{Context, Poll};
 
-use super::call::Outcome;
+use super::call::{Outcome, Slot};
 use super::connection::Connection;
 use super::deadline::Deadline;
 use super::delivery::{Delivery, Head, Kind};
@@ -167,7 +167,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         self.process(self.now()).map_err(|broken| Failure::Broken(broken.errno()))
     }
 
-    /// Takes messages out of the transport for as long as somebody waits for an answer in it, at most until
+    /// Takes messages out of the transport for as long as somebody waits for something else, at most until
     /// the inbox is full.
     pub(super) fn pump(&self) -> Result<(), Failure> {
         let mut noise = 0;
@@ -274,7 +274,9 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     fn waits_behind_messages(&self) -> bool {
-        self.calls.iter().any(super::call::Slot::is_pending) || self.waiters.any(Want::Name)
+        // Those who wait for room do not need what comes, but left there it would end each wait at once.
+        let waits = [Want::Name, Want::Room].into_iter().any(|want| self.waiters.any(want));
+        waits || self.calls.iter().any(Slot::is_pending)
     }
 
     /// Gives an answer to its call, and what nobody waits for back to the pool; returns what is for the

@@ -29,7 +29,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// Sends a message, and waits for room at the receiver if there is none. Returns its cookie.
     ///
     /// The transport wakes the task when there is room; where it cannot, the message is tried again after
-    /// growing pauses of 1 to 64 ms. A dropped future has not sent the message.
+    /// growing pauses of 1 to 64 ms. A dropped future has not sent the message. Messages that arrive meanwhile
+    /// are kept for later receives, as during a [`call`](Self::call).
     ///
     /// # Errors
     ///
@@ -51,7 +52,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// # Errors
     ///
-    /// [`SendError`]: `EOPNOTSUPP` where the transport cannot wait.
+    /// [`SendError`]: `EOPNOTSUPP` where the transport cannot wait, [`SendError::InboxFull`] if meanwhile more
+    /// messages arrive than the connection keeps.
     pub fn send_when_room_blocking<'m>(
         &'m self,
         message: &Message<'m, T::BorrowedFd<'m>>,
@@ -60,6 +62,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         match super::block_on(self, self.send_when_room(message, deadline)) {
             Ok(result) => result,
             Err(WaitError::Broken(broken)) => Err(broken.into()),
+            Err(WaitError::InboxFull) => Err(SendError::InboxFull),
             Err(error) => Err(Failure::Refused(error.errno()).into()),
         }
     }
@@ -123,7 +126,7 @@ mod tests {
     extern crate std;
     use std::boxed::Box;
 
-    use super::super::fake::{Script, connect};
+    use super::super::fake::{Script, connect, plain};
     use super::*;
     use crate::abi::Errno;
 
@@ -150,6 +153,22 @@ mod tests {
         script.steps.borrow_mut().push_back(Box::new(|script| script.now.set(5)));
         let sent = connection.send_when_room_blocking(&Message::to(3), Duration::from_secs(10));
         assert_eq!((sent.is_ok(), script.now.get()), (true, 5));
+    }
+
+    #[test]
+    fn messages_that_arrive_meanwhile_are_kept() {
+        let (connection, script) = connect::<1, 2>();
+        // At once, and again when the message has ended the first wait.
+        refuse(&script, 2);
+        script.queue(plain(1, 0));
+        connection.send_when_room_blocking(&Message::to(3), Duration::from_secs(1)).unwrap();
+        assert_eq!((script.queue.borrow().len(), script.now.get()), (0, 1_000_000));
+        refuse(&script, 1000);
+        script.queue(plain(2, 0));
+        let stuck = connection.send_when_room_blocking(&Message::to(3), Duration::from_secs(1));
+        assert_eq!(stuck, Err(SendError::InboxFull));
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 2);
     }
 
     #[test]

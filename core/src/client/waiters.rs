@@ -143,7 +143,7 @@ mod tests {
         waiters.wake_due(Instant::from_nanos(49));
         assert_eq!((woken(), waiters.next()), (0, Some(Instant::from_nanos(50))));
         waiters.wake_due(Instant::from_nanos(50));
-        assert_eq!(woken(), 1);
+        assert_eq!((woken(), waiters.next()), (1, None), "its time is over until it parks again");
         waiters.wake(Want::Room);
         assert_eq!(woken(), 1, "a task that was woken has to park again");
         seat.park(&waker, Instant::FAR);

@@ -99,6 +99,19 @@ fn dropping_a_call_ends_it() {
 }
 
 #[test]
+fn a_call_received_in_shared_memory_counts_no_longer_once_it_is_answered() {
+    let (mut bed, a, b) = pair();
+    for cookie in 1..=128 {
+        bed.send(a, &message(b.id, cookie).call(LATER)).unwrap();
+    }
+    let Entry { slot, key, .. } = bed.host.published[&b.handle][0];
+    bed.host.returns.insert(b.handle, [Return::Taken { slot, key }].into());
+    bed.send(b, &message(a.id, 0).reply_to(1)).unwrap();
+    assert_eq!(bed.send(a, &message(a.id, 200).call(LATER)), Ok(()));
+    assert_eq!(bed.send(a, &message(a.id, 201).call(LATER)), Err(Errno::EMLINK));
+}
+
+#[test]
 fn a_caller_has_128_calls_open_until_their_messages_are_gone() {
     let (mut bed, a, b) = pair();
     for cookie in 0..128 {

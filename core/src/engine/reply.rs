@@ -552,6 +552,17 @@ impl<'a> ReplyTable<'a> {
 
     /// The calls of `caller` that are pending, by cookie, each in `O(1)` on average.
     pub fn made_by(&self, caller: ConnectionIndex) -> impl Iterator<Item = Call> {
+        self.trackers_of(caller).filter(|tracker| tracker.state == State::Pending).filter_map(Tracker::call)
+    }
+
+    /// For each call of `caller` that has ended but still counts, whom it went to: its message may wait there.
+    /// Each in `O(1)` on average.
+    pub fn lingering(&self, caller: ConnectionIndex) -> impl Iterator<Item = ConnectionIndex> {
+        let ended = self.trackers_of(caller).filter(|tracker| tracker.state == State::Closed);
+        ended.map(|tracker| tracker.replier)
+    }
+
+    fn trackers_of(&self, caller: ConnectionIndex) -> impl Iterator<Item = &Tracker> {
         let from = (Some(caller), 0, 0);
         let mut next = self
             .arena
@@ -564,8 +575,6 @@ impl<'a> ReplyTable<'a> {
             if tracker.caller == Some(caller) { Some(tracker) } else { None }
         });
         walk.take(self.arena.by_cookie.len())
-            .filter(|tracker| tracker.state == State::Pending)
-            .filter_map(Tracker::call)
     }
 
     /// Calls that count for `caller`, in `O(1)`.

@@ -15,7 +15,8 @@ use super::examine::{Examined, Route, examine};
 use super::host::{Clock, Credentials, Host};
 use super::matches::Walk;
 use super::metadata::Gathered;
-use super::reply::{Call, CallMode};
+use super::registry::place;
+use super::reply::{CALLS_MAX, Call, CallError, CallMode};
 use super::rules::Subject;
 use super::table::{BusIx, ConnIx};
 
@@ -169,6 +170,20 @@ impl Domain<'_> {
         Ok(Sent::Done(None))
     }
 
+    /// Checks that a connection may have one more call open, in `O(1)`; at the limit, at the cost of looking
+    /// into the shared queue of each connection where a message of an ended call may wait.
+    fn demand_call(&mut self, host: &mut dyn Host, conn: ConnIx) -> Result<(), Errno> {
+        if self.replies.check(index(conn)) == Err(CallError::TooMany) {
+            // It may have been received there without the bus knowing yet.
+            let calls = self.replies.lingering(index(conn)).take(CALLS_MAX as usize);
+            let callees: heapless::Vec<_, { CALLS_MAX as usize }> = calls.collect();
+            for callee in callees {
+                self.drain(host, place(callee));
+            }
+        }
+        self.replies.check(index(conn)).map_err(|error| error.errno())
+    }
+
     fn call(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
         let &Sending { conn, bus, message, ref parcel, sync } = sending;
         let (cookie, timeout_ns) = (message.header.cookie, message.header.timeout_ns());
@@ -184,7 +199,7 @@ impl Domain<'_> {
         }
         let (to, name) = self.destination(sending)?;
         self.demand_talk(sending, to)?;
-        self.replies.check(index(conn)).map_err(|error| error.errno())?;
+        self.demand_call(host, conn)?;
         let waiting = match sync {
             Some(token) => Some(self.prepare_call(conn, cookie, token)?),
             None => None,
@@ -270,7 +285,7 @@ impl Domain<'_> {
     fn owner_of(&self, bus: BusIx, name: WellKnownName<'_>) -> Option<(ConnIx, u64)> {
         let entry = self.names.find(&self.buses[bus].names, name.as_str().as_bytes())?;
         let owner = self.names.owner(entry)?;
-        Some((super::registry::place(owner.connection), self.names.sequence(entry)?))
+        Some((place(owner.connection), self.names.sequence(entry)?))
     }
 
     fn demand_talk(&self, sending: &Sending<'_>, to: ConnIx) -> Result<(), Errno> {

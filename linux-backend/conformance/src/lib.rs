@@ -16,4 +16,4 @@ mod world;
 
 pub use loopback::{Loopback, ROOT};
 pub use platform::{LoopbackPlatform, ModulePlatform, Platform};
-pub use world::{Call, Handle, SeamWorld, User};
+pub use world::{Call, Handle, SeamWorld, User, UserSeam};

@@ -1,7 +1,7 @@
 //! Runs the conformance suite and reports case by case.
 #![deny(unsafe_code)]
 
-#[path = "../../kdbusd/tests/world/mod.rs"]
+#[path = "../../kdbusd/tests/conformance/world/mod.rs"]
 mod local;
 mod report;
 mod run;
@@ -36,6 +36,9 @@ struct Arguments {
     /// Where the module's file system is mounted, or the tree of a running kdbusd. Default: /sys/fs/kdbus.
     #[arg(long)]
     root: Option<String>,
+    /// Go through the transport that clients use, instead of command by command.
+    #[arg(long)]
+    client: bool,
     /// Mount the module's file system first, and /sys where there is none.
     #[arg(long)]
     mount: bool,
@@ -93,7 +96,8 @@ fn conform(arguments: &Arguments) -> Result<bool, String> {
             return Err(format!("{control}: {error}; is kdbus mounted there? --mount mounts it"));
         }
     }
-    run::all(&chosen, transport, arguments.root.as_deref(), &mut report);
+    let root = arguments.root.as_deref();
+    run::all(&chosen, run::Target { transport, root, client: arguments.client }, &mut report);
     Ok(report.close())
 }
 

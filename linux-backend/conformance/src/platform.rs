@@ -16,7 +16,7 @@ use crate::loopback::{self, Loopback};
 const OWNER: u32 = 1000;
 
 /// One domain of buses to test, and the users on it.
-pub trait Platform: Clone + Send + Sync + 'static {
+pub trait Platform: Clone + std::fmt::Debug + Send + Sync + 'static {
     /// The way to its nodes.
     type Seam: Seam + Send + Sync;
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use kdbus_conformance::{CaseInfo, NOT_EXPRESSED, Skip, cases, try_run};
+use kdbus_conformance::{CaseInfo, NOT_EXPRESSED, OverTransport, Skip, Transported, cases, try_run};
 use kdbus_conformance_cli::{LoopbackPlatform, ModulePlatform, SeamWorld};
 use kdbusd::Running;
 use kdbusd::config::{Arguments, Config};
@@ -37,6 +37,15 @@ const KNOWN_OF_A_MODULE: &[(u16, &str)] = &[
     (423, "O2: a reply to an interrupted call stays for good"),
 ];
 
+/// What the cases are run over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) transport: Transport,
+    pub(crate) root: Option<&'a str>,
+    /// Through the transport that clients use.
+    pub(crate) client: bool,
+}
+
 /// The cases with these numbers, or all of them, by number.
 pub(crate) fn choose(numbers: &[u16]) -> Result<Vec<Case>, String> {
     let all = cases().iter().flat_map(|info| info.numbers.iter().map(move |number| (*number, info)));
@@ -58,7 +67,7 @@ pub(crate) fn choose(numbers: &[u16]) -> Result<Vec<Case>, String> {
 }
 
 /// Runs cases and reports each. Numbers that share a case get its one result.
-pub(crate) fn all(chosen: &[Case], transport: Transport, root: Option<&str>, report: &mut Report) {
+pub(crate) fn all(chosen: &[Case], target: Target<'_>, report: &mut Report) {
     std::panic::set_hook(Box::new(|info| {
         let what = info.payload_as_str().unwrap_or("panicked").to_owned();
         let place = info.location().map(|at| format!(" ({}:{})", file_name(at.file()), at.line()));
@@ -71,7 +80,7 @@ pub(crate) fn all(chosen: &[Case], transport: Transport, root: Option<&str>, rep
         let (chapter, name) = (case.info.chapter, case.info.name);
         let before = done.iter().find(|(a, b, _)| (*a, *b) == (chapter, name)).map(|(.., verdict)| verdict);
         let verdict = before.cloned().unwrap_or_else(|| {
-            let verdict = one(*case, transport, root);
+            let verdict = one(*case, target);
             done.push((chapter, name, verdict.clone()));
             verdict
         });
@@ -87,7 +96,8 @@ fn everything() -> usize {
     cases().iter().map(|info| info.numbers.len()).sum()
 }
 
-fn one(case: Case, transport: Transport, root: Option<&str>) -> Verdict {
+fn one(case: Case, target: Target<'_>) -> Verdict {
+    let Target { transport, root, client } = target;
     let on_module = transport == Transport::Kernel;
     let listed = |list: &[(u16, &str)]| {
         let found = list.iter().find(|(number, _)| case.info.numbers.contains(number));
@@ -96,20 +106,20 @@ fn one(case: Case, transport: Transport, root: Option<&str>) -> Verdict {
     if let Some(reason) = listed(NOT_ON_A_MODULE) {
         return Verdict::Skipped(reason);
     }
-    let (chapter, name) = (case.info.chapter, case.info.name);
     *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let ended = catch_unwind(AssertUnwindSafe(|| match transport {
-        Transport::Sim => try_run(chapter, name, sim::SimWorld::new),
+        Transport::Sim => over(case, client, sim::SimWorld::new),
         Transport::Local => match root {
-            Some(root) => try_run(chapter, name, |_| DaemonWorld::new(root.into(), ())),
-            None => try_run(chapter, name, own_daemon),
+            Some(root) => over(case, client, |_| DaemonWorld::new(root.into(), ())),
+            None => over(case, client, own_daemon),
         },
         Transport::Loopback => {
-            try_run(chapter, name, |case| SeamWorld::new(LoopbackPlatform::new(&case.needs())))
+            over(case, client, |case| SeamWorld::new(LoopbackPlatform::new(&case.needs())))
         }
-        Transport::Kernel => try_run(chapter, name, |_| {
-            SeamWorld::new(ModulePlatform::new(root.unwrap_or(kdbus_linux::kernel::ROOT)))
-        }),
+        Transport::Kernel => {
+            let root = root.unwrap_or(kdbus_linux::kernel::ROOT);
+            over(case, client, |_| SeamWorld::new(ModulePlatform::new(root)))
+        }
     }));
     match ended {
         Ok(Ok(())) => Verdict::Passed,
@@ -122,6 +132,15 @@ fn one(case: Case, transport: Transport, root: Option<&str>) -> Verdict {
                 None => Verdict::Failed(why),
             }
         }
+    }
+}
+
+fn over<W: Transported>(case: Case, client: bool, make: impl FnOnce(&CaseInfo) -> W) -> Result<(), Skip> {
+    let (chapter, name) = (case.info.chapter, case.info.name);
+    if client {
+        try_run(chapter, name, |case| OverTransport(make(case)))
+    } else {
+        try_run(chapter, name, make)
     }
 }
 

@@ -1,16 +1,17 @@
 //! The suite's world over the seam of the kernel transport: raw ioctls, for a loop-back and a module alike.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::ffi::c_void;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kdbus_conformance::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who, World};
+use kdbus_conformance::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Transported, Who, World};
 use kdbus_core::Instant;
 use kdbus_core::abi::{CMD_MAX_SIZE, CmdHello, CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg};
-use kdbus_linux::kernel::Seam;
+use kdbus_linux::kernel::{KernelTransport, Ready, Seam};
 use rustix::event::EventfdFlags;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -179,12 +180,7 @@ impl Buffer {
         put(self.bytes_mut(), at, word);
     }
 
-    fn run<S: Seam>(
-        &mut self,
-        seam: &S,
-        node: rustix::fd::BorrowedFd<'_>,
-        request: u32,
-    ) -> Result<(), Errno> {
+    fn run<S: Seam>(&mut self, seam: &S, node: BorrowedFd<'_>, request: u32) -> Result<(), Errno> {
         // SAFETY: the buffer is longer than any command. What a SEND in it names is put there by `Outgoing`, or
         // is an address where nothing is mapped.
         unsafe { seam.ioctl(node, request, self.words.as_mut_ptr().cast()) }
@@ -579,5 +575,63 @@ impl<P: Platform> World for SeamWorld<P> {
 
     fn leave_spare_fds(&mut self, _: User, spare: usize) -> Result<(), Skip> {
         self.platform.leave_spare_fds(spare)
+    }
+}
+
+/// The seam of a platform, with every system call made as one user.
+#[derive(Clone, Debug)]
+pub struct UserSeam<P: Platform> {
+    platform: P,
+    who: Who,
+}
+
+// SAFETY: each call is one of the platform's seam, made in a thread that is somebody else.
+unsafe impl<P: Platform> Seam for UserSeam<P> {
+    fn open(&self, path: &str) -> Result<OwnedFd, Errno> {
+        self.platform.run(&self.who, || self.platform.seam().open(path))
+    }
+
+    unsafe fn ioctl(&self, node: BorrowedFd<'_>, request: u32, arg: *mut c_void) -> Result<(), Errno> {
+        let address = arg.expose_provenance();
+        self.platform.run(&self.who, || {
+            // SAFETY: the caller's promise. It waits until the other thread is done with its argument.
+            unsafe {
+                self.platform.seam().ioctl(node, request, std::ptr::with_exposed_provenance_mut(address))
+            }
+        })
+    }
+
+    fn mmap(&self, node: BorrowedFd<'_>, len: usize, writable: bool) -> Result<NonNull<u8>, Errno> {
+        self.platform.seam().mmap(node, len, writable)
+    }
+
+    fn poll(&self, node: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<Ready, Errno> {
+        self.platform.seam().poll(node, deadline)
+    }
+
+    fn close(&self, node: OwnedFd) {
+        self.platform.seam().close(node);
+    }
+}
+
+impl<P: Platform> Transported for SeamWorld<P> {
+    type Transport = KernelTransport<UserSeam<P>>;
+
+    fn connect(&mut self, user: User, bus: &str, endpoint: &str) -> Result<Self::Transport, Errno> {
+        let seam = UserSeam { platform: self.platform.clone(), who: self.users[user.0].clone() };
+        KernelTransport::over(seam, &format!("{}/{bus}/{endpoint}", self.platform.root()))
+    }
+
+    fn borrow<'a>(&'a self, _: User, number: i32) -> Option<BorrowedFd<'a>>
+    where
+        Self::Transport: 'a,
+    {
+        descriptors::with(number, |fd| rustix::io::fcntl_getfd(fd).map(|_| ())).ok()?;
+        // SAFETY: it is open, and stays so until the case closes it, for which it needs the world alone.
+        Some(unsafe { BorrowedFd::borrow_raw(number) })
+    }
+
+    fn keep(&mut self, _: User, fd: OwnedFd) -> i32 {
+        fd.into_raw_fd()
     }
 }

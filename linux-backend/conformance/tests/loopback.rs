@@ -1,6 +1,6 @@
 //! The conformance suite over the loop-back of the module.
 
-use kdbus_conformance::CaseInfo;
+use kdbus_conformance::{CaseInfo, OverTransport};
 use kdbus_conformance_cli::{LoopbackPlatform, SeamWorld};
 
 fn world(case: &CaseInfo) -> SeamWorld<LoopbackPlatform> {
@@ -11,4 +11,16 @@ fn world(case: &CaseInfo) -> SeamWorld<LoopbackPlatform> {
     SeamWorld::new(LoopbackPlatform::new(&case.needs()))
 }
 
-kdbus_conformance::conformance_tests!(world);
+/// System call by system call, as a program without a library would.
+mod commands {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(world);
+}
+
+/// Through the transport that clients use.
+mod transport {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(|case| OverTransport(world(case)));
+}

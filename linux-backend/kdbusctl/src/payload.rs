@@ -9,7 +9,7 @@ use kdbus_linux::local::LocalTransport;
 use serde_json::{Value, json};
 
 use crate::failure::{Exit, Failure};
-use crate::text::{hex, shown, unhex};
+use crate::text::{hex, unhex};
 
 /// Bytes of the longest payload that is put together from its parts to be shown.
 const SHOWN_MAX: u64 = 64 << 20;
@@ -59,17 +59,13 @@ pub(crate) fn of(message: &Delivery<'_, LocalTransport>) -> Result<Vec<u8>, Fail
     Ok(bytes)
 }
 
-/// A payload for people: text if it is UTF-8, else hex digits.
+/// A payload for people: text if it is UTF-8 without control characters, else hex digits.
+///
+/// Line ends and tabs are what text is made of; other control characters might be meant for the terminal.
 pub(crate) fn text(bytes: &[u8], as_hex: bool) -> String {
-    match std::str::from_utf8(bytes) {
-        // Line ends and tabs are what text is made of; anything else might be meant for the terminal.
-        Ok(text) if !as_hex => text
-            .split_inclusive(['\n', '\t'])
-            .map(|piece| {
-                let end = piece.trim_end_matches(['\n', '\t']);
-                shown(end.as_bytes()) + &piece[end.len()..]
-            })
-            .collect(),
+    let is_text = |text: &&str| !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'));
+    match std::str::from_utf8(bytes).ok().filter(is_text) {
+        Some(text) if !as_hex => text.into(),
         _ => hex(bytes),
     }
 }
@@ -96,7 +92,7 @@ mod tests {
         assert_eq!(text(b"level 7\n", false), "level 7\n");
         assert_eq!(text(b"level 7", true), "6c6576656c2037");
         assert_eq!(text(b"\xff\x00", false), "ff00");
-        assert_eq!(text(b"\x1b[2J", false), "\\u{1b}[2J");
+        assert_eq!(text(b"\x1b[2J", false), "1b5b324a");
         assert_eq!(value(b"\xff")["text"], Value::Null);
         assert_eq!(value(b"a"), json!({ "bytes": 1, "hex": "61", "text": "a" }));
     }

@@ -17,6 +17,11 @@ pub(super) struct Pool {
     len: usize,
 }
 
+// SAFETY: the pages belong to the process, not to a thread.
+unsafe impl Send for Pool {}
+// SAFETY: as above; a shared `Pool` only reads.
+unsafe impl Sync for Pool {}
+
 impl Pool {
     /// Maps the pool of a connection, `len` bytes.
     ///

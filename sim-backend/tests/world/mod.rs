@@ -1,10 +1,12 @@
 //! The suite's world over the simulator.
 
-use kdbus_conformance::{BadAddress, Body, CaseInfo, Ended, Needs, Node, Payload, Poll, Skip, Who};
+use kdbus_conformance::{
+    BadAddress, Body, CaseInfo, Ended, Needs, Node, Payload, Poll, Skip, Transported, Who,
+};
 use kdbus_core::Instant;
 use kdbus_core::abi::{CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg};
 use kdbus_core::engine::Config;
-use kdbus_sim::{File, ProcessId, Progress, Token, World};
+use kdbus_sim::{File, ProcessId, Progress, Sim, SimBorrowedFd, SimFd, SimTransport, Token, World};
 
 /// Where `msg_address` stands in the argument of SEND.
 const MSG_ADDRESS: usize = std::mem::offset_of!(CmdSend, msg_address);
@@ -20,7 +22,7 @@ const LABEL: &str = "simulated";
 
 /// A simulated machine for one case.
 pub(crate) struct SimWorld {
-    world: World,
+    sim: Sim,
     owner: ProcessId,
     users: Vec<ProcessId>,
 }
@@ -54,10 +56,10 @@ impl From<Progress> for State {
 
 impl SimWorld {
     pub(crate) fn new(case: &CaseInfo) -> Self {
-        let mut world = World::new(&config(case.needs()), 1).unwrap();
-        let owner = spawn(&mut world, OWNER);
-        world.leave_spare_fds(owner, 2048);
-        Self { world, owner, users: Vec::new() }
+        let sim = Sim::new(&config(case.needs()), 1).unwrap();
+        let owner = spawn(&mut sim.world_mut(), OWNER);
+        sim.world_mut().leave_spare_fds(owner, 2048);
+        Self { sim, owner, users: Vec::new() }
     }
 
     fn issue(
@@ -85,7 +87,7 @@ impl SimWorld {
         }
         let body = kdbus_sim::Body { message: &mut *message, payload: &readable };
         let request = Command::Send.request();
-        let progress = self.world.command(handle.0, handle.1, request, command, Some(body));
+        let progress = self.sim.world_mut().command(handle.0, handle.1, request, command, Some(body));
         for (at, address) in places.into_iter().zip(former) {
             put(message, at, address);
         }
@@ -95,12 +97,12 @@ impl SimWorld {
     /// Passes time until a call has ended.
     fn wait_for(&mut self, call: &mut Call) {
         while let State::Waiting(token) = call.state {
-            if let Some(result) = self.world.take_answer(token) {
+            if let Some(result) = self.sim.world_mut().take_answer(token) {
                 call.state = State::Ended(result.map(|reply| World::write_reply(&mut call.command, reply)));
                 return;
             }
-            let next = self.world.next_event().expect("a call waits for nothing");
-            self.world.advance_to(next);
+            let next = self.sim.world_mut().next_event().expect("a call waits for nothing");
+            self.sim.world_mut().advance_to(next);
         }
     }
 }
@@ -165,18 +167,19 @@ impl kdbus_conformance::World for SimWorld {
     fn user(&mut self, number: usize) -> Result<ProcessId, Skip> {
         while self.users.len() < number {
             let id = OWNER + 10 * (self.users.len() as u32 + 1);
-            self.users.push(spawn(&mut self.world, id));
+            self.users.push(spawn(&mut self.sim.world_mut(), id));
         }
         Ok(self.users[number - 1])
     }
 
     fn sibling(&mut self, of: ProcessId) -> Result<ProcessId, Skip> {
-        let credentials = self.world.credentials(of).clone();
-        Ok(self.world.spawn("sibling", &credentials))
+        let credentials = self.sim.world_mut().credentials(of).clone();
+        Ok(self.sim.world_mut().spawn("sibling", &credentials))
     }
 
     fn who(&mut self, user: ProcessId) -> Who {
-        let credentials = self.world.credentials(user);
+        let world = self.sim.world();
+        let credentials = world.credentials(user);
         Who {
             uid: credentials.euid,
             gid: credentials.egid,
@@ -188,33 +191,33 @@ impl kdbus_conformance::World for SimWorld {
 
     fn become_user(&mut self, user: ProcessId, number: usize) -> Result<(), Skip> {
         let other = self.user(number)?;
-        let pid = self.world.credentials(user).pid;
-        let mut credentials = self.world.credentials(other).clone();
+        let pid = self.sim.world_mut().credentials(user).pid;
+        let mut credentials = self.sim.world_mut().credentials(other).clone();
         (credentials.pid, credentials.tid) = (pid, pid);
-        self.world.set_credentials(user, credentials);
+        self.sim.world_mut().set_credentials(user, credentials);
         Ok(())
     }
 
     fn open_control(&mut self, user: ProcessId) -> Result<Handle, Errno> {
-        self.world.open_control(user).map(|fd| Handle(user, fd))
+        self.sim.world_mut().open_control(user).map(|fd| Handle(user, fd))
     }
 
     fn open(&mut self, user: ProcessId, bus: &str, endpoint: &str) -> Result<Handle, Errno> {
-        self.world.open(user, bus, endpoint).map(|fd| Handle(user, fd))
+        self.sim.world_mut().open(user, bus, endpoint).map(|fd| Handle(user, fd))
     }
 
     fn close(&mut self, handle: Handle) {
-        self.world.close(handle.0, handle.1).unwrap();
+        self.sim.world_mut().close(handle.0, handle.1).unwrap();
     }
 
     fn node(&mut self, bus: &str, endpoint: Option<&str>) -> Option<Node> {
-        let file = self.world.node(bus, endpoint.unwrap_or("bus"))?;
+        let file = self.sim.world_mut().node(bus, endpoint.unwrap_or("bus"))?;
         let mode = if endpoint.is_some() { file.mode } else { file.directory_mode() };
         Some(Node { uid: file.uid, gid: file.gid, mode })
     }
 
     fn ioctl(&mut self, handle: &Handle, request: u32, arg: &mut [u8]) -> Result<(), Errno> {
-        match self.world.command(handle.0, handle.1, request, arg, None) {
+        match self.sim.world_mut().command(handle.0, handle.1, request, arg, None) {
             Progress::Done(result) => result,
             Progress::Waiting(_) => panic!("only SEND waits"),
         }
@@ -229,7 +232,7 @@ impl kdbus_conformance::World for SimWorld {
             Some(body) => self.issue(*handle, command, body.message, body.payload),
             None => {
                 put(command, MSG_ADDRESS, 0);
-                self.world.command(handle.0, handle.1, Command::Send.request(), command, None)
+                self.sim.world_mut().command(handle.0, handle.1, Command::Send.request(), command, None)
             }
         };
         match progress {
@@ -259,14 +262,14 @@ impl kdbus_conformance::World for SimWorld {
 
     fn is_waiting(&mut self, call: &Call) -> bool {
         match call.state {
-            State::Waiting(token) => self.world.is_waiting(token),
+            State::Waiting(token) => self.sim.world_mut().is_waiting(token),
             State::Ended(_) => false,
         }
     }
 
     fn interrupt(&mut self, call: &mut Call, restart: bool) -> Result<(), Skip> {
         let State::Waiting(token) = call.state else { return Ok(()) };
-        self.world.cancel(token, Errno::EINTR);
+        self.sim.world_mut().cancel(token, Errno::EINTR);
         self.wait_for(call);
         if restart {
             // The kernel issues the same command again.
@@ -277,7 +280,7 @@ impl kdbus_conformance::World for SimWorld {
     }
 
     fn poll(&mut self, handle: &Handle) -> Poll {
-        let readiness = self.world.readiness(handle.0, handle.1).unwrap();
+        let readiness = self.sim.world_mut().readiness(handle.0, handle.1).unwrap();
         Poll { readable: readiness.readable, writable: readiness.writable, hung_up: readiness.hung_up }
     }
 
@@ -285,17 +288,17 @@ impl kdbus_conformance::World for SimWorld {
         let until = Instant::from_nanos(until);
         loop {
             let poll = self.poll(handle);
-            let now = self.world.now();
+            let now = self.sim.world_mut().now();
             if poll.readable || poll.hung_up || now >= until {
                 return poll;
             }
-            let next = self.world.next_event().map_or(until, |event| event.min(until));
-            self.world.advance_to(next.max(now));
+            let next = self.sim.world_mut().next_event().map_or(until, |event| event.min(until));
+            self.sim.world_mut().advance_to(next.max(now));
         }
     }
 
     fn pool(&mut self, handle: &Handle, offset: u64, len: u64) -> Option<Vec<u8>> {
-        self.world.pool(handle.0, handle.1, offset, len).map(<[u8]>::to_vec)
+        self.sim.world_mut().pool(handle.0, handle.1, offset, len).map(<[u8]>::to_vec)
     }
 
     fn map(&mut self, _: &Handle, _: u64, _: bool) -> Result<Result<(), Errno>, Skip> {
@@ -307,36 +310,37 @@ impl kdbus_conformance::World for SimWorld {
     }
 
     fn now(&mut self) -> u64 {
-        self.world.now().as_nanos()
+        self.sim.world_mut().now().as_nanos()
     }
 
     fn sleep_until(&mut self, at: u64) {
-        self.world.advance_to(Instant::from_nanos(at));
+        self.sim.world_mut().advance_to(Instant::from_nanos(at));
     }
 
     fn memfd(&mut self, user: ProcessId, content: &[u8], sealed: bool) -> i32 {
-        self.world.open_file(user, File::Memfd { content: content.to_vec(), sealed }).unwrap()
+        self.sim.world_mut().open_file(user, File::Memfd { content: content.to_vec(), sealed }).unwrap()
     }
 
     fn pipe(&mut self, user: ProcessId) -> (i32, i32) {
         let (reader, writer) = File::pipe();
-        (self.world.open_file(user, reader).unwrap(), self.world.open_file(user, writer).unwrap())
+        let mut world = self.sim.world_mut();
+        (world.open_file(user, reader).unwrap(), world.open_file(user, writer).unwrap())
     }
 
     fn event(&mut self, user: ProcessId) -> i32 {
-        self.world.open_file(user, File::Event(0)).unwrap()
+        self.sim.world_mut().open_file(user, File::Event(0)).unwrap()
     }
 
     fn regular_file(&mut self, user: ProcessId) -> i32 {
-        self.world.open_file(user, File::Regular(Vec::new())).unwrap()
+        self.sim.world_mut().open_file(user, File::Regular(Vec::new())).unwrap()
     }
 
     fn unix_socket(&mut self, user: ProcessId) -> i32 {
-        self.world.open_file(user, File::UnixSocket).unwrap()
+        self.sim.world_mut().open_file(user, File::UnixSocket).unwrap()
     }
 
     fn path_only(&mut self, user: ProcessId) -> i32 {
-        self.world.open_file(user, File::Path).unwrap()
+        self.sim.world_mut().open_file(user, File::Path).unwrap()
     }
 
     fn handle_fd(&mut self, handle: &Handle) -> i32 {
@@ -344,23 +348,42 @@ impl kdbus_conformance::World for SimWorld {
     }
 
     fn read_fd(&mut self, user: ProcessId, fd: i32, len: usize) -> Result<Vec<u8>, Errno> {
-        self.world.read(user, fd, len)
+        self.sim.world_mut().read(user, fd, len)
     }
 
     fn write_fd(&mut self, user: ProcessId, fd: i32, bytes: &[u8]) -> Result<(), Errno> {
-        self.world.write(user, fd, bytes)
+        self.sim.world_mut().write(user, fd, bytes)
     }
 
     fn close_fd(&mut self, user: ProcessId, fd: i32) -> Result<(), Errno> {
-        self.world.close(user, fd)
+        self.sim.world_mut().close(user, fd)
     }
 
     fn is_close_on_exec(&mut self, user: ProcessId, fd: i32) -> Result<bool, Errno> {
-        self.world.is_close_on_exec(user, fd)
+        self.sim.world_mut().is_close_on_exec(user, fd)
     }
 
     fn leave_spare_fds(&mut self, user: ProcessId, spare: usize) -> Result<(), Skip> {
-        self.world.leave_spare_fds(user, spare);
+        self.sim.world_mut().leave_spare_fds(user, spare);
         Ok(())
+    }
+}
+
+impl Transported for SimWorld {
+    type Transport = SimTransport;
+
+    fn connect(&mut self, user: ProcessId, bus: &str, endpoint: &str) -> Result<SimTransport, Errno> {
+        self.sim.open(user, bus, endpoint)
+    }
+
+    fn borrow<'a>(&'a self, user: ProcessId, number: i32) -> Option<SimBorrowedFd>
+    where
+        SimTransport: 'a,
+    {
+        self.sim.world().file(user, number).is_ok().then_some(SimBorrowedFd(number))
+    }
+
+    fn keep(&mut self, _: ProcessId, fd: SimFd) -> i32 {
+        fd.into_number()
     }
 }

@@ -1,6 +1,4 @@
-//! The conformance suite over kdbusd, one daemon for each case.
-
-mod world;
+//! The daemon under test.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -8,10 +6,10 @@ use std::process::{Child, Command as Program, Stdio};
 
 use kdbus_conformance::{CaseInfo, Needs};
 
-use world::{DaemonWorld, configuration};
+use crate::world::{DaemonWorld, configuration};
 
 /// A running daemon with a tree of its own, ended on drop.
-struct Daemon {
+pub(crate) struct Daemon {
     process: Child,
     directory: tempfile::TempDir,
 }
@@ -39,7 +37,8 @@ impl Daemon {
         Self { process, directory }
     }
 
-    fn world(case: &CaseInfo) -> DaemonWorld<Self> {
+    /// A world with a daemon of its own.
+    pub(crate) fn world(case: &CaseInfo) -> DaemonWorld<Self> {
         let daemon = Self::start(case.needs());
         DaemonWorld::new(daemon.directory.path().join("tree"), daemon)
     }
@@ -51,5 +50,3 @@ impl Drop for Daemon {
         let _ = self.process.wait();
     }
 }
-
-kdbus_conformance::conformance_tests!(Daemon::world);

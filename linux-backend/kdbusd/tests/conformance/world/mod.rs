@@ -4,6 +4,8 @@
 //! so that several commands of one handle can be under way in one thread. Users other than the one who runs
 //! the tests need root, as nodes have to be opened with their ids.
 
+mod client;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -12,21 +14,22 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use kdbus_conformance::{BadAddress, Body, Ended, Needs, Node, Payload, Poll, Skip, Who, World};
+use kdbus_conformance::{BadAddress, Body, Ended, Needs, Node, Payload, Poll, Skip, Transported, Who, World};
 use kdbus_core::abi::{
-    CMD_MAX_SIZE, CmdFree, CmdHello, CmdRecv, CmdSend, Command, Errno, Frame, ITEM_HEADER, ItemType, Items,
-    Msg, MsgInfo,
+    CmdFree, CmdRecv, CmdSend, Command, Errno, Frame, ITEM_HEADER, ItemType, Items, Msg, MsgInfo,
 };
-use kdbus_core::channel::InboxReader;
 use kdbus_linux::local::map::{ReadMap, WordMap};
-use kdbus_linux::local::socket::{self, Descriptors, Wait};
-use kdbus_linux::local::wire::{self, FDS_MAX, HELLO_FDS, Header, INLINE_MAX, Kind, Packet};
+use kdbus_linux::local::socket::{self, Wait};
+use kdbus_linux::local::wire::{FDS_MAX, Header, Kind};
+use kdbus_linux::local::{self, LocalTransport, NodePath};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::Resource;
 use rustix::thread::{Gid, Uid};
 use zerocopy::FromBytes;
+
+use client::{Answer, Client};
 
 /// Where `msg_address` stands in the argument of SEND.
 const MSG_ADDRESS: usize = std::mem::offset_of!(CmdSend, msg_address);
@@ -39,177 +42,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error().unsigned_abs()).unwrap_or(Errno::EIO)
-}
-
-/// A daemon's configuration with room for a case.
-pub(crate) fn configuration(needs: Needs) -> String {
-    format!(
-        "bus = []\nlog = \"error\"\n\
-         [capacity]\nclients = {clients}\nclients-per-user = {clients}\nbuses = {buses}\nendpoints = {endpoints}\n\
-         connections = {connections}\nqueue-depth = {messages}\npool-slices = {slices}\nnames = {names}\n\
-         name-records = {records}\nmatches = {matches}\nmatch-rules = {rules}\ntrackers = {calls}\n\
-         [memory]\npools = \"1 GiB\"\nlargest-pool = \"32 MiB\"\npools-per-user = \"1 GiB\"\n",
-        clients = needs.connections + needs.buses + 16,
-        buses = needs.buses,
-        endpoints = needs.buses + 8,
-        connections = needs.connections,
-        messages = needs.messages,
-        slices = needs.slices,
-        names = needs.names,
-        records = needs.names + 8,
-        matches = needs.matches,
-        rules = needs.matches + 8,
-        calls = needs.calls,
-    )
-}
-
-/// What a command brought.
-struct Answer {
-    result: Result<(), Errno>,
-    arg: Vec<u8>,
-    message: Option<Vec<u8>>,
-    fds: Vec<OwnedFd>,
-}
-
-/// What HELLO brought.
-struct Connection {
-    pool_file: OwnedFd,
-    pool: ReadMap,
-    inbox: InboxReader<WordMap, WordMap>,
-    /// Lost broadcasts that a receive has told of.
-    told: u64,
-    /// Descriptors that were installed for the message in the slice at this offset.
-    installed: BTreeMap<u64, Vec<i32>>,
-}
-
-/// An open node, at the level of packets.
-pub(crate) struct Client {
-    socket: Rc<OwnedFd>,
-    serial: u64,
-    answers: BTreeMap<u64, Answer>,
-    /// kdbusd has hung up.
-    gone: bool,
-    connection: Option<Connection>,
-}
-
-impl Client {
-    fn new(socket: Rc<OwnedFd>) -> Self {
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, wire::PACKET_MAX);
-        Self { socket, serial: 0, answers: BTreeMap::new(), gone: false, connection: None }
-    }
-
-    /// Sends a command and returns its serial.
-    fn submit(
-        &mut self,
-        number: u32,
-        arg: &[u8],
-        body: Option<(&[u8], &[u8])>,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<u64, Errno> {
-        self.serial += 1;
-        let mut header = Header { number, ..Header::new(Kind::Command, self.serial) };
-        let arg = &arg[..arg.len().min(CMD_MAX_SIZE)];
-        let (message, payload) = body.unwrap_or((&[], &[]));
-        let message = &message[..message.len().min(CMD_MAX_SIZE)];
-        (header.arg_size, header.message_size) = (arg.len() as u32, message.len() as u32);
-        header.payload_size = payload.len() as u64;
-        if body.is_some() {
-            header.flags = wire::FLAG_MESSAGE | wire::FLAG_RETURN_MESSAGE;
-        }
-        let mut parts = vec![arg, message, payload];
-        let mut fds = fds.to_vec();
-        let staging;
-        if payload.len() > INLINE_MAX {
-            staging = memfd(payload);
-            header.flags |= wire::FLAG_STAGED | wire::FLAG_STAGING_FD;
-            parts.pop();
-            fds.push(staging.as_fd());
-        }
-        match socket::send(&self.socket, &header, &parts, &fds, Wait::Yes) {
-            Ok(()) => Ok(self.serial),
-            Err(error) if socket::is_hang_up(error) => {
-                self.gone = true;
-                Err(Errno::ECONNRESET)
-            }
-            Err(error) => Err(errno(error)),
-        }
-    }
-
-    /// Reads one answer, if there is one or `wait` says so.
-    fn read(&mut self, wait: Wait) -> bool {
-        let mut bytes = vec![0; wire::PACKET_MAX];
-        let mut fds = Descriptors::new();
-        let len = match socket::recv(&self.socket, &mut bytes, &mut fds, wait) {
-            Ok(arrived) => arrived.len,
-            Err(rustix::io::Errno::AGAIN) => return false,
-            Err(_) => 0,
-        };
-        if len == 0 {
-            self.gone = true;
-            return false;
-        }
-        let packet = Packet::parse(&mut bytes[..len], fds.len()).unwrap();
-        assert_eq!(packet.kind, Kind::Answer);
-        let answer = Answer {
-            result: packet.header.result(),
-            arg: packet.arg.to_vec(),
-            message: packet.message.map(|message| message.to_vec()),
-            fds: fds.into_iter().collect(),
-        };
-        self.answers.insert(packet.header.serial, answer);
-        true
-    }
-
-    /// The answer to a command, waited for.
-    fn answer(&mut self, serial: u64) -> Result<Answer, Errno> {
-        loop {
-            if let Some(answer) = self.answers.remove(&serial) {
-                return Ok(answer);
-            }
-            if self.gone {
-                return Err(Errno::ECONNRESET);
-            }
-            let timeout = PATIENCE.try_into().unwrap();
-            let ready = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&timeout)).unwrap();
-            assert_ne!(ready, 0, "kdbusd does not answer");
-            self.read(Wait::Yes);
-        }
-    }
-
-    /// Takes over what a HELLO brought.
-    fn attach(&mut self, arg: &[u8], fds: Vec<OwnedFd>) {
-        let Ok([pool_file, posted, shared, _bell]) = <[OwnedFd; HELLO_FDS]>::try_from(fds) else {
-            return;
-        };
-        let hello = CmdHello::read_from_prefix(arg).unwrap().0;
-        let words = |file: &OwnedFd| rustix::fs::fstat(file).unwrap().st_size as usize / 8;
-        let posted = WordMap::read_only(&posted, words(&posted)).unwrap();
-        let shared = WordMap::writable(&shared, words(&shared)).unwrap();
-        self.connection = Some(Connection {
-            pool: ReadMap::new(&pool_file, hello.pool_size, false).unwrap(),
-            pool_file,
-            inbox: InboxReader::attach(posted, shared).unwrap(),
-            told: 0,
-            installed: BTreeMap::new(),
-        });
-    }
-
-    fn poll(&mut self) -> Poll {
-        while self.read(Wait::No) {}
-        let hung_up = Poll { readable: false, writable: false, hung_up: true };
-        let Some(connection) = &self.connection else { return hung_up };
-        if self.gone || !connection.inbox.is_alive() {
-            return hung_up;
-        }
-        let mut waiting = false;
-        connection.inbox.fresh(|_| {
-            waiting = true;
-            // It is received by command, so it has to be handed out the next time too.
-            false
-        });
-        let readable = waiting || connection.inbox.lost() > connection.told;
-        Poll { readable, writable: true, hung_up: false }
-    }
 }
 
 pub(crate) type Handle = Rc<RefCell<Client>>;
@@ -256,10 +88,13 @@ impl<D> DaemonWorld<D> {
         self.fds.get(&number).map(|fd| &**fd).ok_or(Errno::EBADF)
     }
 
-    fn open_node(&mut self, user: User, node: &str) -> Result<Handle, Errno> {
+    fn socket(&self, user: User, node: &str) -> Result<OwnedFd, Errno> {
         let path = self.tree.join(node);
-        let socket = as_user(user, move || socket::connect(path.as_os_str().as_encoded_bytes()))?;
-        let socket = Rc::new(socket);
+        as_user(user, move || socket::connect(path.as_os_str().as_encoded_bytes()))
+    }
+
+    fn open_node(&mut self, user: User, node: &str) -> Result<Handle, Errno> {
+        let socket = Rc::new(self.socket(user, node)?);
         self.fds.insert(socket.as_raw_fd(), Rc::clone(&socket));
         Ok(Rc::new(RefCell::new(Client::new(socket))))
     }
@@ -703,4 +538,49 @@ impl<D> World for DaemonWorld<D> {
     fn leave_spare_fds(&mut self, _: User, _: usize) -> Result<(), Skip> {
         Err(Skip::because("other cases run in the same process"))
     }
+}
+
+impl<D> Transported for DaemonWorld<D> {
+    type Transport = LocalTransport;
+
+    fn connect(&mut self, user: User, bus: &str, endpoint: &str) -> Result<LocalTransport, Errno> {
+        let node = format!("{bus}/{endpoint}");
+        let socket = self.socket(user, &node)?;
+        let path = NodePath::new(self.tree.join(&node).as_os_str().as_encoded_bytes()).unwrap();
+        let handle = local::Handle::over(socket, path, 0, false).unwrap();
+        Ok(LocalTransport::over(handle).unwrap())
+    }
+
+    fn borrow<'a>(&'a self, _: User, number: i32) -> Option<BorrowedFd<'a>>
+    where
+        LocalTransport: 'a,
+    {
+        self.fds.get(&number).map(|fd| fd.as_fd())
+    }
+
+    fn keep(&mut self, _: User, fd: OwnedFd) -> i32 {
+        Self::keep(self, fd)
+    }
+}
+
+/// A daemon's configuration with room for a case.
+pub(crate) fn configuration(needs: Needs) -> String {
+    format!(
+        "bus = []\nlog = \"error\"\n\
+         [capacity]\nclients = {clients}\nclients-per-user = {clients}\nbuses = {buses}\nendpoints = {endpoints}\n\
+         connections = {connections}\nqueue-depth = {messages}\npool-slices = {slices}\nnames = {names}\n\
+         name-records = {records}\nmatches = {matches}\nmatch-rules = {rules}\ntrackers = {calls}\n\
+         [memory]\npools = \"1 GiB\"\nlargest-pool = \"32 MiB\"\npools-per-user = \"1 GiB\"\n",
+        clients = needs.connections + needs.buses + 16,
+        buses = needs.buses,
+        endpoints = needs.buses + 8,
+        connections = needs.connections,
+        messages = needs.messages,
+        slices = needs.slices,
+        names = needs.names,
+        records = needs.names + 8,
+        matches = needs.matches,
+        rules = needs.matches + 8,
+        calls = needs.calls,
+    )
 }

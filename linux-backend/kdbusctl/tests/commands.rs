@@ -1,0 +1,373 @@
+//! The real tool against a real daemon, each test with a bus of its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
+
+use kdbus_core::abi::NameFlags;
+use kdbus_core::client::{Connection, Deadline, ErrorReply, Hello};
+use kdbus_core::{NodeName, WellKnownName};
+use kdbus_linux::local::{Environment, LocalTransport, Options};
+use kdbusd::Running;
+use kdbusd::config::{BusConfig, Config, LogLevel};
+use serde_json::{Value, json};
+
+/// Far beyond what anything here takes; a test that is stuck ends with an error and not never.
+const STUCK: &str = "60s";
+
+/// A daemon in a directory of its own.
+struct Bus {
+    daemon: Running,
+    _dir: tempfile::TempDir,
+}
+
+impl Bus {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let mut config = Config::new(uid, dir.path().join("kdbus"));
+        config.log = LogLevel::Error;
+        config.bus = vec![BusConfig { name: "test".into(), ..config.bus.remove(0) }];
+        // One user is everybody here, and several commands run at a time.
+        config.capacity.clients = 32;
+        config.capacity.connections = 32;
+        Self { daemon: Running::start(&config).unwrap(), _dir: dir }
+    }
+
+    fn root(&self) -> &Path {
+        self.daemon.root()
+    }
+
+    fn name() -> String {
+        format!("{}-test", rustix::process::geteuid().as_raw())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kdbusctl"));
+        command.env_remove("KDBUS_ROOT").env_remove("KDBUS_BUS");
+        command.arg("--root").arg(self.root()).arg("--bus").arg(Self::name()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs a command that has to succeed; its standard output.
+    fn text(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), errors.as_str()), (Some(0), ""), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// As [`text`](Self::text), as JSON.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let mut with_json = vec!["--json"];
+        with_json.extend(arguments);
+        serde_json::from_str(&self.text(&with_json)).unwrap()
+    }
+
+    /// Runs a command that has to fail; its exit code and what it says.
+    fn failure(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.run(arguments);
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    fn background(&self, arguments: &[&str]) -> Background {
+        Background::new(self.command(arguments))
+    }
+
+    /// A connection of this test's own.
+    fn connect(&self, description: &str) -> Connection<LocalTransport> {
+        let root = self.root().as_os_str().as_encoded_bytes();
+        let environment = Environment::current().with_root(root).unwrap();
+        let transport =
+            Options::new().environment(environment).prefault(false).connect(&Self::name()).unwrap();
+        let hello = Hello::new().description(NodeName::parse(description).unwrap());
+        Connection::hello(transport, &hello).unwrap()
+    }
+}
+
+/// A command that runs beside the test.
+struct Background {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Background {
+    fn new(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// The next line, which is waited for; empty at the end.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn json(&mut self) -> Value {
+        serde_json::from_str(&self.line()).unwrap()
+    }
+
+    fn exit_code(mut self) -> i32 {
+        self.child.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn name(text: &str) -> WellKnownName<'_> {
+    WellKnownName::parse(text).unwrap()
+}
+
+#[test]
+fn list_shows_processes_with_the_names_they_own_and_wait_for() {
+    let bus = Bus::start();
+    let mixer = bus.connect("mixer");
+    mixer.acquire(name("org.example.Mixer"), NameFlags::ALLOW_REPLACEMENT).unwrap();
+    let spare = bus.connect("spare");
+    spare.acquire(name("org.example.Mixer"), NameFlags::QUEUE).unwrap();
+    spare.acquire(name("org.example.Alone"), NameFlags::empty()).unwrap();
+    let nameless = bus.connect("nameless");
+
+    let listed = bus.json(&["list"]);
+    let pid = std::process::id();
+    let expected = [
+        (
+            mixer.id(),
+            "mixer",
+            json!([{ "name": "org.example.Mixer", "state": "owner", "allow_replacement": true }]),
+        ),
+        (
+            spare.id(),
+            "spare",
+            json!([
+                { "name": "org.example.Alone", "state": "owner", "allow_replacement": false },
+                { "name": "org.example.Mixer", "state": "queued", "allow_replacement": false },
+            ]),
+        ),
+        (nameless.id(), "nameless", json!([])),
+    ];
+    let connections = listed["connections"].as_array().unwrap();
+    assert_eq!(connections.len(), expected.len(), "{listed}");
+    for (entry, (id, description, names)) in connections.iter().zip(expected) {
+        assert_eq!(entry["id"], id);
+        assert_eq!(entry["pid"], pid);
+        assert_eq!(entry["uid"], rustix::process::getuid().as_raw());
+        assert_eq!(entry["description"], description);
+        assert_eq!(entry["kind"], "ordinary");
+        assert_eq!(entry["names"], names);
+    }
+    let process = std::fs::read_to_string("/proc/self/comm").unwrap();
+    assert_eq!(connections[0]["process"], process.trim_end());
+
+    let text = bus.text(&["list"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 4, "{text}");
+    assert!(lines[0].starts_with("ID"), "{text}");
+    assert!(lines[1].starts_with(&format!(":1.{} ", mixer.id())), "{text}");
+    assert!(lines[2].ends_with("org.example.Alone (owner), org.example.Mixer (queued)"), "{text}");
+}
+
+#[test]
+fn list_filters_by_how_names_are_held() {
+    let bus = Bus::start();
+    let owner = bus.connect("owner");
+    owner.acquire(name("a.b"), NameFlags::empty()).unwrap();
+    let waiting = bus.connect("waiting");
+    waiting.acquire(name("a.b"), NameFlags::QUEUE).unwrap();
+    let nameless = bus.connect("nameless");
+    let root = bus.root().as_os_str().as_encoded_bytes();
+    let environment = Environment::current().with_root(root).unwrap();
+    let transport = Options::new().environment(environment).connect(&Bus::name()).unwrap();
+    let activator = Connection::hello(transport, &Hello::new().activator(name("c.d"))).unwrap();
+    let ids = |filter: &str| {
+        let listed = bus.json(&["list", filter]);
+        let ids = listed["connections"].as_array().unwrap().iter().map(|entry| entry["id"].as_u64().unwrap());
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(ids("--names"), [owner.id()]);
+    assert_eq!(ids("--queued"), [waiting.id()]);
+    assert_eq!(ids("--unique"), [nameless.id()]);
+    assert_eq!(ids("--activators"), [activator.id()]);
+}
+
+#[test]
+fn info_tells_of_a_connection_by_name_and_by_id() {
+    let bus = Bus::start();
+    let mixer = bus.connect("mixer");
+    mixer.acquire(name("org.example.Mixer"), NameFlags::empty()).unwrap();
+    let by_name = bus.json(&["info", "org.example.Mixer"]);
+    assert_eq!(by_name, bus.json(&["info", &mixer.id().to_string()]));
+    assert_eq!(by_name, bus.json(&["info", &format!(":1.{}", mixer.id())]));
+    assert_eq!(by_name["id"], mixer.id());
+    assert_eq!(by_name["description"], "mixer");
+    assert_eq!(by_name["pids"]["pid"], std::process::id());
+    assert_eq!(by_name["creds"]["uid"], rustix::process::getuid().as_raw());
+    assert_eq!(by_name["names"], json!([{ "name": "org.example.Mixer", "allow_replacement": false }]));
+    assert_eq!(by_name["executable"], std::env::current_exe().unwrap().to_str().unwrap());
+    assert!(bus.text(&["info", "org.example.Mixer"]).contains("description"));
+
+    let (code, text) = bus.failure(&["info", "org.example.Nobody"]);
+    assert_eq!(code, 4);
+    assert!(text.starts_with("kdbusctl: org.example.Nobody: nobody owns the name"), "{text}");
+    assert_eq!(bus.failure(&["info", ":1.99"]).0, 4);
+}
+
+#[test]
+fn bus_tells_who_made_it_and_how_it_filters() {
+    let bus = Bus::start();
+    let connection = bus.connect("observer");
+    let about = bus.json(&["bus"]);
+    assert_eq!(about["name"], Bus::name());
+    assert_eq!(about["bloom"]["bytes"], connection.bus().bloom.size);
+    assert_eq!(about["bloom"]["hashes"], connection.bus().bloom.n_hash);
+    assert_eq!(about["creator"]["creds"]["uid"], rustix::process::geteuid().as_raw());
+    let id128 = connection.bus().id128.map(|byte| format!("{byte:02x}")).concat();
+    assert_eq!(about["id128"], id128);
+    assert!(bus.text(&["bus"]).contains(&id128));
+}
+
+#[test]
+fn call_prints_the_answer_of_whoever_owns_the_name() {
+    let bus = Bus::start();
+    let mut echo = bus.background(&["own", "org.example.Echo", "--echo"]);
+    assert!(echo.line().starts_with("org.example.Echo is owned by :1."));
+    assert_eq!(bus.text(&["call", "org.example.Echo", "good morning"]), "good morning\n");
+    assert!(echo.line().ends_with(": good morning"));
+    assert_eq!(bus.text(&["call", "org.example.Echo", "--hex", "00ff"]), "00ff\n");
+    assert!(echo.line().ends_with(": 00ff"));
+    let answer = bus.json(&["call", "org.example.Echo", "x"]);
+    assert_eq!(answer["payload"], json!({ "bytes": 1, "hex": "78", "text": "x" }));
+    // By id, and more than a packet holds, from standard input.
+    let id = answer["sender"].as_u64().unwrap().to_string();
+    let mut call = bus.command(&["call", &id, "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    let long = "0123456789abcdef".repeat(20_000);
+    call.stdin.take().unwrap().write_all(long.as_bytes()).unwrap();
+    let output = call.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end().len(), long.len());
+}
+
+#[test]
+fn scripts_can_tell_how_a_call_failed() {
+    let bus = Bus::start();
+    assert_eq!(bus.failure(&["call", "org.example.Nobody"]).0, 4);
+    assert_eq!(bus.failure(&["call", "nobody"]).0, 2);
+    let service = bus.connect("service");
+    service.acquire(name("org.example.Service"), NameFlags::empty()).unwrap();
+    // Nobody receives: the deadline passes.
+    let (code, text) = bus.failure(&["call", "org.example.Service", "--timeout", "20ms"]);
+    assert_eq!(code, 6);
+    assert_eq!(text, "kdbusctl: call to org.example.Service: no answer came until the deadline\n");
+    assert!(service.drop_next().unwrap());
+
+    let refused = bus.command(&["--json", "call", "org.example.Service", "9"]).spawn().unwrap();
+    let call = service.recv_blocking(Deadline::Never).unwrap();
+    service.reply_error(call.reply_to(), &ErrorReply::new(ErrorReply::NOT_FOUND, "no channel 9")).unwrap();
+    drop(call);
+    let output = refused.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["error"], json!({ "code": ErrorReply::NOT_FOUND, "text": "no channel 9" }));
+    let told: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(told["exit"], 7);
+
+    let abandoned = bus.command(&["call", "org.example.Service"]).spawn().unwrap();
+    drop(service.recv_blocking(Deadline::Never).unwrap());
+    drop(service);
+    assert_eq!(abandoned.wait_with_output().unwrap().status.code(), Some(8));
+}
+
+#[test]
+fn no_bus_is_an_error_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_kdbusctl"))
+        .args(["--bus", "0-system", "list", "--root"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("start it with `kdbusd`"), "{text}");
+}
+
+#[test]
+fn send_reaches_a_receiver_with_its_priority() {
+    let bus = Bus::start();
+    let receiver = bus.connect("receiver");
+    let sent = bus.json(&["send", &receiver.id().to_string(), "now", "--priority", "-7"]);
+    let message = receiver.recv_blocking(Duration::from_secs(60)).unwrap();
+    assert_eq!((message.payload(), message.priority()), (&b"now"[..], -7));
+    assert_eq!(
+        (sent["id"].as_u64(), sent["cookie"].as_u64()),
+        (Some(message.sender()), Some(message.cookie()))
+    );
+}
+
+#[test]
+fn listen_prints_the_signals_of_its_topics_and_no_others() {
+    let bus = Bus::start();
+    let mut all = bus.background(&["--json", "listen", "org.example.*", "--count", "2", "--timeout", STUCK]);
+    let mut one = bus.background(&["listen", "org.example.Mixer.level", "--count", "1", "--timeout", STUCK]);
+    assert_eq!(all.json()["listening"], "org.example.*");
+    assert!(one.line().starts_with("listening to org.example.Mixer.level"));
+    bus.text(&["signal", "net.example.Other", "nothing"]);
+    bus.text(&["signal", "org.example.Mixer.mute", "on"]);
+    bus.text(&["signal", "org.example.Mixer.level", "7"]);
+    assert_eq!(all.json()["payload"]["text"], "on");
+    assert_eq!(all.json()["payload"]["text"], "7");
+    assert!(one.line().ends_with(" 7"));
+    assert_eq!((all.exit_code(), one.exit_code()), (0, 0));
+    assert_eq!(bus.failure(&["listen", "org.example.*", "--timeout", "10ms"]).0, 6);
+}
+
+#[test]
+fn wait_ends_when_the_name_has_an_owner() {
+    let bus = Bus::start();
+    let (code, text) = bus.failure(&["wait", "org.example.Late", "--timeout", "10ms"]);
+    assert_eq!(code, 6);
+    assert!(text.starts_with("kdbusctl: waiting for org.example.Late"), "{text}");
+    let mut wait = bus.background(&["wait", "org.example.Late", "--timeout", STUCK]);
+    let owner = bus.connect("late");
+    owner.acquire(name("org.example.Late"), NameFlags::empty()).unwrap();
+    assert_eq!(wait.line(), format!(":1.{}", owner.id()));
+    assert_eq!(wait.exit_code(), 0);
+    assert_eq!(bus.json(&["wait", "org.example.Late"])["owner"], owner.id());
+}
+
+#[test]
+fn own_follows_a_name_from_hand_to_hand() {
+    let bus = Bus::start();
+    let mut first = bus.background(&["--json", "own", "a.b", "--allow-replacement", "--queue"]);
+    let first_id = first.json()["id"].clone();
+    let mut waiting = bus.background(&["--json", "own", "a.b", "--queue", "--count", "1"]);
+    let queued = waiting.json();
+    assert_eq!(queued["state"], "queued");
+    assert_eq!(bus.failure(&["own", "a.b"]).0, 5);
+
+    // Replaced, the first one is the next in the queue.
+    let second = bus.connect("second");
+    second.acquire(name("a.b"), NameFlags::REPLACE_EXISTING).unwrap();
+    assert_eq!(first.json()["owner"], second.id());
+    assert_eq!(waiting.json()["owner"], second.id());
+    drop(second);
+    assert_eq!(first.json()["owner"], first_id);
+    assert_eq!(waiting.json()["owner"], first_id);
+    drop(first);
+    assert_eq!(waiting.json()["owner"], queued["id"]);
+    bus.text(&["send", "a.b", "last"]);
+    assert_eq!(waiting.json()["payload"]["text"], "last");
+    assert_eq!(waiting.exit_code(), 0);
+}

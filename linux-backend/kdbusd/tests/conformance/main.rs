@@ -1,0 +1,21 @@
+//! The conformance suite over kdbusd, one daemon for each case.
+
+mod daemon;
+mod world;
+
+use daemon::Daemon;
+use kdbus_conformance::OverTransport;
+
+/// Packet by packet, so that malformed commands reach the daemon too.
+mod packets {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(Daemon::world);
+}
+
+/// Through the transport that clients use.
+mod transport {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(|case| OverTransport(Daemon::world(case)));
+}
