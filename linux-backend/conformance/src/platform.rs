@@ -187,7 +187,6 @@ fn credentials(who: &Who) -> Credentials {
         ppid: 1,
         label: who.label.iter().flat_map(|label| label.bytes()).collect(),
         privileged: who.uid == 0,
-        ..Credentials::default()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Running cases, each in a world of its own, and telling what came of it.
 
+use std::any::Any;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -69,7 +70,7 @@ pub(crate) fn choose(numbers: &[u16]) -> Result<Vec<Case>, String> {
 /// Runs cases and reports each. Numbers that share a case get its one result.
 pub(crate) fn all(chosen: &[Case], target: Target<'_>, report: &mut Report) {
     std::panic::set_hook(Box::new(|info| {
-        let what = info.payload_as_str().unwrap_or("panicked").to_owned();
+        let what = text(info.payload()).unwrap_or("panicked").to_owned();
         let place = info.location().map(|at| format!(" ({}:{})", file_name(at.file()), at.line()));
         let mut last = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner);
         // The first one is the cause of those that follow from it.
@@ -157,6 +158,11 @@ fn own_daemon(case: &CaseInfo) -> DaemonWorld<(Running, tempfile::TempDir)> {
     let config = Config::load(&arguments, uid, None).expect("the configuration is good");
     let running = Running::start(&config).unwrap_or_else(|error| panic!("kdbusd does not start: {error}"));
     DaemonWorld::new(root, (running, directory))
+}
+
+/// The words of a panic.
+fn text(payload: &(dyn Any + Send)) -> Option<&str> {
+    payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
 static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);

@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// How long a call is watched before it is said to wait.
 const GRACE: Duration = Duration::from_millis(30);
 
-/// A user of a case: a place among [`SeamWorld::users`].
+/// A user of a case, in the world that named it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User(usize);
 
