@@ -247,8 +247,7 @@ impl Host for LoopHost<'_> {
     fn metadata(&mut self, _: HandleId, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {
         let text = |path: &str| std::fs::read(path).ok();
         let mut payload = match kind {
-            AttachFlags::TID_COMM => text("/proc/thread-self/comm")?,
-            AttachFlags::PID_COMM => text("/proc/self/comm")?,
+            AttachFlags::TID_COMM | AttachFlags::PID_COMM => rustix::thread::name().ok()?.into_bytes(),
             AttachFlags::EXE => {
                 std::fs::read_link("/proc/self/exe").ok()?.into_os_string().into_encoded_bytes()
             }

@@ -36,7 +36,7 @@ const PAYLOAD_MAX: u64 = 1 << 26;
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// How long a call is watched before it is said to wait.
-const GRACE: Duration = Duration::from_millis(30);
+const GRACE: Duration = Duration::from_millis(5);
 
 /// A user of a case, in the world that named it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
