@@ -305,8 +305,8 @@ impl Drop for Player {
 
 fn died(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
-        (Some(signal), _) => match Signal::from_named_raw(signal) {
-            Some(name) => format!("was killed ({name:?})"),
+        (Some(signal), _) => match signal_hook::low_level::signal_name(signal) {
+            Some(name) => format!("was killed by {name}"),
             None => format!("was killed by signal {signal}"),
         },
         (None, Some(0)) => "ended before its time".to_owned(),
@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_killed_process_is_told_from_one_that_ended() {
-        assert_eq!(died(ExitStatus::from_raw(9)), "was killed (KILL)");
+        assert_eq!(died(ExitStatus::from_raw(9)), "was killed by SIGKILL");
         assert_eq!(died(ExitStatus::from_raw(3 << 8)), "ended with status 3");
         assert_eq!(died(ExitStatus::from_raw(0)), "ended before its time");
     }
