@@ -7,14 +7,14 @@ use crate::abi::{
     Timestamp, Vec, align8,
 };
 
-use super::Domain;
 use super::examine::received_len;
-use super::host::{Clock, Credentials, Entry, Host};
+use super::host::{Clock, Credentials, Host};
 use super::metadata::{PROCESS, emit_process};
 use super::pool::{Slice, SliceId};
 use super::reply::TrackerId;
 use super::slice::{ItemSink, Measure, SliceWriter};
 use super::table::{BusIx, ConnIx, FileIx, UserIx};
+use super::{Domain, Entry};
 
 /// One message on its way to its receivers.
 #[derive(Clone, Copy)]
