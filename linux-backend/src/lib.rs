@@ -10,3 +10,8 @@
 extern crate std;
 
 pub mod local;
+
+/// The examples of the README, compiled.
+#[cfg(all(doctest, feature = "std"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
