@@ -335,3 +335,21 @@ fn messages_that_do_not_fit_are_lost_in_a_hand_over() {
     assert_eq!(ends(&mut bed, caller), [(ItemType::REPLY_TIMEOUT, 1)]);
     assert!(bed.host.pinned.is_empty());
 }
+
+#[test]
+fn an_ended_call_is_looked_for_where_its_message_waits_now() {
+    let mut bed = Bed::new();
+    let (activator, a) = (bed.activator("a.b"), bed.connect());
+    for cookie in 1..=128 {
+        bed.send(a, &to_name("a.b", cookie).call(LATER)).unwrap();
+    }
+    bed.timeout(LATER);
+    let owner = bed.connect();
+    bed.acquire(owner, "a.b", NameFlags::empty()).unwrap();
+    bed.close(activator.handle);
+    // The new owner has received one of them, which the bus does not know yet.
+    let Entry { slot, key, .. } = bed.host.published[&owner.handle][0];
+    bed.host.returns.insert(owner.handle, [Return::Taken { slot, key }].into());
+    assert_eq!(bed.send(a, &message(a.id, 200).call(LATER * 2)), Ok(()));
+    assert_eq!(bed.send(a, &message(a.id, 201).call(LATER * 2)), Err(Errno::EMLINK));
+}
