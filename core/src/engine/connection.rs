@@ -351,7 +351,9 @@ impl Domain<'_> {
         self.reset_quota(place);
         if !is_faked {
             let buffer = chunk(self.info, place, self.config.info_bytes);
+            // UPDATE may show more than HELLO did; what HELLO shows has the first claim to the room.
             self.conns[place].gathered.gather(host, owner, attach_send & READ, buffer);
+            self.conns[place].gathered.gather(host, owner, READ, buffer);
         }
         let _ = self.ids.insert(self.conns.records, place.index(), |_, other| id.cmp(&other.item.id));
         let members = self.members(bus, monitor);
