@@ -353,3 +353,28 @@ fn an_ended_call_is_looked_for_where_its_message_waits_now() {
     assert_eq!(bed.send(a, &message(a.id, 200).call(LATER * 2)), Ok(()));
     assert_eq!(bed.send(a, &message(a.id, 201).call(LATER * 2)), Err(Errno::EMLINK));
 }
+
+#[test]
+fn a_call_dies_with_the_queue_that_it_waits_in() {
+    let mut bed = Bed::new();
+    let (activator, a) = (bed.activator("a.b"), bed.connect());
+    bed.acquire(a, "a.b", NameFlags::empty()).unwrap();
+    bed.send(a, &to_name("a.b", 7).call(LATER)).unwrap();
+    bed.release(a, "a.b").unwrap();
+    assert_eq!(ends(&mut bed, a), [], "the message has moved to the activator");
+    bed.close(activator.handle);
+    assert_eq!(ends(&mut bed, a), [(ItemType::REPLY_DEAD, 7)]);
+    assert_eq!(bed.domain.usage().trackers, 0);
+}
+
+#[test]
+fn calls_that_wait_unread_are_dead_before_those_that_were_received() {
+    let (mut bed, a, b) = pair();
+    for cookie in 1..=3 {
+        bed.send(a, &message(b.id, cookie).call(LATER)).unwrap();
+    }
+    bed.recv(b).unwrap();
+    bed.close(b.handle);
+    let dead = |cookie| (ItemType::REPLY_DEAD, cookie);
+    assert_eq!(ends(&mut bed, a), [dead(2), dead(3), dead(1)]);
+}

@@ -531,9 +531,18 @@ impl Domain<'_> {
             }
             Stage::Queue => match self.queue(conn).pop_front() {
                 Some(message) => {
-                    self.unqueue_tracker(message.tracker);
                     let (slice, charge, files) = (message.slice, message.charge, message.files);
                     self.discard(host, conn, Deposit { slice, charge, files });
+                    if message
+                        .tracker
+                        .and_then(|call| self.replies.get(call))
+                        .is_some_and(|call| call.caller == index(conn))
+                    {
+                        // It is a call of its own, which nobody is told of.
+                        self.unqueue_tracker(message.tracker);
+                    } else {
+                        self.call_dropped(host, at, message.tracker);
+                    }
                     return true;
                 }
                 None => Stage::Calls,
