@@ -378,3 +378,26 @@ fn calls_that_wait_unread_are_dead_before_those_that_were_received() {
     let dead = |cookie| (ItemType::REPLY_DEAD, cookie);
     assert_eq!(ends(&mut bed, a), [dead(2), dead(3), dead(1)]);
 }
+
+#[test]
+fn an_answer_that_is_fetched_or_expires_makes_room() {
+    for fetched in [true, false] {
+        let (mut bed, a, b) = pair();
+        let c = bed.connect();
+        let call = message(b.id, 1).sync(LATER);
+        let token = bed.start(a, &call);
+        let at = bed.at();
+        bed.domain.cancel(&mut bed.host, at, a.handle, token, Errno::EINTR);
+        bed.send(b, &message(a.id, 9).reply_to(1).vec(&[0; 100_000])).unwrap();
+        assert_eq!(bed.send(c, &message(a.id, 2).vec(&[0; 100_000])), Err(Errno::ENOBUFS));
+        bed.domain.watch_room(&mut bed.host, c.handle, a.id).unwrap();
+        bed.collect();
+        assert!(!bed.effects.contains(&Effect::Room(c.handle)));
+        if fetched {
+            assert_eq!(bed.send_any(a, &call).0, Outcome::Done(Ok(())));
+        } else {
+            bed.timeout(LATER);
+        }
+        assert!(bed.effects.contains(&Effect::Room(c.handle)));
+    }
+}
