@@ -24,8 +24,11 @@ pub enum Kind {
     Kdbusd,
     /// A call over kdbusd whose reply comes through the queue, as with the async API.
     KdbusdQueued,
-    /// A process in the middle that passes packets on between two `SOCK_SEQPACKET` socket pairs.
-    SeqpacketRelay,
+    /// A process in the middle that passes packets on between two `SOCK_SEQPACKET` socket pairs, and waits for
+    /// them with epoll, as one for many clients has to.
+    EpollRelay,
+    /// The same without epoll: it knows whose turn it is. No daemon can do with less.
+    BareRelay,
     /// A `SOCK_SEQPACKET` socket pair.
     Seqpacket,
     /// Two pipes.
@@ -34,8 +37,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 5] =
-        [Self::Kdbusd, Self::KdbusdQueued, Self::SeqpacketRelay, Self::Seqpacket, Self::Pipe];
+    pub const ALL: [Self; 6] =
+        [Self::Kdbusd, Self::KdbusdQueued, Self::EpollRelay, Self::BareRelay, Self::Seqpacket, Self::Pipe];
 
     /// What reports call it.
     #[must_use]
@@ -43,7 +46,8 @@ impl Kind {
         match self {
             Self::Kdbusd => "kdbusd",
             Self::KdbusdQueued => "kdbusd, queued reply",
-            Self::SeqpacketRelay => "seqpacket relay",
+            Self::EpollRelay => "relay, epoll",
+            Self::BareRelay => "relay, bare",
             Self::Seqpacket => "seqpacket pair",
             Self::Pipe => "pipes",
         }
@@ -104,10 +108,11 @@ impl Contender {
                 processes.push((Part::Server, start(Role::SocketServer, None, Some((far, None)))?));
                 Way::Socket(near)
             }
-            Kind::SeqpacketRelay => {
+            Kind::EpollRelay | Kind::BareRelay => {
+                let role = if kind == Kind::EpollRelay { Role::EpollRelay } else { Role::BareRelay };
                 let (near, middle) = sockets()?;
                 let (beyond, far) = sockets()?;
-                processes.push((Part::Middle, start(Role::Relay, None, Some((middle, Some(beyond))))?));
+                processes.push((Part::Middle, start(role, None, Some((middle, Some(beyond))))?));
                 processes.push((Part::Server, start(Role::SocketServer, None, Some((far, None)))?));
                 Way::Socket(near)
             }

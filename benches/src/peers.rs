@@ -10,6 +10,8 @@ use kdbus_core::client::{Connection, Deadline, Hello};
 use kdbus_linux::local::{Environment, Options};
 use kdbusd::Daemon;
 use kdbusd::config::{BusConfig, Config, LogLevel};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
 use rustix::net::{RecvFlags, SendFlags};
 
 /// The bus that is measured, without the uid in front.
@@ -29,8 +31,10 @@ pub enum Role {
     Service,
     /// Sends back what comes in on a socket.
     SocketServer,
+    /// Passes packets on between two sockets, whichever has one.
+    EpollRelay,
     /// Passes packets on between two sockets: one from the client, one back from the server.
-    Relay,
+    BareRelay,
     /// Sends back what comes in on a pipe.
     PipeServer,
 }
@@ -39,7 +43,14 @@ impl Role {
     /// The environment variable that tells a process its role.
     pub const VARIABLE: &'static str = "KDBUS_BENCH_ROLE";
 
-    const ALL: [Self; 5] = [Self::Daemon, Self::Service, Self::SocketServer, Self::Relay, Self::PipeServer];
+    const ALL: [Self; 6] = [
+        Self::Daemon,
+        Self::Service,
+        Self::SocketServer,
+        Self::EpollRelay,
+        Self::BareRelay,
+        Self::PipeServer,
+    ];
 
     /// What the variable says.
     #[must_use]
@@ -48,7 +59,8 @@ impl Role {
             Self::Daemon => "daemon",
             Self::Service => "service",
             Self::SocketServer => "socket-server",
-            Self::Relay => "relay",
+            Self::EpollRelay => "epoll-relay",
+            Self::BareRelay => "bare-relay",
             Self::PipeServer => "pipe-server",
         }
     }
@@ -70,7 +82,8 @@ impl Role {
             Self::Daemon => daemon(),
             Self::Service => service(),
             Self::SocketServer => socket_server(),
-            Self::Relay => relay(),
+            Self::EpollRelay => epoll_relay(),
+            Self::BareRelay => bare_relay(),
             Self::PipeServer => pipe_server(),
         }
     }
@@ -106,15 +119,34 @@ fn socket_server() -> io::Result<()> {
     Ok(())
 }
 
-fn relay() -> io::Result<()> {
+fn bare_relay() -> io::Result<()> {
     let mut buffer = vec![0; MESSAGE_MAX];
     let (client, server) = (io::stdin(), io::stdout());
-    // One call at a time: what comes next is known, so that no poll is needed. A relay for many clients
-    // would have one more system call a packet.
     while pass_on(client.as_fd(), server.as_fd(), &mut buffer)?
         && pass_on(server.as_fd(), client.as_fd(), &mut buffer)?
     {}
     Ok(())
+}
+
+fn epoll_relay() -> io::Result<()> {
+    let mut buffer = vec![0; MESSAGE_MAX];
+    let (client, server) = (io::stdin(), io::stdout());
+    let ends = [client.as_fd(), server.as_fd()];
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for (at, end) in ends.into_iter().enumerate() {
+        epoll::add(&set, end, epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN)?;
+    }
+    let mut events = Vec::with_capacity(ends.len());
+    loop {
+        events.clear();
+        epoll::wait(&set, spare_capacity(&mut events), None)?;
+        for event in &events {
+            let from = event.data.u64() as usize;
+            if !pass_on(ends[from], ends[1 - from], &mut buffer)? {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Passes one packet on; false at the end.

@@ -11,10 +11,11 @@ use crate::contender::Kind;
 use crate::rounds::Measured;
 
 /// Colours that people who see fewer of them tell apart as well (Okabe and Ito).
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(86, 180, 233),
     RGBColor(213, 94, 0),
+    RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
 ];
