@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::record::{Counts, Record};
 use crate::report::{Report, duration};
 use crate::stage::{APPEARANCE, Stage};
-use crate::timeline::{FEWEST_AHEAD, MOST_AHEAD, sounding};
+use crate::timeline::{FEWEST_AHEAD, MOST_AHEAD, Timeline, sounding};
 use crate::wav::{WavError, refuse_same_file};
 
 /// Between the order to start and the first block, so that all stages have heard it.
@@ -95,7 +95,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     }
     let mut run = Run { players, arrivals, progress: None, interrupts: 0, give_up_at: None };
     run.await_ready(options.blocks_ahead.is_some())?;
-    run.progress = Some(Progress::new(piece.blocks()));
+    let progress = Progress::new(piece.blocks());
+    run.progress = Some(if options.blocks_ahead.is_some() { progress } else { progress.without_deadlines() });
     let started = Instant::now();
     run.start()?;
     let played = run.watch();
@@ -106,7 +107,10 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     if let Some(output) = output {
         output.complete()?;
     }
-    let report = run.report(title(options, &piece, started.elapsed()));
+    let mut report = run.report(title(options, &piece, started.elapsed()));
+    if let Some(blocks) = options.blocks_ahead {
+        report.set_queued(sounding(Timeline::new(Default::default(), blocks).queued()).as_nanos() as u64);
+    }
     let is_interrupted = run.interrupts > 0;
     drop(run);
     drop(bus);
@@ -301,8 +305,8 @@ impl Drop for Player {
 
 fn died(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
-        (Some(signal), _) => match Signal::from_named_raw(signal) {
-            Some(name) => format!("was killed ({name:?})"),
+        (Some(signal), _) => match signal_hook::low_level::signal_name(signal) {
+            Some(name) => format!("was killed by {name}"),
             None => format!("was killed by signal {signal}"),
         },
         (None, Some(0)) => "ended before its time".to_owned(),
@@ -530,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_killed_process_is_told_from_one_that_ended() {
-        assert_eq!(died(ExitStatus::from_raw(9)), "was killed (KILL)");
+        assert_eq!(died(ExitStatus::from_raw(9)), "was killed by SIGKILL");
         assert_eq!(died(ExitStatus::from_raw(3 << 8)), "ended with status 3");
         assert_eq!(died(ExitStatus::from_raw(0)), "ended before its time");
     }

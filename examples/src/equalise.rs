@@ -65,13 +65,6 @@ pub struct Equalise<'c, T: Transport> {
     measured: Equalised,
 }
 
-/// What a message was.
-enum Taken {
-    Block(Held),
-    Control,
-    Other,
-}
-
 impl<'c, T: Transport> Equalise<'c, T> {
     /// Makes the stage; blocks come from `source`, controls from `controller`, both unique ids, and no others are obeyed.
     pub fn new(bus: &'c Connection<T>, source: u64, controller: u64, equaliser: Equaliser) -> Self {
@@ -134,9 +127,8 @@ impl<'c, T: Transport> Equalise<'c, T> {
     /// The first block in the queue, behind the controls that are there.
     fn next_in_time(&mut self) -> Result<Held, StageError> {
         loop {
-            match self.take_next()? {
-                Taken::Block(held) => return Ok(held),
-                Taken::Control | Taken::Other => {}
+            if let Some(held) = self.take_next()? {
+                return Ok(held);
             }
         }
     }
@@ -149,15 +141,15 @@ impl<'c, T: Transport> Equalise<'c, T> {
                 return Ok(held);
             }
             match self.take_next()? {
-                Taken::Block(_) if self.held.len() == HELD => return Err(StageError::Flooded),
-                Taken::Block(held) => self.held.push_back(held),
-                Taken::Control | Taken::Other => {}
+                Some(_) if self.held.len() == HELD => return Err(StageError::Flooded),
+                Some(held) => self.held.push_back(held),
+                None => {}
             }
         }
     }
 
-    /// Receives the most urgent message, and keeps it if it is a control.
-    fn take_next(&mut self) -> Result<Taken, StageError> {
+    /// Receives the most urgent message, and returns it if it is a block; a control is kept for its block.
+    fn take_next(&mut self) -> Result<Option<Held>, StageError> {
         let until = self.bus.now().after(SILENCE);
         let Some(message) = next_urgent(self.bus, until)? else {
             // Without a block at hand it is the source that is late, otherwise the controller.
@@ -170,20 +162,20 @@ impl<'c, T: Transport> Equalise<'c, T> {
             if let Ok(block) = Block::parse(message.payload()) {
                 self.measured.audio.record(now.as_nanos().saturating_sub(block.sent_at()));
                 let sequence = sequence(&message, block.sent_at());
-                return Ok(Taken::Block(Held { block: block.clone(), sequence, asks }));
+                return Ok(Some(Held { block: block.clone(), sequence, asks }));
             }
-        } else if message.sender() == self.controller && message.payload_type() == CONTROL_PAYLOAD {
-            if let Ok(control) = Control::parse(message.payload())
-                && self.keep(control, asks)
-            {
-                self.measured.controls.record(now.as_nanos().saturating_sub(control.sent_at));
-                self.measured.controls.control_arrived(sequence(&message, control.sent_at));
-                return Ok(Taken::Control);
-            }
+        } else if message.sender() == self.controller
+            && message.payload_type() == CONTROL_PAYLOAD
+            && let Ok(control) = Control::parse(message.payload())
+            && self.keep(control, asks)
+        {
+            self.measured.controls.record(now.as_nanos().saturating_sub(control.sent_at));
+            self.measured.controls.control_arrived(sequence(&message, control.sent_at));
+            return Ok(None);
         }
         // What somebody else sends does not stop the sound.
         self.measured.ignored += 1;
-        Ok(Taken::Other)
+        Ok(None)
     }
 
     /// Queues a control; false if it cannot be.

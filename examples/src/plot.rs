@@ -260,19 +260,21 @@ fn draw_histogram(area: &Area<'_>, hops: &[HopRecorder], span: Span) -> Drawn {
         chart.draw_series([PathElement::new(outline.clone(), colour(at).stroke_width(2))])?;
     }
     let mut drawn = Vec::new();
-    for deadline in hops.iter().map(|hop| hop.deadline_ns()) {
+    for (hop, deadline) in hops.iter().map(HopRecorder::deadline_ns).enumerate() {
         let at = deadline as f64;
         if at < span.from || at > span.to || drawn.contains(&deadline) {
             continue;
         }
         drawn.push(deadline);
         let line = [(at, BASE), (at, most * 1.6)];
-        chart.draw_series(DashedLineSeries::new(line, 6, 4, INK.stroke_width(1)))?;
+        chart.draw_series(DashedLineSeries::new(line, 6, 4, colour(hop).stroke_width(2)))?;
         let label = format!("deadline {}", duration(deadline));
         // On the side where there is room.
         let (side, from) =
             if at > (span.from * span.to).sqrt() { (0.97, HPos::Right) } else { (1.03, HPos::Left) };
-        chart.draw_series([Text::new(label, (at * side, most * 1.25), text(13, INK, from))])?;
+        // Each a line lower than the one before it, for deadlines may be close to each other.
+        let height = BASE * (most * 1.6 / BASE).powf(1.0 - 0.05 * drawn.len() as f64);
+        chart.draw_series([Text::new(label, (at * side, height), text(13, colour(hop), from))])?;
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ pub struct Progress {
     blocks: u64,
     done: u64,
     missed: u64,
+    has_deadlines: bool,
 }
 
 enum Shown {
@@ -36,12 +37,19 @@ impl Progress {
         let style = "{elapsed_precise} {wide_bar} {percent:>3} %  {msg}";
         // The template is fixed, and the plain bar serves as well.
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { shown: Shown::Bar(bar), blocks, done: 0, missed: 0 }
+        Self { shown: Shown::Bar(bar), blocks, done: 0, missed: 0, has_deadlines: true }
     }
 
     /// Starts to show the way through `blocks` blocks as lines that go to `to`.
     pub fn lines(blocks: u64, to: Box<dyn Write + Send>) -> Self {
-        Self { shown: Shown::Lines { to, tenth: 0 }, blocks, done: 0, missed: 0 }
+        Self { shown: Shown::Lines { to, tenth: 0 }, blocks, done: 0, missed: 0, has_deadlines: true }
+    }
+
+    /// Says nothing of deadlines, for a run that has none.
+    #[must_use]
+    pub fn without_deadlines(mut self) -> Self {
+        self.has_deadlines = false;
+        self
     }
 
     /// Shows that `done` blocks are done and `missed` deadlines were missed so far.
@@ -74,12 +82,13 @@ impl Progress {
 
     fn text(&self) -> String {
         let seconds = |blocks: u64| blocks as f64 * FRAMES as f64 / f64::from(SAMPLE_RATE);
-        let missed = match self.missed {
-            0 => "no deadline missed".to_owned(),
-            1 => "1 deadline missed".to_owned(),
-            missed => format!("{missed} deadlines missed"),
-        };
-        format!("{:.1} of {:.1} s of sound, {missed}", seconds(self.done), seconds(self.blocks))
+        let way = format!("{:.1} of {:.1} s of sound", seconds(self.done), seconds(self.blocks));
+        match self.missed {
+            _ if !self.has_deadlines => way,
+            0 => format!("{way}, no deadline missed"),
+            1 => format!("{way}, 1 deadline missed"),
+            missed => format!("{way}, {missed} deadlines missed"),
+        }
     }
 }
 
@@ -125,6 +134,14 @@ mod tests {
         assert_eq!(lines.len(), 10);
         assert_eq!(lines[0], " 10 %  1.0 of 10.0 s of sound, 2 deadlines missed");
         assert_eq!(lines[9], "100 %  10.0 of 10.0 s of sound, 2 deadlines missed");
+    }
+
+    #[test]
+    fn a_run_without_deadlines_says_nothing_of_them() {
+        let paper = Paper::default();
+        let mut progress = Progress::lines(750, Box::new(paper.clone())).without_deadlines();
+        progress.update(750, 0);
+        assert_eq!(*paper.0.lock().unwrap(), b"100 %  1.0 of 1.0 s of sound\n");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub struct Report {
     title: String,
     hops: Vec<HopRecorder>,
     counts: Counts,
+    queued_ns: u64,
 }
 
 /// What JSON has for a run.
@@ -26,6 +27,7 @@ struct Run<'a> {
     late_controls: u64,
     missing_controls: u64,
     ignored_messages: u64,
+    queued_by_plan_ns: u64,
     hops: Vec<Hop<'a>>,
 }
 
@@ -86,7 +88,7 @@ impl<'a> Hop<'a> {
 impl Report {
     /// Makes a report without hops that is headed by `title`, one line about what ran and how.
     pub fn new(title: &str) -> Self {
-        Self { title: title.to_owned(), hops: Vec::new(), counts: Counts::default() }
+        Self { title: title.to_owned(), hops: Vec::new(), counts: Counts::default(), queued_ns: 0 }
     }
 
     /// Adds the measurements of a hop behind those that are there, or to those of a hop that has the same name.
@@ -101,6 +103,11 @@ impl Report {
     /// Sets what all stages together counted. Default: nothing.
     pub fn set_counts(&mut self, counts: Counts) {
         self.counts = counts;
+    }
+
+    /// Sets how long each block waits for its turn at the equaliser by plan, in nanoseconds. Default 0: not at all.
+    pub fn set_queued(&mut self, ns: u64) {
+        self.queued_ns = ns;
     }
 
     /// What ran and how.
@@ -167,6 +174,7 @@ impl Report {
             late_controls: self.counts.late_controls,
             missing_controls: self.counts.missing_controls,
             ignored_messages: self.counts.ignored,
+            queued_by_plan_ns: self.queued_ns,
             hops: self.hops.iter().map(Hop::new).collect(),
         };
         // Only maps with keys that are not text, and writers that fail, make this an error; there is neither.
@@ -182,14 +190,21 @@ impl Report {
             1 => format!("1 {one}"),
             number => format!("{number} {many}"),
         };
-        let mut remarks = vec![match late_controls {
+        let mut remarks = Vec::new();
+        if self.queued_ns > 0 {
+            let queued = duration(self.queued_ns);
+            remarks.push(format!(
+                "each block waits {queued} for its turn at the equaliser, where controls overtake it"
+            ));
+        }
+        remarks.push(match late_controls {
             0 => "every control took effect at its block".to_owned(),
             late => count(
                 late,
                 "control came late and took effect at once",
                 "controls came late and took effect at once",
             ),
-        }];
+        });
         let room = "dropped for want of room";
         remarks.push(match dropped {
             0 => "no message was dropped".to_owned(),
@@ -274,9 +289,10 @@ mod tests {
     #[test]
     fn what_went_wrong_is_said_below_the_table() {
         let mut report = report();
+        report.set_queued(16_000_000);
         report.set_counts(Counts { dropped: 1, late_controls: 2, missing_controls: 1, lost: 3, ignored: 9 });
         let table = report.table();
-        let below: Vec<_> = table.lines().rev().take(5).collect();
+        let below: Vec<_> = table.lines().rev().take(6).collect();
         assert_eq!(
             below,
             [
@@ -285,6 +301,7 @@ mod tests {
                 "silence stands for 3 blocks that never came",
                 "1 message was dropped for want of room",
                 "2 controls came late and took effect at once",
+                "each block waits 16.0 ms for its turn at the equaliser, where controls overtake it",
             ]
         );
     }

@@ -67,14 +67,20 @@ impl Timeline {
         self.blocks_ahead / 2
     }
 
-    /// After which time from its sending a block comes too late to the equaliser: one block behind its turn.
+    /// After which time from its sending a block comes too late to the equaliser: when half of the slack behind its turn is
+    /// used up.
     pub const fn equaliser_deadline(&self) -> Duration {
-        sounding(self.queued() + 1)
+        sounding(self.queued() + self.slack() / 2)
     }
 
     /// After which time from its sending a block comes too late to the sink, if it left the equaliser in time.
     pub const fn sink_deadline(&self) -> Duration {
-        sounding(self.blocks_ahead - self.queued() - 1)
+        sounding(self.slack() - self.slack() / 2)
+    }
+
+    /// Blocks between the turn of a block at the equaliser and its playout.
+    const fn slack(&self) -> u64 {
+        self.blocks_ahead - self.queued()
     }
 
     /// After which time from its place at the source a block comes too late to be played.

@@ -217,7 +217,7 @@ fn a_killed_stage_is_named_and_takes_the_others_with_it() {
         let output = ended(pipeline);
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let text = stderr(&output);
-        assert!(text.contains(&format!("audio-pipeline: the {stage}: was killed")), "{text}");
+        assert!(text.contains(&format!("audio-pipeline: the {stage}: was killed by SIGKILL")), "{text}");
         assert!(output.stdout.is_empty());
         assert!(others.iter().all(|pid| !is_alive(*pid)), "a stage is left over");
         assert!(!place.path("out.wav").exists() && !place.path("out.wav.part").exists());

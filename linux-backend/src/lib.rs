@@ -12,3 +12,8 @@ extern crate std;
 
 pub mod kernel;
 pub mod local;
+
+/// The examples of the README, compiled.
+#[cfg(all(doctest, feature = "std"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

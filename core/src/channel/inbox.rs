@@ -28,8 +28,8 @@
 
 use core::fmt;
 
+use super::entry::{Entry, Return};
 use super::words::Words;
-use crate::engine::{Entry, Return};
 
 /// Entries that a queue can have at most.
 pub const DEPTH_MAX: u32 = 1 << 16;

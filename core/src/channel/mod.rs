@@ -7,10 +7,12 @@
 //! The other side may write anything at any time. Each word is loaded once, the copy is checked, and the
 //! copy is used; no index, length or count out of shared memory is trusted.
 
+mod entry;
 mod inbox;
 mod order;
 mod words;
 
+pub use entry::{Entry, Return};
 pub use inbox::{
     AttachError, DEPTH_MAX, InboxLayout, InboxReader, InboxWriter, LayoutError, RETURNS_MAX, ReturnsFull,
 };

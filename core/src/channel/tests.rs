@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 use std::{thread, vec};
 
+use super::entry::{Entry, Return};
 use super::*;
-use crate::engine::{Entry, Return};
 
 /// Both parts of a queue in plain memory.
 struct Memory {

@@ -178,17 +178,18 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     fn watch_name(&self, name: WellKnownName<'_>) -> Result<NameWatch<'_, T>, WaitError> {
-        let cookie = self.link.own_cookie();
+        // From here on, whatever has been added goes with the watch.
+        let watch = NameWatch { link: &self.link, cookie: self.link.own_cookie() };
         // Two matches of one cookie: each passes if all of its rules do. A name that only changes hands had
         // an owner all along, unless nobody could see it.
         for rule in [Rule::name_added(name), Rule::name_changed(name)] {
-            let added = self.link.add_match(cookie, MatchFlags::empty(), &[rule]);
+            let added = self.link.add_match(watch.cookie, MatchFlags::empty(), &[rule]);
             added.map_err(|error| match error {
                 super::MatchError::Broken(broken) => WaitError::Broken(broken),
                 error => WaitError::Refused(error.errno()),
             })?;
         }
-        Ok(NameWatch { link: &self.link, cookie })
+        Ok(watch)
     }
 }
 
@@ -265,6 +266,25 @@ mod tests {
             script.published.borrow_mut().insert(1 << 30, record.as_bytes().to_vec());
             Ok(())
         }));
+    }
+
+    #[test]
+    fn a_watch_that_is_half_made_is_undone() {
+        let (connection, script) = connect::<1, 1>();
+        let mut matches = 0;
+        *script.answer.borrow_mut() = Some(Box::new(move |command, _| match command {
+            Command::MatchAdd if matches == 1 => Err(Failure::Refused(Errno::EMFILE)),
+            Command::MatchAdd => {
+                matches += 1;
+                Ok(())
+            }
+            Command::ConnInfo => Err(Failure::Refused(Errno::ESRCH)),
+            _ => Ok(()),
+        }));
+        let name = WellKnownName::parse("a.b").unwrap();
+        let waited = connection.wait_for_name_blocking(name, Duration::from_secs(1));
+        assert!(matches!(waited, Err(WaitError::Refused(_))), "{waited:?}");
+        assert_eq!((script.count(Command::MatchAdd), script.count(Command::MatchRemove)), (2, 1));
     }
 
     #[test]

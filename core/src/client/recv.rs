@@ -50,10 +50,13 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         let waiting = self.inbox.borrow_mut().best().filter(|best| *best <= limit);
         // What is in the inbox came first, so the transport's has to be more urgent to go before it.
         let bound = waiting.map_or(Some(limit), |best| best.checked_sub(1));
-        if let Some(bound) = bound
-            && let Some(message) = self.pull_from(RecvFlags::USE_PRIORITY, bound)?.message()
-        {
-            return Ok(Some(message));
+        if let Some(bound) = bound {
+            match self.pull_from(RecvFlags::USE_PRIORITY, bound).map(Pull::message) {
+                Ok(Some(message)) => return Ok(Some(message)),
+                Err(failure) if waiting.is_none() => return Err(failure.into()),
+                // What was kept can be had whether or not the bus is still there.
+                Ok(None) | Err(_) => {}
+            }
         }
         Ok(self.take_from_inbox(|inbox| inbox.pop_at_most(limit)))
     }
@@ -206,8 +209,9 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         let was_full = self.inbox.borrow().is_full();
         if let Some(message) = self.take_from_inbox(|inbox| inbox.pop_front()) {
             if was_full {
-                // A call may have been waiting for this room.
-                self.pump()?;
+                // A call may have been waiting for this room. What fails now fails again for whoever waits, and
+                // is no reason to lose the message at hand.
+                let _ = self.pump();
             }
             return Ok(Pull::Message(message));
         }
@@ -396,6 +400,20 @@ mod tests {
         let order = drain(|| Some(connection.try_recv_priority(9).unwrap()?.cookie()));
         assert_eq!(order, [5, 2, 4, 1, 3]);
         assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 6);
+    }
+
+    #[test]
+    fn messages_that_were_kept_outlive_the_bus() {
+        let (connection, script) = connect::<2, 2>();
+        let call = connection.call(&Message::to(3), Duration::from_secs(1));
+        script.queue(plain(1, 0));
+        script.queue(plain(2, 0));
+        connection.process(connection.now()).unwrap();
+        script.broken.set(true);
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+        assert_eq!(connection.try_recv_priority(0).unwrap().unwrap().cookie(), 2);
+        assert!(connection.try_recv().is_err());
+        drop(call);
     }
 
     #[test]

@@ -158,6 +158,7 @@ impl Domain<'_> {
             (CallState::Answered(deposit), Some(Resumed::Ended(_))) => {
                 self.forget_call(place);
                 let info = self.hand_out(host, conn, deposit);
+                self.made_room(host, conn);
                 Return::Answered(info)
             }
             _ => Return::New,
@@ -295,6 +296,7 @@ impl Domain<'_> {
         };
         self.calls[place].state = CallState::Interrupted;
         self.discard(host, conn, deposit);
+        self.made_room(host, conn);
     }
 
     /// Ends a call: whoever waits is told, and nobody if the caller is away.

@@ -335,3 +335,69 @@ fn messages_that_do_not_fit_are_lost_in_a_hand_over() {
     assert_eq!(ends(&mut bed, caller), [(ItemType::REPLY_TIMEOUT, 1)]);
     assert!(bed.host.pinned.is_empty());
 }
+
+#[test]
+fn an_ended_call_is_looked_for_where_its_message_waits_now() {
+    let mut bed = Bed::new();
+    let (activator, a) = (bed.activator("a.b"), bed.connect());
+    for cookie in 1..=128 {
+        bed.send(a, &to_name("a.b", cookie).call(LATER)).unwrap();
+    }
+    bed.timeout(LATER);
+    let owner = bed.connect();
+    bed.acquire(owner, "a.b", NameFlags::empty()).unwrap();
+    bed.close(activator.handle);
+    // The new owner has received one of them, which the bus does not know yet.
+    let Entry { slot, key, .. } = bed.host.published[&owner.handle][0];
+    bed.host.returns.insert(owner.handle, [Return::Taken { slot, key }].into());
+    assert_eq!(bed.send(a, &message(a.id, 200).call(LATER * 2)), Ok(()));
+    assert_eq!(bed.send(a, &message(a.id, 201).call(LATER * 2)), Err(Errno::EMLINK));
+}
+
+#[test]
+fn a_call_dies_with_the_queue_that_it_waits_in() {
+    let mut bed = Bed::new();
+    let (activator, a) = (bed.activator("a.b"), bed.connect());
+    bed.acquire(a, "a.b", NameFlags::empty()).unwrap();
+    bed.send(a, &to_name("a.b", 7).call(LATER)).unwrap();
+    bed.release(a, "a.b").unwrap();
+    assert_eq!(ends(&mut bed, a), [], "the message has moved to the activator");
+    bed.close(activator.handle);
+    assert_eq!(ends(&mut bed, a), [(ItemType::REPLY_DEAD, 7)]);
+    assert_eq!(bed.domain.usage().trackers, 0);
+}
+
+#[test]
+fn calls_that_wait_unread_are_dead_before_those_that_were_received() {
+    let (mut bed, a, b) = pair();
+    for cookie in 1..=3 {
+        bed.send(a, &message(b.id, cookie).call(LATER)).unwrap();
+    }
+    bed.recv(b).unwrap();
+    bed.close(b.handle);
+    let dead = |cookie| (ItemType::REPLY_DEAD, cookie);
+    assert_eq!(ends(&mut bed, a), [dead(2), dead(3), dead(1)]);
+}
+
+#[test]
+fn an_answer_that_is_fetched_or_expires_makes_room() {
+    for fetched in [true, false] {
+        let (mut bed, a, b) = pair();
+        let c = bed.connect();
+        let call = message(b.id, 1).sync(LATER);
+        let token = bed.start(a, &call);
+        let at = bed.at();
+        bed.domain.cancel(&mut bed.host, at, a.handle, token, Errno::EINTR);
+        bed.send(b, &message(a.id, 9).reply_to(1).vec(&[0; 100_000])).unwrap();
+        assert_eq!(bed.send(c, &message(a.id, 2).vec(&[0; 100_000])), Err(Errno::ENOBUFS));
+        bed.domain.watch_room(&mut bed.host, c.handle, a.id).unwrap();
+        bed.collect();
+        assert!(!bed.effects.contains(&Effect::Room(c.handle)));
+        if fetched {
+            assert_eq!(bed.send_any(a, &call).0, Outcome::Done(Ok(())));
+        } else {
+            bed.timeout(LATER);
+        }
+        assert!(bed.effects.contains(&Effect::Room(c.handle)));
+    }
+}

@@ -351,7 +351,9 @@ impl Domain<'_> {
         self.reset_quota(place);
         if !is_faked {
             let buffer = chunk(self.info, place, self.config.info_bytes);
+            // UPDATE may show more than HELLO did; what HELLO shows has the first claim to the room.
             self.conns[place].gathered.gather(host, owner, attach_send & READ, buffer);
+            self.conns[place].gathered.gather(host, owner, READ, buffer);
         }
         let _ = self.ids.insert(self.conns.records, place.index(), |_, other| id.cmp(&other.item.id));
         let members = self.members(bus, monitor);
@@ -529,9 +531,18 @@ impl Domain<'_> {
             }
             Stage::Queue => match self.queue(conn).pop_front() {
                 Some(message) => {
-                    self.unqueue_tracker(message.tracker);
                     let (slice, charge, files) = (message.slice, message.charge, message.files);
                     self.discard(host, conn, Deposit { slice, charge, files });
+                    if message
+                        .tracker
+                        .and_then(|call| self.replies.get(call))
+                        .is_some_and(|call| call.caller == index(conn))
+                    {
+                        // It is a call of its own, which nobody is told of.
+                        self.unqueue_tracker(message.tracker);
+                    } else {
+                        self.call_dropped(host, at, message.tracker);
+                    }
                     return true;
                 }
                 None => Stage::Calls,

@@ -7,14 +7,15 @@ use crate::abi::{
     Timestamp, Vec, align8,
 };
 
-use super::Domain;
+use super::call::index;
 use super::examine::received_len;
-use super::host::{Clock, Credentials, Entry, Host};
+use super::host::{Clock, Credentials, Host};
 use super::metadata::{PROCESS, emit_process};
 use super::pool::{Slice, SliceId};
 use super::reply::TrackerId;
 use super::slice::{ItemSink, Measure, SliceWriter};
 use super::table::{BusIx, ConnIx, FileIx, UserIx};
+use super::{Domain, Entry};
 
 /// One message on its way to its receivers.
 #[derive(Clone, Copy)]
@@ -167,7 +168,7 @@ impl Domain<'_> {
         let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
         host.publish(self.handle_id(handle), shown);
         if let Some(tracker) = tracker {
-            self.replies.carry(tracker, entry);
+            self.replies.carry(tracker, index(to), entry);
         }
         self.wake(handle);
         Ok(())

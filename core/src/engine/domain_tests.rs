@@ -3,9 +3,13 @@
 extern crate std;
 use std::vec::Vec;
 
+use zerocopy::FromBytes;
+
 use super::super::testbed::*;
 use super::super::*;
-use crate::abi::{AttachFlags, Cmd, CmdInfo, CmdRecv, Command, Errno, HelloFlags, ItemType, NameFlags};
+use crate::abi::{
+    AttachFlags, Cmd, CmdHello, CmdInfo, CmdRecv, Command, Errno, HelloFlags, ItemType, NameFlags,
+};
 
 #[test]
 fn a_handle_takes_only_the_commands_of_its_state() {
@@ -194,4 +198,22 @@ fn a_queue_that_is_not_empty_forbids_byebye() {
     assert_eq!(received.header.cookie, 1);
     assert_eq!(bed.byebye(b), Ok(()), "a slice that was not freed does not matter");
     assert_eq!(bed.send(a, &message(b.id, 1)), Err(Errno::ENXIO));
+}
+
+#[test]
+fn a_connection_can_show_later_what_it_was_at_hello() {
+    let mut bed = Bed::new();
+    let handle = bed.open(OWNER);
+    let mut hello = Bed::hello_arg(HelloFlags::empty(), 4096, &[]);
+    let at = core::mem::offset_of!(CmdHello, attach_flags_send);
+    hello[at..at + 8].fill(0);
+    bed.run(handle, Command::Hello, &mut hello).unwrap();
+    let (a, b) = (CmdHello::read_from_prefix(&hello).unwrap().0.id, bed.connect());
+    let ask = CmdInfo { id: a, attach_flags: AttachFlags::TID_COMM.bits(), ..CmdInfo::default() };
+    assert_eq!(bed.info(b, Command::ConnInfo, ask, &[]).unwrap().1, []);
+    let mask = AttachFlags::TID_COMM.bits().to_ne_bytes();
+    let mut update = arg(Cmd::default(), &[(ItemType::ATTACH_FLAGS_SEND, &mask)]);
+    bed.run(handle, Command::Update, &mut update).unwrap();
+    let (_, items) = bed.info(b, Command::ConnInfo, ask, &[]).unwrap();
+    assert_eq!(items, [(ItemType::TID_COMM, b"thread\0".to_vec())]);
 }

@@ -2,6 +2,7 @@
 
 use crate::Instant;
 use crate::abi::{AttachFlags, Errno, MsgInfo};
+use crate::channel::{Entry, Return};
 
 /// A number that names one open handle of a domain: a control file, an endpoint file or a connection.
 ///
@@ -172,38 +173,6 @@ pub struct Readiness {
     pub writable: bool,
     /// The handle is no connection, or one that is gone.
     pub hung_up: bool,
-}
-
-/// A queued message, as a client that reads its queue in shared memory needs to see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Place among the queued messages of its connection, below the queue's depth.
-    pub slot: u32,
-    /// Time of queueing, nanoseconds; strictly increasing within a domain.
-    pub key: u64,
-    /// Priority of the message.
-    pub priority: i64,
-    /// Offset of its slice.
-    pub offset: u64,
-    /// Bytes of its slice.
-    pub size: u64,
-    /// Whether only the engine can hand it out, because descriptors go with it.
-    pub with_files: bool,
-}
-
-/// What a client did to its queue and pool in shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Return {
-    /// It received the entry in this slot, published with this key.
-    Taken {
-        /// Slot of the entry.
-        slot: u32,
-        /// Key of the entry; another one means that the slot was reused, and nothing happens.
-        key: u64,
-    },
-    /// It gave the slice at this offset back. Offsets that FREE would refuse are ignored.
-    Freed(u64),
 }
 
 /// What kind of file a descriptor is, as far as the bus has to know.

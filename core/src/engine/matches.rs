@@ -133,7 +133,8 @@ impl<'s> Matches<'s> {
 
     /// Adds one match with a rule for each item that [`check`](Self::check) let pass.
     ///
-    /// Cost: one copy of the items.
+    /// Cost: one copy of the items, and for a bloom rule a look at its masks' words until 64 common bits are
+    /// found, each `O(bytes of the rule / 64)`.
     ///
     /// # Errors
     ///
@@ -215,7 +216,7 @@ impl<'s> Matches<'s> {
         false
     }
 
-    /// Starts a walk over the matches on `bus` that may pass a broadcast.
+    /// Starts a walk over the matches that may pass a broadcast.
     pub(super) const fn walk(&mut self) -> Walk {
         self.walks += 1;
         Walk { serial: self.walks, stage: 0, at: None }
@@ -395,7 +396,8 @@ fn notice_key(stage: &mut u32, notice: &Notice<'_>) -> Option<Key> {
 }
 
 impl super::Domain<'_> {
-    /// MATCH_ADD. Cost: one copy of the items, and `O(own matches)` to replace some.
+    /// MATCH_ADD. Cost: one copy of the items, a choice of bucket that looks at the masks of bloom rules, and
+    /// `O(own matches)` to replace some.
     pub(super) fn match_add(&mut self, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
         let frame = Frame::check(arg, Command::MatchAdd.shape(), false).map_err(FrameError::errno)?;
         if frame.negotiate {

@@ -45,11 +45,12 @@ mod testbed;
 mod user;
 mod watch;
 
+pub use crate::channel::{Entry, Return};
 pub use config::{Config, ConfigError};
 pub use domain::Domain;
 pub use host::{
-    Arrival, Clock, Credentials, Effect, EndpointId, Entry, FileId, FileKind, GROUPS_MAX, HandleId, Host,
-    LABEL_MAX, Node, Outcome, Readiness, Request, Return,
+    Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, LABEL_MAX,
+    Node, Outcome, Readiness, Request,
 };
 pub use inspect::{ConnectionView, Holder, Usage};
 pub use storage::{Allocate, StaticStorage, Storage};

@@ -3,14 +3,14 @@
 use crate::abi::{CmdRecv, Command, Errno, Frame, FrameError, MsgInfo, RecvFlags, RecvReturnFlags};
 use crate::queue;
 
-use super::Domain;
 use super::connection::{put_record, record};
 use super::deliver::{Charge, Deposit, Message};
 use super::domain::chunk;
-use super::host::{Clock, Entry, Host, Return};
+use super::host::{Clock, Host};
 use super::quota::{self, PoolUse, Quota, QuotaHead, UserIndex};
 use super::table::{ConnIx, Place, UserIx};
 use super::user::Counted;
+use super::{Domain, Entry, Return};
 
 impl Domain<'_> {
     /// RECV, of the entry that `chosen` names or of the one that the flags select.

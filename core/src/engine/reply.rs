@@ -51,8 +51,8 @@ pub struct Tracker {
     mode: CallMode,
     state: State,
     interrupted: bool,
-    /// The queue entry of the call's message.
-    carrier: Option<queue::Handle>,
+    /// The queue entry of the call's message, and whose queue that is.
+    carrier: Option<(ConnectionIndex, queue::Handle)>,
     serial: u64,
 }
 
@@ -369,12 +369,12 @@ impl<'a> ReplyTable<'a> {
         Ok(TrackerId(id))
     }
 
-    /// Ties the tracker to the queue entry of its message, also after that has moved. `O(1)`.
+    /// Ties the tracker to the queue entry of its message at `place`, also after that has moved. `O(1)`.
     ///
     /// The tracker stays in the table until [`drop_carrier`](Self::drop_carrier) says the entry is gone.
-    pub fn carry(&mut self, id: TrackerId, entry: queue::Handle) {
+    pub fn carry(&mut self, id: TrackerId, place: ConnectionIndex, entry: queue::Handle) {
         if let Some(tracker) = self.arena.slots.get_mut(self.trackers, id.0) {
-            tracker.carrier = Some(entry);
+            tracker.carrier = Some((place, entry));
         }
     }
 
@@ -537,9 +537,10 @@ impl<'a> ReplyTable<'a> {
         self.arena.slots.get(self.trackers, id.0).is_some_and(|tracker| tracker.interrupted)
     }
 
-    /// The queue entry at the replier that carries the call's message, in `O(1)`; `None` once it is gone.
+    /// The queue entry that carries the call's message, and whose queue that is, in `O(1)`; `None` once it is
+    /// gone.
     #[must_use]
-    pub fn carrier(&self, id: TrackerId) -> Option<queue::Handle> {
+    pub fn carrier(&self, id: TrackerId) -> Option<(ConnectionIndex, queue::Handle)> {
         self.arena.slots.get(self.trackers, id.0)?.carrier
     }
 
@@ -555,11 +556,11 @@ impl<'a> ReplyTable<'a> {
         self.trackers_of(caller).filter(|tracker| tracker.state == State::Pending).filter_map(Tracker::call)
     }
 
-    /// For each call of `caller` that has ended but still counts, whom it went to: its message may wait there.
-    /// Each in `O(1)` on average.
+    /// For each call of `caller` that has ended but still counts, where its message waits; that is not always
+    /// the replier, which an ended call keeps in a hand-over. Each in `O(1)` on average.
     pub fn lingering(&self, caller: ConnectionIndex) -> impl Iterator<Item = ConnectionIndex> {
         let ended = self.trackers_of(caller).filter(|tracker| tracker.state == State::Closed);
-        ended.map(|tracker| tracker.replier)
+        ended.filter_map(|tracker| tracker.carrier.map(|(place, _)| place))
     }
 
     fn trackers_of(&self, caller: ConnectionIndex) -> impl Iterator<Item = &Tracker> {

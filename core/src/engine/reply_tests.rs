@@ -93,7 +93,7 @@ fn a_call_that_expired_counts_while_its_message_is_queued() {
     let entry = entries()[0];
     let mut table = fixture.table();
     let first = table.open(call(0)).unwrap();
-    table.carry(first, entry);
+    table.carry(first, REPLIER, entry);
     for cookie in 1..u64::from(CALLS_MAX) {
         table.open(Call { deadline: Instant::FAR, ..call(cookie) }).unwrap();
     }
@@ -101,7 +101,7 @@ fn a_call_that_expired_counts_while_its_message_is_queued() {
     assert_eq!(table.take_expired(Instant::from_nanos(100)).unwrap().call.cookie, 0);
     assert_eq!(table.find(CALLER, REPLIER, 0), None);
     assert_eq!(table.get(first), None);
-    assert_eq!(table.carrier(first), Some(entry));
+    assert_eq!(table.carrier(first), Some((REPLIER, entry)));
     assert_eq!(table.check(CALLER), Err(CallError::TooMany));
     assert_eq!(table.check(OTHER), Ok(()));
     table.drop_carrier(first);
@@ -115,7 +115,7 @@ fn a_received_call_stays_pending() {
     let mut fixture = Fixture::new(2);
     let mut table = fixture.table();
     let id = table.open(call(1)).unwrap();
-    table.carry(id, entries()[0]);
+    table.carry(id, REPLIER, entries()[0]);
     table.drop_carrier(id);
     assert_eq!(table.get(id), Some(call(1)));
     assert_eq!(table.find(CALLER, REPLIER, 1), Some(id));
@@ -140,9 +140,9 @@ fn calls_of_a_caller_that_left_count_for_nobody() {
     let mut fixture = Fixture::new(8);
     let mut table = fixture.table();
     let queued = table.open(call(1)).unwrap();
-    table.carry(queued, entries()[0]);
+    table.carry(queued, REPLIER, entries()[0]);
     let expired = table.open(Call { deadline: Instant::ZERO, ..call(2) }).unwrap();
-    table.carry(expired, entries()[1]);
+    table.carry(expired, REPLIER, entries()[1]);
     table.open(call(3)).unwrap();
     table.open(Call { caller: OTHER, ..call(4) }).unwrap();
     assert!(table.take_expired(Instant::from_nanos(1)).is_some());

@@ -32,7 +32,7 @@ struct Arguments {
     /// WAV file to write, in the format of the input [default: none]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Keep time: nobody waits, late blocks are counted [default]
+    /// Keep time, as without a word: nobody waits, late blocks are counted
     #[arg(long)]
     realtime: bool,
     /// As fast as it goes: senders wait for room, the output is the same to the bit each time

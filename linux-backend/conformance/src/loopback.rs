@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -27,7 +27,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
 use zerocopy::FromBytes;
 
-use crate::descriptors::{errno, hide};
+use crate::descriptors::{duplicate, errno, hide};
 use crate::machine::{LoopHost, Machine, NodeFile};
 use crate::memory;
 
@@ -189,7 +189,7 @@ impl Shared {
                 state.pass_time();
                 let wait = state.domain.poll_timeout().map(|at| at.since(clock().monotonic));
                 let files = state.waiting.iter().filter_map(|(token, waiting)| {
-                    let file = hide(waiting.cancel.as_ref()?.try_clone().ok()?);
+                    let file = duplicate(waiting.cancel.as_ref()?.as_raw_fd()).ok()?;
                     Some((*token, file))
                 });
                 (wait, files.collect::<Vec<_>>())

@@ -105,7 +105,7 @@ fn conform(arguments: &Arguments) -> Result<bool, String> {
 fn mount(root: &str) -> Result<(), String> {
     for (kind, target, sign) in [("sysfs", "/sys", "/sys/fs"), ("proc", "/proc", "/proc/self")] {
         if std::fs::metadata(sign).is_err() {
-            // The mount below says what is still missing; without /proc a few waits take longer.
+            // The mount below says what is still missing; without /proc nothing but names of programs is.
             let _ = std::fs::create_dir(target);
             let _ = rustix::mount::mount(kind, target, kind, rustix::mount::MountFlags::empty(), None);
         }

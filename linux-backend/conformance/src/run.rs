@@ -123,11 +123,11 @@ fn one(case: Case, target: Target<'_>, works: bool) -> Verdict {
             None => over(case, client, own_daemon),
         },
         Transport::Loopback => {
-            over(case, client, |case| SeamWorld::new(LoopbackPlatform::new(&case.needs())))
+            over(case, client, |case| SeamWorld::new(|| LoopbackPlatform::new(&case.needs())))
         }
         Transport::Kernel => {
             let root = root.unwrap_or(kdbus_linux::kernel::ROOT);
-            over(case, client, |_| SeamWorld::new(ModulePlatform::new(root)))
+            over(case, client, |_| SeamWorld::new(|| ModulePlatform::new(root)))
         }
     }));
     match ended {

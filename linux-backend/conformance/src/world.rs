@@ -78,11 +78,12 @@ pub struct SeamWorld<P: Platform> {
 }
 
 impl<P: Platform> SeamWorld<P> {
-    /// A world on `platform`.
-    #[must_use]
-    pub fn new(platform: P) -> Self {
+    /// A world on the platform that `make` makes, once no other world has descriptors of this process.
+    pub fn new(make: impl FnOnce() -> P) -> Self {
+        let turn = Turn::take();
+        let platform = make();
         let owner = platform::user(&platform, 0);
-        Self { platform, users: vec![owner], numbered: Vec::new(), _turn: Turn::take() }
+        Self { platform, users: vec![owner], numbered: Vec::new(), _turn: turn }
     }
 
     fn add(&mut self, who: Who) -> User {
@@ -245,8 +246,8 @@ struct Progress {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Number of the thread, once it is about to issue the command.
-    issued: Option<i32>,
+    /// The thread is about to issue the command.
+    issued: bool,
     ended: Option<Ended>,
 }
 
@@ -267,12 +268,6 @@ impl Progress {
     fn has_ended(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).ended.is_some()
     }
-}
-
-/// Whether a thread of this process sleeps. False where there is no /proc to tell.
-fn is_asleep(tid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
 }
 
 /// Offsets of the addresses of all vectors that name memory.
@@ -415,27 +410,20 @@ impl<P: Platform> World for SeamWorld<P> {
         let progress = Arc::new(Progress::default());
         let (platform, who) = (self.platform.clone(), self.users[handle.user.0].clone());
         // A descriptor of its own: the case may close the handle while the call waits.
-        let node = descriptors::hide(handle.fd().try_clone().expect("a descriptor is left"));
+        let node = descriptors::duplicate(handle.fd().as_raw_fd()).expect("a descriptor is left");
         let told = Arc::clone(&progress);
         let thread = std::thread::spawn(move || {
             platform.enter(&who);
             let mut outgoing = Outgoing::new(&command, &message, &payload);
-            let tid = rustix::thread::gettid().as_raw_nonzero().get();
-            told.update(|state| state.issued = Some(tid));
+            told.update(|state| state.issued = true);
             let result = outgoing.command.run(platform.seam(), node.as_fd(), Command::Send.request());
             platform.seam().close(node);
             let command = outgoing.command.bytes_mut().to_vec();
             told.update(|state| state.ended = Some(Ended { result, command }));
         });
-        progress.wait(PATIENCE, |state| state.issued.is_some());
-        let until = now() + GRACE.as_nanos() as u64;
-        while !progress.has_ended() && now() < until {
-            let tid = progress.state.lock().unwrap_or_else(PoisonError::into_inner).issued;
-            if tid.is_some_and(is_asleep) {
-                break;
-            }
-            progress.wait(Duration::from_millis(1), |state| state.ended.is_some());
-        }
+        progress.wait(PATIENCE, |state| state.issued);
+        // Nothing tells when the command sleeps; cases wait until its message has come.
+        progress.wait(GRACE, |state| state.ended.is_some());
         Call { thread, progress }
     }
 

@@ -4,11 +4,13 @@ use kdbus_conformance::{CaseInfo, OverTransport};
 use kdbus_conformance_cli::{LoopbackPlatform, SeamWorld};
 
 fn world(case: &CaseInfo) -> SeamWorld<LoopbackPlatform> {
-    // One case opens a thousand connections, in a process that it may share with others.
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
-    SeamWorld::new(LoopbackPlatform::new(&case.needs()))
+    SeamWorld::new(|| {
+        // One case opens a thousand connections.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+        LoopbackPlatform::new(&case.needs())
+    })
 }
 
 /// System call by system call, as a program without a library would.

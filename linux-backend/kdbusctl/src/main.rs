@@ -38,7 +38,7 @@ struct Global {
     /// Directory of the bus tree [default: $KDBUS_ROOT, /run/kdbus or $XDG_RUNTIME_DIR/kdbus]
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<std::path::PathBuf>,
-    /// Bus or endpoint, <uid>-<bus>[/<endpoint>] or an absolute path [default: $KDBUS_BUS, else your own bus,
+    /// Bus or endpoint, UID-BUS, UID-BUS/ENDPOINT or an absolute path [default: $KDBUS_BUS, else your own bus,
     /// else the system's]
     #[arg(long, global = true, value_name = "NAME")]
     bus: Option<String>,

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use common::Bus;
 use kdbus_core::abi::{CmdHello, CmdRecv, CmdSend, Command, ItemType, ItemWriter};
-use kdbus_core::client::Message;
+use kdbus_core::client::{Hello, Message};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
 use kdbus_linux::local::wire::{self, Header, Kind, PACKET_MAX, Packet};
@@ -295,4 +295,108 @@ impl Raw {
         let header = Header { number: 0x1234, ..self.header(Kind::Command) };
         socket::send(&self.socket, &header, &[], &[], Wait::Yes).is_ok() && self.answer().is_some()
     }
+}
+
+/// A socket whose last close waits until `peer` goes, and that peer.
+fn slow_to_close() -> (OwnedFd, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut &socket, &[0; 65536]).is_ok() {}
+    let long = std::time::Duration::from_secs(3600);
+    rustix::net::sockopt::set_socket_linger(&socket, Some(long)).unwrap();
+    (socket.into(), peer)
+}
+
+/// Closes what the daemon was given. If the daemon was faster, this is the last close, and waits in its stead.
+fn let_go(socket: OwnedFd) {
+    std::thread::spawn(move || drop(socket));
+}
+
+/// What two good clients of a live daemon do at once, and those of a blocked one never.
+fn others_are_well_soon(bus: &std::sync::Arc<Bus>) -> bool {
+    let (tell, told) = std::sync::mpsc::channel();
+    let bus = bus.clone();
+    std::thread::spawn(move || tell.send(others_are_well(&bus)));
+    told.recv_timeout(std::time::Duration::from_secs(10)) == Ok(true)
+}
+
+#[test]
+fn no_descriptor_blocks_whoever_closes_it() {
+    let bus = std::sync::Arc::new(Bus::start());
+    let mut peers = Vec::new();
+    let mut slow = || {
+        let (socket, peer) = slow_to_close();
+        peers.push(peer);
+        socket
+    };
+    let number = Command::Byebye.request();
+    let mut ways: Vec<(&str, bool)> = Vec::new();
+
+    // In a message that nobody receives: only the daemon has it in the end.
+    let (a, b) = (bus.connect(), bus.hello(&Hello::new().accept_fds()));
+    let socket = slow();
+    a.send(&Message::to(b.id()).fds(&[socket.as_fd()])).unwrap();
+    drop(socket);
+    drop((a, b));
+    ways.push(("held", others_are_well_soon(&bus)));
+
+    // With a command that does not want it.
+    let (mut raw, _answer) = Raw::hello(&bus);
+    let socket = slow();
+    let header = raw.header(Kind::Returns);
+    raw.send(&header, &[], &[socket.as_fd()]);
+    let_go(socket);
+    ways.push(("unwanted", others_are_well_soon(&bus)));
+
+    // Behind a packet that costs the connection: it is never received.
+    let (raw, socket) = (Raw::open(&bus), slow());
+    raw.send(&Header { magic: 0, ..Header::new(Kind::Command, 1) }, &[], &[]);
+    let behind = Header::new(Kind::Returns, 2);
+    let _ = socket::send(&raw.socket, &behind, &[], &[socket.as_fd()], Wait::Yes);
+    let_go(socket);
+    ways.push(("unread", others_are_well_soon(&bus)));
+
+    // Left behind by somebody who hangs up.
+    let (mut raw, _answer) = Raw::hello(&bus);
+    for _ in 0..3 {
+        let socket = slow();
+        let header = Header { number, ..raw.header(Kind::Command) };
+        raw.send(&header, &[], &[socket.as_fd()]);
+        let_go(socket);
+    }
+    drop(raw);
+    ways.push(("left behind", others_are_well_soon(&bus)));
+
+    // In another socket's queue.
+    let (mut raw, _answer) = Raw::hello(&bus);
+    let (socket, kind) = (slow(), SocketType::SEQPACKET);
+    let (near, far) =
+        rustix::net::socketpair(AddressFamily::UNIX, kind, rustix::net::SocketFlags::CLOEXEC, None).unwrap();
+    socket::send(&near, &Header::new(Kind::Command, 1), &[], &[socket.as_fd()], Wait::Yes).unwrap();
+    drop((socket, near));
+    let header = raw.header(Kind::Returns);
+    raw.send(&header, &[], &[far.as_fd()]);
+    let_go(far);
+    ways.push(("nested", others_are_well_soon(&bus)));
+
+    // Beyond the number that a packet may have.
+    let raw = Raw::open(&bus);
+    let socket = slow();
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    let mut many = vec![reader.as_fd(); wire::FDS_MAX];
+    many.push(socket.as_fd());
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(100))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&many)));
+    let header = Header { fds: many.len() as u32, ..Header::new(Kind::Command, 1) };
+    let parts = [std::io::IoSlice::new(header.as_bytes())];
+    rustix::net::sendmsg(&raw.socket, &parts, &mut control, SendFlags::empty()).unwrap();
+    let_go(socket);
+    ways.push(("too many", others_are_well_soon(&bus) && raw.is_cut_off()));
+
+    // The daemon gets rid of all of them when it can.
+    drop(peers);
+    assert!(ways.iter().all(|(_, well)| *well), "{ways:?}");
 }
