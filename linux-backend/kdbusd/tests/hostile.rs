@@ -400,3 +400,61 @@ fn no_descriptor_blocks_whoever_closes_it() {
     drop(peers);
     assert!(ways.iter().all(|(_, well)| *well), "{ways:?}");
 }
+
+#[test]
+fn shared_memory_written_all_the_time_stops_nobody() {
+    use kdbus_core::channel::Words;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let bus = std::sync::Arc::new(Bus::start());
+    let (sender, writing) = (bus.connect(), AtomicBool::new(true));
+    let (mut raw, hello) = Raw::hello(&bus);
+    let id = CmdHello::read_from_bytes(&hello.arg).unwrap().id;
+    let size = rustix::fs::fstat(&hello.fds[2]).unwrap().st_size as usize / 8;
+    let shared = WordMap::writable(&hello.fds[2], size).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut tail = 0;
+            while writing.load(Ordering::Relaxed) {
+                // Always armed, always something to read: one release of a slice, then one receipt, of nothing.
+                shared.store(0, 1);
+                for word in 16..size {
+                    shared.store(word, if word % 4 < 2 { 2 } else { 1 });
+                }
+                tail += 1;
+                shared.store(8, tail);
+            }
+        });
+        for _ in 0..100 {
+            // Until it is cut off for what it wrote, or its pool is full.
+            let _ = sender.send(&Message::to(id).payload(&[1; 64]));
+            let header = raw.header(Kind::Returns);
+            let _ = socket::send(&raw.socket, &header, &[], &[], Wait::Yes);
+            let header = Header { key: id, ..raw.header(Kind::WatchRoom) };
+            let _ = socket::send(&raw.socket, &header, &[], &[], Wait::Yes);
+        }
+        let well = others_are_well_soon(&bus);
+        writing.store(false, Ordering::Relaxed);
+        assert!(well);
+    });
+}
+
+#[test]
+fn a_pool_beyond_the_budget_is_refused_and_a_handle_has_one() {
+    let bus = Bus::start();
+    let mut raw = Raw::open(&bus);
+    let mut hello = |pool_size| {
+        let hello = CmdHello { size: 96, pool_size, ..CmdHello::default() };
+        raw.command(Command::Hello.request(), hello.as_bytes(), &[]).unwrap()
+    };
+    for pool_size in [0, 1, 4095, 1 << 62, u64::MAX, u64::MAX & !4095] {
+        let answer = hello(pool_size);
+        assert_ne!(answer.errno, 0, "{pool_size}");
+        assert!(answer.fds.is_empty());
+    }
+    let answer = hello(1 << 16);
+    assert_eq!((answer.errno, answer.fds.len()), (0, wire::HELLO_FDS));
+    let answer = hello(1 << 16);
+    assert_ne!(answer.errno, 0);
+    assert!(answer.fds.is_empty());
+    assert!(others_are_well(&bus));
+}
