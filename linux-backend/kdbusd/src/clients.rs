@@ -11,6 +11,7 @@ use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::identity::Process;
+use crate::raw::Foreign;
 
 /// Descriptors for the answer to HELLO, in the order of the protocol.
 pub(crate) type HelloFds = [OwnedFd; HELLO_FDS];
@@ -51,7 +52,7 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: HandleId,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Foreign,
     pub(crate) uid: u32,
     pub(crate) pid: u32,
     pub(crate) process: Option<Process>,
@@ -60,7 +61,7 @@ pub(crate) struct Client {
     pub(crate) bell: Option<OwnedFd>,
     pub(crate) hello: Option<HelloFds>,
     /// Where large payload comes from: a memfd, read only.
-    pub(crate) staging: Option<OwnedFd>,
+    pub(crate) staging: Option<Foreign>,
     /// Files that go with the next answer that brings a message.
     pub(crate) outgoing: heapless::Vec<FileId, MESSAGE_FDS_MAX>,
     /// Its bell is to be rung.
@@ -72,7 +73,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) const fn new(
         id: HandleId,
-        socket: OwnedFd,
+        socket: Foreign,
         uid: u32,
         pid: u32,
         process: Option<Process>,
@@ -316,12 +317,12 @@ mod tests {
     fn a_place_belongs_to_one_generation() {
         let mut clients = Clients::new(2);
         let (socket, _other) = rustix::pipe::pipe().unwrap();
-        assert!(clients.insert(Client::new(B, socket, 0, 0, None)));
+        assert!(clients.insert(Client::new(B, socket.into(), 0, 0, None)));
         assert!(clients.get(A).is_none() && clients.get(B).is_some());
         assert!(clients.remove(A).is_none() && clients.remove(B).is_some());
         let (socket, _other) = rustix::pipe::pipe().unwrap();
         let far = HandleId { index: 2, generation: 0 };
-        assert!(!clients.insert(Client::new(far, socket, 0, 0, None)));
+        assert!(!clients.insert(Client::new(far, socket.into(), 0, 0, None)));
     }
 
     #[test]

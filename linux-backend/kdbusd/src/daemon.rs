@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::budget::Budget;
 use crate::clients::{Clients, Pending};
+use crate::closer;
 use crate::config::{Access, BusConfig, Config, LogLevel, Schedule};
 use crate::files::Files;
 use crate::host::{State, Turn};
@@ -82,6 +83,7 @@ impl Daemon {
     /// [`StartError`]; nothing is left behind.
     pub fn bind(config: &Config) -> Result<Self, StartError> {
         let log = Log::new(config.log);
+        closer::start().map_err(|error| StartError::Io { doing: "starting a thread", error })?;
         let capacity = config.capacity.engine(config.bus.len());
         let layout = InboxLayout::new(config.capacity.queue_depth)
             .map_err(|_| engine::ConfigError::Zero("queue_depth"));
@@ -117,7 +119,7 @@ impl Daemon {
         }
         let state = State {
             tree,
-            control,
+            control: control.into(),
             listeners: (0..capacity.endpoints).map(|_| None).collect(),
             clients: Clients::new(capacity.handles),
             pending: Pending::new(capacity.calls + 1),

@@ -1,14 +1,17 @@
 //! Files that messages carry, pinned from the moment a message is taken in until nobody needs them.
 
 use kdbus_core::engine::{FileId, FileKind};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{self, FileType, SealFlags};
 use rustix::net::{self, AddressFamily};
+
+use crate::closer::file_type;
+use crate::raw::Foreign;
 
 /// A fixed number of places for files, each with the number of its users.
 #[derive(Debug)]
 pub(crate) struct Files {
-    places: Box<[Option<(OwnedFd, u32)>]>,
+    places: Box<[Option<(Foreign, u32)>]>,
     free: Vec<u32>,
 }
 
@@ -19,7 +22,7 @@ impl Files {
     }
 
     /// Keeps a file for one user; hands it back if the table is full.
-    pub(crate) fn insert(&mut self, file: OwnedFd) -> Result<FileId, OwnedFd> {
+    pub(crate) fn insert(&mut self, file: Foreign) -> Result<FileId, Foreign> {
         let Some(id) = self.free.pop() else {
             return Err(file);
         };
@@ -74,10 +77,10 @@ pub(crate) fn is_memfd(file: BorrowedFd<'_>) -> bool {
 ///
 /// What is said of a sealed memfd stays true; the other kinds are final as well.
 pub(crate) fn kind(file: BorrowedFd<'_>) -> FileKind {
-    let Ok(stat) = fs::fstat(file) else {
+    let Some(found) = file_type(file) else {
         return FileKind::Other;
     };
-    match FileType::from_raw_mode(stat.st_mode) {
+    match found {
         FileType::Socket => match net::sockopt::socket_domain(file) {
             // Ours are among them: what a client holds of a bus is a Unix socket.
             Ok(AddressFamily::UNIX) => FileKind::Unpassable,
@@ -99,6 +102,7 @@ pub(crate) fn kind(file: BorrowedFd<'_>) -> FileKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fd::OwnedFd;
     use rustix::fs::MemfdFlags;
     use rustix::net::{SocketFlags, SocketType};
 
@@ -113,20 +117,20 @@ mod tests {
     #[test]
     fn places_are_given_again() {
         let mut files = Files::new(2);
-        let first = files.insert(memfd(0, SealFlags::empty())).unwrap();
-        let second = files.insert(memfd(0, SealFlags::empty())).unwrap();
-        assert!(files.insert(memfd(0, SealFlags::empty())).is_err());
+        let first = files.insert(memfd(0, SealFlags::empty()).into()).unwrap();
+        let second = files.insert(memfd(0, SealFlags::empty()).into()).unwrap();
+        assert!(files.insert(memfd(0, SealFlags::empty()).into()).is_err());
         files.release(first);
         files.release(first);
         assert_eq!(files.len(), 1);
         assert!(files.get(first).is_none() && files.get(second).is_some());
-        assert_eq!(files.insert(memfd(0, SealFlags::empty())).unwrap(), first);
+        assert_eq!(files.insert(memfd(0, SealFlags::empty()).into()).unwrap(), first);
     }
 
     #[test]
     fn a_file_stays_until_its_last_user_is_gone() {
         let mut files = Files::new(1);
-        let id = files.insert(memfd(0, SealFlags::empty())).unwrap();
+        let id = files.insert(memfd(0, SealFlags::empty()).into()).unwrap();
         assert!(files.retain(id));
         files.release(id);
         assert!(files.get(id).is_some());

@@ -3,19 +3,20 @@
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::InboxLayout;
 use kdbus_core::engine::{EndpointId, Entry, FileId, FileKind, HandleId, Host, Node, Return};
-use kdbus_linux::local::socket::Descriptors;
 use kdbus_linux::local::wire::{FDS_MAX, Payload};
-use rustix::fd::OwnedFd;
+use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, test_kill_process};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::budget::Budget;
 use crate::clients::{Clients, Pending, Shared, errno};
+use crate::closer::Batch;
 use crate::config::LogLevel;
 use crate::files::{self, Files};
 use crate::identity::Proc;
 use crate::log::Log;
 use crate::poller::{Current, Poller, Source};
+use crate::raw::Foreign;
 use crate::tree::{Access, Tree};
 
 /// Name of the endpoint that comes and goes with its bus.
@@ -25,13 +26,13 @@ const DEFAULT_ENDPOINT: &str = "bus";
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) id: EndpointId,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Foreign,
 }
 
 /// Everything of the daemon but the engine and the packet at hand.
 pub(crate) struct State {
     pub(crate) tree: Tree,
-    pub(crate) control: OwnedFd,
+    pub(crate) control: Foreign,
     pub(crate) listeners: Box<[Option<Listener>]>,
     pub(crate) clients: Clients,
     pub(crate) pending: Pending,
@@ -98,7 +99,7 @@ pub(crate) struct Turn<'a> {
     /// Payload of the command.
     pub(crate) payload: Payload<'a>,
     /// Descriptors of the command that were not pinned yet, by place.
-    pub(crate) fds: &'a mut [Option<OwnedFd>],
+    pub(crate) fds: &'a mut [Option<Foreign>],
     /// Those that were.
     pub(crate) pinned: &'a mut [Option<(FileId, FileKind)>],
     /// Who sent it.
@@ -119,10 +120,10 @@ impl<'a> Turn<'a> {
 }
 
 /// Takes the descriptors of a packet apart from their container, the staging file aside.
-pub(crate) fn places(fds: &mut Descriptors) -> [Option<OwnedFd>; FDS_MAX] {
+pub(crate) fn places(fds: &mut Batch) -> [Option<Foreign>; FDS_MAX] {
     let mut places = [const { None }; FDS_MAX];
-    for (place, fd) in places.iter_mut().zip(core::mem::take(fds)) {
-        *place = Some(fd);
+    for (place, fd) in places.iter_mut().zip(core::mem::take(&mut fds.0)) {
+        *place = Some(fd.into());
     }
     places
 }
@@ -275,7 +276,7 @@ impl Host for Turn<'_> {
         } else {
             state.tree.make_endpoint(node.bus, node.endpoint, &access)
         };
-        let socket = socket.map_err(errno)?;
+        let socket = Foreign::from(socket.map_err(errno)?);
         let added = state.poller.add_listener(&socket, Source::Endpoint(node.id)).map_err(errno);
         let place = state.listeners.get_mut(node.id.index as usize).ok_or(Errno::ENOMEM);
         match (added, place) {
@@ -297,9 +298,11 @@ impl Host for Turn<'_> {
     fn node_remove(&mut self, node: Node<'_>) {
         let state = &mut *self.state;
         if let Some(place) = state.listeners.get_mut(node.id.index as usize)
-            && place.as_ref().is_some_and(|listener| listener.id == node.id)
+            && let Some(listener) = place.take_if(|listener| listener.id == node.id)
         {
-            *place = None;
+            // Whoever waits to be accepted learns that the endpoint is gone even if closing takes its time.
+            state.poller.remove_listener(&listener.socket);
+            let _ = shutdown(&listener.socket, Shutdown::Both);
         }
         let removed = if node.endpoint == DEFAULT_ENDPOINT {
             state.tree.remove_bus(node.bus)

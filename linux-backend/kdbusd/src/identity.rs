@@ -8,7 +8,7 @@ use kdbus_core::engine::{Credentials, GROUPS_MAX, LABEL_MAX};
 use kdbus_linux::local::raw::{peer_groups, peer_label, peer_pidfd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::{self, Errno};
 use rustix::path::DecInt;
 use rustix::process::{Pid, PidfdFlags};
@@ -115,7 +115,7 @@ impl Process {
             }
             AttachFlags::EXE => {
                 // kdbus: only where sender and receiver see the same root.
-                if file_number(fs::statat(&directory, "root", AtFlags::empty()))? != proc.root_directory? {
+                if file_number(numbers_of(&directory, "root"))? != proc.root_directory? {
                     return None;
                 }
                 let length = fs::readlinkat_raw(&directory, "exe", &mut *buffer).ok()?;
@@ -135,8 +135,7 @@ impl Process {
             AttachFlags::CAPS => {
                 let mut text = [0; FILE_MAX];
                 let status = read(&directory, "status", &mut text)?;
-                let same_users =
-                    file_number(fs::statat(&directory, "ns/user", AtFlags::empty()))? == proc.users?;
+                let same_users = file_number(numbers_of(&directory, "ns/user"))? == proc.users?;
                 capabilities(status, proc.last_capability?, same_users, buffer)
             }
             AttachFlags::AUDIT => {
@@ -186,16 +185,22 @@ impl Proc {
         let root = fs::open("/proc", flags, Mode::empty())?;
         let mut text = [0; 16];
         Ok(Self {
-            root_directory: file_number(fs::stat("/")),
-            users: file_number(fs::statat(&root, "self/ns/user", AtFlags::empty())),
+            root_directory: file_number(numbers_of(&root, "/")),
+            users: file_number(numbers_of(&root, "self/ns/user")),
             last_capability: read(&root, "sys/kernel/cap_last_cap", &mut text).and_then(number),
             root,
         })
     }
 }
 
-fn file_number(stat: io::Result<fs::Stat>) -> Option<(u64, u64)> {
-    stat.ok().map(|stat| (stat.st_dev, stat.st_ino))
+/// What tells a file from all others. The root of a process may be a file system that waits when it is asked, so
+/// what the kernel knows by itself is enough.
+fn numbers_of(directory: impl AsFd, name: &str) -> io::Result<fs::Statx> {
+    fs::statx(directory, name, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)
+}
+
+fn file_number(stat: io::Result<fs::Statx>) -> Option<(u64, u64)> {
+    stat.ok().map(|stat| (u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor), stat.stx_ino))
 }
 
 /// Puts a NUL behind a text of `length` bytes; a text that fills the buffer is cut.

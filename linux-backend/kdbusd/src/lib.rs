@@ -16,6 +16,7 @@
 
 mod budget;
 mod clients;
+mod closer;
 pub mod config;
 mod daemon;
 mod files;

@@ -131,6 +131,19 @@ impl Poller {
         epoll::add(&self.all, socket, data, EventFlags::IN)
     }
 
+    /// Waits no longer for new connections at a node's socket.
+    pub(crate) fn remove_listener(&self, socket: impl AsFd) {
+        // Fails for one that was never added.
+        let _ = epoll::delete(&self.all, socket);
+    }
+
+    /// Waits no longer for a client.
+    pub(crate) fn remove_client(&self, socket: impl AsFd) {
+        // Fails for one that was never added.
+        let _ = epoll::delete(&self.hang_ups, socket.as_fd());
+        let _ = epoll::delete(&self.all, socket);
+    }
+
     /// Turns the wait for new connections off or on.
     pub(crate) fn pause_listener(&self, socket: impl AsFd, source: Source, pause: bool) -> io::Result<()> {
         let flags = if pause { EventFlags::empty() } else { EventFlags::IN };

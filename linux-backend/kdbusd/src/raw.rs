@@ -2,11 +2,36 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
+use std::mem::ManuallyDrop;
 
-use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{self, Errno};
 
+use crate::closer;
 use crate::config::Policy;
+
+/// A descriptor that a client had a hand in. Dropping it does not wait (see [`closer`]).
+#[derive(Debug)]
+pub(crate) struct Foreign(ManuallyDrop<OwnedFd>);
+
+impl From<OwnedFd> for Foreign {
+    fn from(file: OwnedFd) -> Self {
+        Self(ManuallyDrop::new(file))
+    }
+}
+
+impl AsFd for Foreign {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // SAFETY: a value is dropped once, and nothing sees the place afterwards.
+        closer::close(unsafe { ManuallyDrop::take(&mut self.0) });
+    }
+}
 
 /// Process, effective user and effective group of a peer, by the kernel's word. The process is 0 if it has no
 /// number here.
@@ -67,7 +92,6 @@ fn check(result: c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fd::AsFd;
 
     #[test]
     fn a_socket_without_a_peer_has_no_ids() {

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno, RecvFlags};
 use kdbus_core::engine::{Arrival, Clock, Credentials, Effect, EndpointId, HandleId, Outcome, Request};
-use kdbus_linux::local::socket::{self, Descriptors, Wait, is_hang_up};
+use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::wire::{
     FDS_MAX, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
 };
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io;
-use rustix::net::SocketFlags;
+use rustix::net::{Shutdown, SocketFlags, shutdown};
 use zerocopy::FromBytes;
 
 use crate::clients::{Client, errno, put_reply};
+use crate::closer::Batch;
 use crate::config::LogLevel;
 use crate::daemon::{Daemon, reserve};
 use crate::files;
@@ -22,6 +23,7 @@ use crate::host::{State, Turn, places};
 use crate::identity::{self, Process};
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
+use crate::raw::Foreign;
 
 /// Connections that are accepted at one node in one turn.
 const ACCEPTS: usize = 8;
@@ -126,15 +128,17 @@ impl Daemon {
                 },
             };
             match rustix::net::accept_with(node, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => self.admit(socket, endpoint),
+                Ok(socket) => self.admit(socket.into(), endpoint),
                 Err(io::Errno::INTR | io::Errno::CONNABORTED) => {}
                 Err(io::Errno::AGAIN) => return,
                 Err(error) => {
                     // Whoever waits is turned away with the descriptor that was kept for this.
                     drop(self.reserve.take());
-                    let turned_away = rustix::net::accept_with(node, SocketFlags::CLOEXEC);
+                    let turned_away = rustix::net::accept_with(node, SocketFlags::CLOEXEC).map(Foreign::from);
                     let done = turned_away.is_ok();
-                    drop(turned_away);
+                    if let Ok(socket) = turned_away {
+                        let _ = shutdown(&socket, Shutdown::Both);
+                    }
                     self.reserve = reserve();
                     self.state.log.line(
                         LogLevel::Error,
@@ -171,7 +175,7 @@ impl Daemon {
     }
 
     /// Makes a new connection a handle. Whoever cannot have one is hung up.
-    fn admit(&mut self, socket: OwnedFd, endpoint: Option<EndpointId>) {
+    fn admit(&mut self, socket: Foreign, endpoint: Option<EndpointId>) {
         let credentials = match identity::credentials(socket.as_fd()) {
             Ok(credentials) => credentials,
             Err(error) => {
@@ -190,7 +194,7 @@ impl Daemon {
 
     fn open(
         &mut self,
-        socket: OwnedFd,
+        socket: Foreign,
         endpoint: Option<EndpointId>,
         mut credentials: Credentials,
     ) -> Result<(), Errno> {
@@ -247,11 +251,11 @@ impl Daemon {
 
     /// Carries out the next command of a client.
     fn command(&mut self, from: HandleId) {
-        let mut fds = Descriptors::new();
+        let mut fds = Batch::default();
         let Some(client) = self.state.clients.get(from) else {
             return;
         };
-        let arrived = match socket::recv(&client.socket, &mut self.packet, &mut fds, Wait::No) {
+        let arrived = match socket::recv(&client.socket, &mut self.packet, &mut fds.0, Wait::No) {
             Ok(arrived) if arrived.len > 0 => arrived,
             Err(io::Errno::AGAIN) => return,
             Err(error) if !is_hang_up(error) => {
@@ -273,11 +277,11 @@ impl Daemon {
         self.settle();
     }
 
-    fn packet(&mut self, from: HandleId, bytes: &mut [u8], mut fds: Descriptors, fds_lost: bool) {
+    fn packet(&mut self, from: HandleId, bytes: &mut [u8], mut fds: Batch, fds_lost: bool) {
         let header = Header::read_from_prefix(bytes).map(|(header, _)| header).ok();
         // What the system had no room for is no fault of the client's packet.
         let count = header.filter(|header| fds_lost && header.fds as usize <= FDS_MAX);
-        let count = count.map_or(fds.len(), |header| header.fds as usize);
+        let count = count.map_or(fds.0.len(), |header| header.fds as usize);
         let packet = match Packet::parse(bytes, count) {
             Ok(packet) => packet,
             Err(error) => {
@@ -299,7 +303,7 @@ impl Daemon {
             }
             return;
         }
-        if header.flags & FLAG_STAGING_FD != 0 && !self.stage(from, fds.pop()) {
+        if header.flags & FLAG_STAGING_FD != 0 && !self.stage(from, fds.0.pop().map(Foreign::from)) {
             self.state.doom(from, "its staging file is no memfd");
             return;
         }
@@ -341,10 +345,10 @@ impl Daemon {
         arg: &mut [u8],
         mut message: Option<&mut [u8]>,
         payload: Payload<'_>,
-        mut fds: Descriptors,
+        mut fds: Batch,
     ) {
         let token = self.state.pending.token();
-        let count = fds.len();
+        let count = fds.0.len();
         let mut places = places(&mut fds);
         let mut pinned = [None; FDS_MAX];
         let mut turn = Turn {
@@ -449,7 +453,7 @@ impl Daemon {
     }
 
     /// Keeps a client's staging file. False if it is none that can be read without waiting.
-    fn stage(&mut self, from: HandleId, file: Option<OwnedFd>) -> bool {
+    fn stage(&mut self, from: HandleId, file: Option<Foreign>) -> bool {
         let file = file.filter(|file| files::is_memfd(file.as_fd()));
         match (file, self.state.clients.get_mut(from)) {
             (Some(file), Some(client)) => {
@@ -474,6 +478,9 @@ impl Daemon {
         self.state.pending.end_all(id);
         if let Some(client) = self.state.clients.remove(id) {
             self.state.budget.close_client(client.uid);
+            // Both ends know at once, however long closing takes.
+            self.state.poller.remove_client(&client.socket);
+            let _ = shutdown(&client.socket, Shutdown::Both);
             for file in &client.outgoing {
                 self.state.files.release(*file);
             }

@@ -15,8 +15,14 @@ use super::wire::{FDS_MAX, Header};
 /// Parts that one packet can be gathered from, besides its header.
 pub const PARTS_MAX: usize = 64;
 
+/// Descriptors that the kernel lets one packet carry, whatever the protocol permits.
+const RIGHTS_MAX: usize = 253;
+
 /// Descriptors that came with a packet, closed on drop.
-pub type Descriptors = heapless::Vec<OwnedFd, FDS_MAX>;
+///
+/// There is room for all that may come: what had none would be closed in the midst of receiving, and closing may
+/// wait for whoever made the file.
+pub type Descriptors = heapless::Vec<OwnedFd, RIGHTS_MAX>;
 
 /// Whether an operation may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +111,7 @@ pub fn recv(
     wait: Wait,
 ) -> Result<Arrived, Errno> {
     fds.clear();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RIGHTS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = match wait {
         Wait::Yes => RecvFlags::CMSG_CLOEXEC,

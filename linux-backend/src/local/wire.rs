@@ -241,7 +241,7 @@ impl<'a> Packet<'a> {
         if header.flags & !FLAGS != 0 || contradicts {
             return Err(WireError::Flags(header.flags));
         }
-        if header.fds as usize != fds {
+        if header.fds as usize != fds || fds > FDS_MAX {
             return Err(WireError::Descriptors);
         }
         let (arg, message) = (header.arg_size as usize, header.message_size as usize);
