@@ -5,7 +5,7 @@ mod common;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use common::Bus;
-use kdbus_core::abi::{CmdHello, CmdRecv, CmdSend, Command, ItemType, ItemWriter};
+use kdbus_core::abi::{CmdHello, CmdRecv, CmdSend, Command, ItemType, ItemWriter, MsgFlags};
 use kdbus_core::client::{Hello, Message};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
@@ -399,4 +399,112 @@ fn no_descriptor_blocks_whoever_closes_it() {
     // The daemon gets rid of all of them when it can.
     drop(peers);
     assert!(ways.iter().all(|(_, well)| *well), "{ways:?}");
+}
+
+#[test]
+fn shared_memory_written_all_the_time_stops_nobody() {
+    use kdbus_core::channel::Words;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let bus = std::sync::Arc::new(Bus::start());
+    let (sender, writing) = (bus.connect(), AtomicBool::new(true));
+    let (mut raw, hello) = Raw::hello(&bus);
+    let id = CmdHello::read_from_bytes(&hello.arg).unwrap().id;
+    let size = rustix::fs::fstat(&hello.fds[2]).unwrap().st_size as usize / 8;
+    let shared = WordMap::writable(&hello.fds[2], size).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut tail = 0;
+            while writing.load(Ordering::Relaxed) {
+                // Always armed, always something to read: one release of a slice, then one receipt, of nothing.
+                shared.store(0, 1);
+                for word in 16..size {
+                    shared.store(word, if word % 4 < 2 { 2 } else { 1 });
+                }
+                tail += 1;
+                shared.store(8, tail);
+            }
+        });
+        for _ in 0..100 {
+            // Until it is cut off for what it wrote, or its pool is full.
+            let _ = sender.send(&Message::to(id).payload(&[1; 64]));
+            let header = raw.header(Kind::Returns);
+            let _ = socket::send(&raw.socket, &header, &[], &[], Wait::Yes);
+            let header = Header { key: id, ..raw.header(Kind::WatchRoom) };
+            let _ = socket::send(&raw.socket, &header, &[], &[], Wait::Yes);
+        }
+        let well = others_are_well_soon(&bus);
+        writing.store(false, Ordering::Relaxed);
+        assert!(well);
+    });
+}
+
+#[test]
+fn a_pool_beyond_the_budget_is_refused_and_a_handle_has_one() {
+    let bus = Bus::start();
+    let mut raw = Raw::open(&bus);
+    let mut hello = |pool_size| {
+        let hello = CmdHello { size: 96, pool_size, ..CmdHello::default() };
+        raw.command(Command::Hello.request(), hello.as_bytes(), &[]).unwrap()
+    };
+    for pool_size in [0, 1, 4095, 1 << 62, u64::MAX, u64::MAX - 4095] {
+        let answer = hello(pool_size);
+        assert_ne!(answer.errno, 0, "{pool_size}");
+        assert!(answer.fds.is_empty());
+    }
+    let answer = hello(1 << 16);
+    assert_eq!((answer.errno, answer.fds.len()), (0, wire::HELLO_FDS));
+    let answer = hello(1 << 16);
+    assert_ne!(answer.errno, 0);
+    assert!(answer.fds.is_empty());
+    assert!(others_are_well(&bus));
+}
+
+#[test]
+fn a_call_is_cancelled_once_whatever_serials_are_used() {
+    let bus = Bus::start();
+    let callee = bus.connect();
+    let (mut raw, _answer) = Raw::hello(&bus);
+    let mut message = [0; 64];
+    for (at, word) in [
+        (0, 64),
+        (8, MsgFlags::EXPECT_REPLY.bits()),
+        (24, callee.id()),
+        (40, kdbus_core::client::PAYLOAD_RAW),
+        (48, 1),
+        (56, u64::MAX / 4),
+    ] {
+        message[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+    }
+    let send = CmdSend {
+        size: 56,
+        flags: kdbus_core::abi::SendFlags::SYNC_REPLY.bits(),
+        msg_address: 1,
+        ..CmdSend::default()
+    };
+    let call = Header {
+        number: Command::Send.request(),
+        flags: wire::FLAG_MESSAGE,
+        arg_size: 56,
+        message_size: 64,
+        ..raw.header(Kind::Command)
+    };
+    // The same serial for two calls at once, then one cancellation for each and many for nothing.
+    message[48] = 1;
+    raw.send(&call, &[send.as_bytes(), &message], &[]);
+    message[48] = 2;
+    raw.send(&call, &[send.as_bytes(), &message], &[]);
+    for serial in [call.serial, call.serial, call.serial, 0, u64::MAX] {
+        let cancel = Header { key: serial, ..Header::new(Kind::Cancel, 0) };
+        raw.send(&cancel, &[], &[]);
+    }
+    for _ in 0..2 {
+        assert_eq!(raw.answer().unwrap().errno, 125, "ECANCELED");
+    }
+    // Nothing else was answered, and a caller that goes in the midst of a call leaves nothing behind.
+    assert_eq!(raw.command(0x1234, &[], &[]).unwrap().errno, 25, "ENOTTY");
+    for _ in 0..3 {
+        let (raw, _answer) = Raw::hello(&bus);
+        raw.send(&call, &[send.as_bytes(), &message], &[]);
+    }
+    assert!(others_are_well(&bus));
 }
