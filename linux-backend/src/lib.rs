@@ -1,6 +1,7 @@
 //! kdbus transports for Linux.
 //!
 //! - [`local`]: over kdbusd, on any stock kernel.
+//! - [`kernel`]: over the kdbus module, where the kernel has it.
 //!
 //! The crate needs neither `std` nor libc nor an allocator. Feature `std` (default) adds error conversions.
 #![no_std]
@@ -9,6 +10,7 @@
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
+pub mod kernel;
 pub mod local;
 
 /// The examples of the README, compiled.

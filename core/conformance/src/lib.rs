@@ -36,6 +36,6 @@ mod quota;
 mod recv;
 mod sync;
 
-pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table};
+pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table, try_run};
 pub use transport::{Client, OverTransport, TransportHandle, Transported};
 pub use world::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who, World};

@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::{Child, Command as Program, Stdio};
 
-use kdbus_conformance::Needs;
+use kdbus_conformance::{CaseInfo, Needs};
+
+use crate::world::{DaemonWorld, configuration};
 
 /// A running daemon with a tree of its own, ended on drop.
 pub(crate) struct Daemon {
@@ -14,7 +15,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn start(needs: Needs) -> Self {
+    fn start(needs: Needs) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // Other users have to get at the nodes.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -36,8 +37,10 @@ impl Daemon {
         Self { process, directory }
     }
 
-    pub(crate) fn path(&self, node: &str) -> PathBuf {
-        self.directory.path().join("tree").join(node)
+    /// A world with a daemon of its own.
+    pub(crate) fn world(case: &CaseInfo) -> DaemonWorld<Self> {
+        let daemon = Self::start(case.needs());
+        DaemonWorld::new(daemon.directory.path().join("tree"), daemon)
     }
 }
 
@@ -46,25 +49,4 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn configuration(needs: Needs) -> String {
-    format!(
-        "bus = []\nlog = \"error\"\n\
-         [capacity]\nclients = {clients}\nclients-per-user = {clients}\nbuses = {buses}\nendpoints = {endpoints}\n\
-         connections = {connections}\nqueue-depth = {messages}\npool-slices = {slices}\nnames = {names}\n\
-         name-records = {records}\nmatches = {matches}\nmatch-rules = {rules}\ntrackers = {calls}\n\
-         [memory]\npools = \"1 GiB\"\nlargest-pool = \"32 MiB\"\npools-per-user = \"1 GiB\"\n",
-        clients = needs.connections + needs.buses + 16,
-        buses = needs.buses,
-        endpoints = needs.buses + 8,
-        connections = needs.connections,
-        messages = needs.messages,
-        slices = needs.slices,
-        names = needs.names,
-        records = needs.names + 8,
-        matches = needs.matches,
-        rules = needs.matches + 8,
-        calls = needs.calls,
-    )
 }
