@@ -210,12 +210,15 @@ pub(crate) fn a_reply_may_come_while_interrupted<W: World>(t: &mut Bench<W>) -> 
 
 pub(crate) fn a_reply_to_an_interrupted_call_leaks_nothing<W: World>(t: &mut Bench<W>) -> Outcome {
     let (a, b) = (t.hello(&Hello::default().pool(65536)), t.connect());
-    for round in 1..=80 {
-        let deadline = t.world.now() + 20 * MS;
+    // As much as the pool holds, if it were kept.
+    for round in 1..=32 {
+        let deadline = t.world.now() + 80 * MS;
         let mut call = t.start(&a, &Message::call(b.id, round, deadline));
         t.wait_recv(&b);
         t.world.interrupt(&mut call, false)?;
-        assert_eq!(t.finish(call), Err(Errno::EINTR));
+        let ended = t.finish(call);
+        // On a busy machine the deadline may come first.
+        assert!(matches!(ended, Err(Errno::EINTR | Errno::ETIMEDOUT)), "{ended:?}");
         // A bus may also refuse it, as nobody waits at this moment.
         let _ = t.send(&b, &Message::reply(a.id, round).vec(&[7; 2000]));
         t.world.sleep_until(deadline + MS);
