@@ -287,6 +287,8 @@ macro_rules! __conformance_list {
                 [427] a_waiting_caller_goes_on_receiving;
                 [428] a_bus_that_dies_ends_the_wait;
                 [459] one_connection_waits_for_several_replies;
+                [473] who_comes_back_learns_that_the_callee_is_gone;
+                [474] who_comes_back_learns_that_the_reply_did_not_fit;
             }
             matches {
                 [241] a_broadcast_is_a_signal;

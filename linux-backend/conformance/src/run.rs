@@ -36,6 +36,8 @@ const KNOWN_OF_A_MODULE: &[(u16, &str)] = &[
     (417, "O1: a late deadline holds up an early one"),
     (422, "B14: a reply to an interrupted call is lost"),
     (423, "O2: a reply to an interrupted call stays for good"),
+    (473, "B14: what ends an interrupted call is lost, and the call is sent again"),
+    (474, "B14: what ends an interrupted call is lost, and the call is sent again"),
 ];
 
 /// The case that every bus passes: a message to oneself.

@@ -445,10 +445,8 @@ impl<P: Platform> World for SeamWorld<P> {
             return Ok(());
         }
         // A signal that comes before the command or after it does nothing.
-        for _ in 0..100 {
-            if call.progress.has_ended() {
-                break;
-            }
+        let patient = std::time::Instant::now() + PATIENCE;
+        while !call.progress.has_ended() && std::time::Instant::now() < patient {
             signal::interrupt(&call.thread, false);
             call.progress.wait(GRACE, |state| state.ended.is_some());
         }
