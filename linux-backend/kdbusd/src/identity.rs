@@ -108,7 +108,8 @@ impl Process {
     pub fn metadata(&self, proc: &Proc, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {
         let directory = self.directory(proc)?;
         match kind {
-            // Which thread sends is not told: the number in PIDS is that of the process, and so is this name.
+            // Which thread sends is not told, so its name is known only where there is no choice.
+            AttachFlags::TID_COMM if Self::threads(&directory)? != 1 => None,
             AttachFlags::TID_COMM | AttachFlags::PID_COMM => {
                 let length = read(&directory, "comm", buffer)?.trim_ascii_end().len();
                 terminate(buffer, length)
@@ -148,6 +149,11 @@ impl Process {
             }
             _ => None,
         }
+    }
+
+    fn threads(directory: &OwnedFd) -> Option<u32> {
+        let mut text = [0; FILE_MAX];
+        field(read(directory, "status", &mut text)?, b"Threads:")?.parse().ok()
     }
 
     /// Its directory in /proc, which stays that of this process whatever happens to the number.
@@ -307,6 +313,27 @@ mod tests {
         assert_eq!(process.metadata(&proc, AttachFlags::CAPS, &mut buffer), Some(36));
         assert_eq!(process.metadata(&proc, AttachFlags::CREDS, &mut buffer), None, "pinned, not read");
         assert_eq!(process.parent(&proc), std::os::unix::process::parent_id());
+    }
+
+    #[test]
+    fn a_thread_is_named_only_where_there_is_but_one() {
+        let proc = Proc::open().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let process =
+            |pid| Process { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap() };
+        let single = process(Pid::from_child(&child));
+        let mut buffer = [0; 64];
+        // The child may still be on its way to its program.
+        while single.metadata(&proc, AttachFlags::TID_COMM, &mut buffer) != Some(6) {
+            std::thread::yield_now();
+        }
+        assert_eq!(&buffer[..6], b"sleep\0");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Tests run in threads of their own.
+        let several = process(rustix::process::getpid());
+        assert_eq!(several.metadata(&proc, AttachFlags::TID_COMM, &mut buffer), None);
+        assert!(several.metadata(&proc, AttachFlags::PID_COMM, &mut buffer).is_some());
     }
 
     #[test]
