@@ -13,6 +13,8 @@
 mod access;
 mod bus;
 mod call;
+#[cfg(test)]
+mod chaos;
 mod config;
 mod connection;
 mod deliver;

@@ -313,8 +313,17 @@ pub(super) fn arg<T: IntoBytes + zerocopy::Immutable>(record: T, items: &[(ItemT
     buffer
 }
 
-pub(super) struct Bed {
-    pub(super) domain: Domain<'static>,
+/// A domain in memory that is never given back.
+pub(super) fn domain(config: &Config) -> Domain<'static> {
+    Domain::new(config, Storage::allocate(config, &mut Leak)).unwrap()
+}
+
+/// A bus in memory that is never given back.
+pub(super) type Bed = BedOver<'static>;
+
+/// A bus in somebody's domain, and the host that drives it.
+pub(super) struct BedOver<'s> {
+    pub(super) domain: Domain<'s>,
     pub(super) host: TestHost,
     pub(super) now: u64,
     pub(super) bus: HandleId,
@@ -333,7 +342,13 @@ impl Bed {
     }
 
     pub(super) fn with(config: &Config) -> Self {
-        let domain = Domain::new(config, Storage::allocate(config, &mut Leak)).unwrap();
+        Self::over(domain(config))
+    }
+}
+
+impl<'s> BedOver<'s> {
+    /// As [`Bed::new`], in this domain.
+    pub(super) fn over(domain: Domain<'s>) -> Self {
         let bus = HandleId { index: 0, generation: 0 };
         let host = TestHost::default();
         let mut bed = Self { domain, host, now: 1_000_000, bus, effects: Vec::new(), tokens: 0 };
