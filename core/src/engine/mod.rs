@@ -51,8 +51,8 @@ pub use crate::channel::{Entry, Return};
 pub use config::{Config, ConfigError};
 pub use domain::Domain;
 pub use host::{
-    Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, LABEL_MAX,
-    Node, Outcome, Readiness, Request,
+    Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, Id,
+    LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
 pub use inspect::{ConnectionView, Holder, Usage};
 pub use storage::{Allocate, StaticStorage, Storage};

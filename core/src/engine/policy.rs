@@ -122,11 +122,13 @@ impl<'s> Policy<'s> {
     /// # Errors
     ///
     /// `E2BIG` beyond `names_max` names; `EINVAL` for malformed names and records, for a record before the
-    /// first name, and for a wildcard where none is allowed.
+    /// first name, for a wildcard where none is allowed, and for users and groups of a caller whose numbers are
+    /// `foreign`.
     pub(super) fn check<'m>(
         items: impl Iterator<Item = Item<'m>>,
         names_max: usize,
         wildcards: bool,
+        foreign: bool,
     ) -> Result<(), Errno> {
         let mut names = 0;
         for item in items {
@@ -145,7 +147,10 @@ impl<'s> Policy<'s> {
                     if names == 0 {
                         return Err(Errno::EINVAL);
                     }
-                    record(&item)?;
+                    let (covers, _) = record(&item)?;
+                    if foreign && !matches!(covers, Covers::World) {
+                        return Err(Errno::EINVAL);
+                    }
                 }
                 _ => {}
             }

@@ -87,14 +87,20 @@ fn a_failed_replacement_leaves_everything_as_it_was() {
 
 #[test]
 fn malformed_sequences_are_refused() {
-    let check = |area: &[u8], max| Policy::check(read(area), max, true);
+    let check = |area: &[u8], max| Policy::check(read(area), max, true, false);
     assert_eq!(check(&items(&[("a.b", &[]), ("a.c", &[])]), 1), Err(Errno::E2BIG));
     assert_eq!(check(&items(&[("a", &[])]), 1), Err(Errno::EINVAL));
     assert_eq!(check(&items(&[("a.b", &[(4, 0, 0)])]), 1), Err(Errno::EINVAL));
     assert_eq!(check(&items(&[("a.b", &[(1, 3, 0)])]), 1), Err(Errno::EINVAL));
     let area = items(&[("a.b", &[(1, 0, 0)])]);
     assert_eq!(check(&area[24..], 1), Err(Errno::EINVAL), "a record needs a name before it");
-    assert_eq!(Policy::check(read(&items(&[("a.*", &[])])), 1, false), Err(Errno::EINVAL));
+    assert_eq!(Policy::check(read(&items(&[("a.*", &[])])), 1, false, false), Err(Errno::EINVAL));
+}
+
+#[test]
+fn foreign_numbers_of_users_are_refused() {
+    let check = |kind| Policy::check(read(&items(&[("a.b", &[(kind, 1, 7)])])), 1, true, true);
+    assert_eq!([check(1), check(2), check(3)], [Err(Errno::EINVAL), Err(Errno::EINVAL), Ok(())]);
 }
 
 /// The table against a list of entries that is searched from end to end.

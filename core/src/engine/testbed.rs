@@ -286,7 +286,8 @@ impl Outgoing {
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut buffer = vec![0; 1 << 16];
+        let room = self.items.iter().map(|(_, payload)| ITEM_HEADER + payload.len() + 8).sum::<usize>();
+        let mut buffer = vec![0; Msg::SIZE + room];
         let mut writer = ItemWriter::behind(&mut buffer, Msg::SIZE).unwrap();
         for (kind, payload) in &self.items {
             writer.bytes(*kind, payload).unwrap();
@@ -301,7 +302,8 @@ impl Outgoing {
 
 /// A record and items as a command's argument.
 pub(super) fn arg<T: IntoBytes + zerocopy::Immutable>(record: T, items: &[(ItemType, &[u8])]) -> Vec<u8> {
-    let mut buffer = vec![0; 1 << 16];
+    let room = items.iter().map(|(_, payload)| ITEM_HEADER + payload.len() + 8).sum::<usize>();
+    let mut buffer = vec![0; size_of::<T>() + room];
     let mut writer = ItemWriter::behind(&mut buffer, size_of::<T>()).unwrap();
     for (kind, payload) in items {
         writer.bytes(*kind, payload).unwrap();

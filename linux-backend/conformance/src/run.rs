@@ -229,6 +229,6 @@ mod tests {
     fn numbers_without_a_case_are_refused() {
         assert_eq!(choose(&[17, 18]).map(|chosen| chosen.len()).ok(), Some(2));
         assert!(choose(&[9999]).unwrap_err().contains("--list"));
-        assert!(choose(&[353]).unwrap_err().contains("user namespaces"));
+        assert!(choose(&[160]).unwrap_err().contains("between lookup and delivery"));
     }
 }

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::raw::{self, PeerIds};
 
 /// Bytes of a `status` or `cgroup` file that are looked at.
-const FILE_MAX: usize = 4096;
+pub(crate) const FILE_MAX: usize = 4096;
 
 /// Reads the credentials that the kernel pinned for the peer of `socket`.
 ///
@@ -157,7 +157,7 @@ impl Process {
     }
 
     /// Its directory in /proc, which stays that of this process whatever happens to the number.
-    fn directory(&self, proc: &Proc) -> Option<OwnedFd> {
+    pub(crate) fn directory(&self, proc: &Proc) -> Option<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let name = DecInt::new(self.pid.as_raw_nonzero().get());
         let directory = fs::openat(&proc.root, name, flags, Mode::empty()).ok()?;
@@ -175,8 +175,9 @@ impl Process {
 #[derive(Debug)]
 pub struct Proc {
     root: OwnedFd,
-    root_directory: Option<(u64, u64)>,
-    users: Option<(u64, u64)>,
+    pub(crate) root_directory: Option<(u64, u64)>,
+    pub(crate) users: Option<(u64, u64)>,
+    pub(crate) pids: Option<(u64, u64)>,
     last_capability: Option<u32>,
 }
 
@@ -193,6 +194,7 @@ impl Proc {
         Ok(Self {
             root_directory: file_number(numbers_of(&root, "/")),
             users: file_number(numbers_of(&root, "self/ns/user")),
+            pids: file_number(numbers_of(&root, "self/ns/pid")),
             last_capability: read(&root, "sys/kernel/cap_last_cap", &mut text).and_then(number),
             root,
         })
@@ -201,11 +203,11 @@ impl Proc {
 
 /// What tells a file from all others. The root of a process may be a file system that waits when it is asked, so
 /// what the kernel knows by itself is enough.
-fn numbers_of(directory: impl AsFd, name: &str) -> io::Result<fs::Statx> {
+pub(crate) fn numbers_of(directory: impl AsFd, name: &str) -> io::Result<fs::Statx> {
     fs::statx(directory, name, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)
 }
 
-fn file_number(stat: io::Result<fs::Statx>) -> Option<(u64, u64)> {
+pub(crate) fn file_number(stat: io::Result<fs::Statx>) -> Option<(u64, u64)> {
     stat.ok().map(|stat| (u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor), stat.stx_ino))
 }
 
@@ -217,7 +219,7 @@ fn terminate(buffer: &mut [u8], length: usize) -> Option<usize> {
 }
 
 /// The beginning of a file, as much as the buffer holds.
-fn read<'a>(directory: impl AsFd, name: &str, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+pub(crate) fn read<'a>(directory: impl AsFd, name: &str, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     let file = fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut length = 0;
     while length < buffer.len() {
@@ -235,7 +237,7 @@ fn number(text: &[u8]) -> Option<u32> {
 }
 
 /// The value behind a name at the start of a line.
-fn field<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a str> {
+pub(crate) fn field<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a str> {
     let value = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name))?;
     Some(std::str::from_utf8(value).ok()?.trim())
 }
