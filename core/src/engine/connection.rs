@@ -15,6 +15,7 @@ use super::call::{OwnCalls, index};
 use super::deliver::Deposit;
 use super::domain::{HandleState, chunk};
 use super::host::{Clock, Credentials, Host};
+use super::inspect::Counters;
 use super::limits::POLICY_NAMES_PER_CONNECTION;
 use super::matches::OwnMatches;
 use super::metadata::{Gathered, READ};
@@ -71,6 +72,7 @@ pub(super) struct Connection {
     /// Broadcasts lost since the last RECV, and ever.
     pub(super) lost: u64,
     pub(super) lost_ever: u64,
+    pub(super) counters: Counters,
     pub(super) matches: OwnMatches,
     policy: OwnPolicy,
     pub(super) calls: OwnCalls,
@@ -114,6 +116,7 @@ impl Blank for Connection {
         quota: QuotaHead::new(),
         lost: 0,
         lost_ever: 0,
+        counters: Counters::ZERO,
         matches: OwnMatches::NONE,
         policy: OwnPolicy::NONE,
         calls: OwnCalls::NONE,

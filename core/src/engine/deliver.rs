@@ -163,7 +163,9 @@ impl Domain<'_> {
             self.discard(host, to, deposit);
             return Err(Errno::ENOBUFS);
         };
-        let handle = self.conns[to].handle;
+        let receiver = &mut self.conns[to];
+        receiver.counters.queued += 1;
+        let handle = receiver.handle;
         let (offset, size) = (slice.offset, slice.size);
         let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
         host.publish(self.handle_id(handle), shown);
