@@ -14,7 +14,7 @@ use super::Domain;
 use super::call::{OwnCalls, index};
 use super::deliver::Deposit;
 use super::domain::{HandleState, chunk};
-use super::host::{Clock, Credentials, Host};
+use super::host::{Clock, Credentials, Host, Spaces};
 use super::inspect::Counters;
 use super::limits::POLICY_NAMES_PER_CONNECTION;
 use super::matches::OwnMatches;
@@ -301,8 +301,11 @@ impl Domain<'_> {
         identity: &mut Credentials,
     ) -> Result<Option<AttachFlags>, Errno> {
         let mut faked = AttachFlags::empty();
+        let space = self.handles[handle].creds.spaces;
         if let Some(creds) = frame.item(ItemType::CREDS).and_then(|item| item.record::<Creds>()) {
-            let id = |id: u64| u32::try_from(id).map_err(|_| Errno::EINVAL);
+            // Numbers of other namespaces have no meaning here, and are not guessed at.
+            let known = |id: &u32| space.users == 0 || *id == u32::MAX;
+            let id = |id: u64| u32::try_from(id).ok().filter(known).ok_or(Errno::EINVAL);
             identity.uid = id(creds.uid)?;
             identity.euid = id(creds.euid)?;
             identity.suid = id(creds.suid)?;
@@ -317,7 +320,11 @@ impl Domain<'_> {
             let from = self.handle_id(handle);
             let mut pid = |pid: u64| {
                 let pid = u32::try_from(pid).map_err(|_| Errno::EINVAL)?;
-                if pid == 0 || host.process_exists(from, pid) { Ok(pid) } else { Err(Errno::EINVAL) }
+                if pid == 0 || space.pids == 0 && host.process_exists(from, pid) {
+                    Ok(pid)
+                } else {
+                    Err(Errno::EINVAL)
+                }
             };
             (identity.pid, identity.tid, identity.ppid) = (pid(pids.pid)?, pid(pids.tid)?, pid(pids.ppid)?);
             faked |= AttachFlags::PIDS;
@@ -325,6 +332,9 @@ impl Domain<'_> {
         if let Some(label) = frame.item(ItemType::SECLABEL).and_then(|item| item.c_str()) {
             identity.label = heapless::Vec::from_slice(label).map_err(|_| Errno::ENOMEM)?;
             faked |= AttachFlags::SECLABEL;
+        }
+        if !faked.is_empty() {
+            identity.spaces = Spaces::HOST;
         }
         Ok(Some(faked).filter(|kinds| !kinds.is_empty()))
     }
@@ -397,7 +407,8 @@ impl Domain<'_> {
         }
         if flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::POLICY_HOLDER) {
             let wildcards = !flags.contains(HelloFlags::ACTIVATOR);
-            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards)?;
+            let foreign = self.has_foreign_users(self.conns[conn].handle);
+            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards, foreign)?;
             let own = &mut self.conns[conn].policy;
             self.policy.replace(own, Database::Bus(bus), frame.items())?;
         }
@@ -443,7 +454,8 @@ impl Domain<'_> {
             if !record.is_policy_holder() {
                 return Err(Errno::EOPNOTSUPP);
             }
-            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true)?;
+            let foreign = self.has_foreign_users(record.handle);
+            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true, foreign)?;
             let database = Database::Bus(record.bus);
             self.policy.replace(&mut self.conns[conn].policy, database, frame.items())?;
         }
@@ -598,6 +610,11 @@ impl Domain<'_> {
         let found = self.ids.find(self.conns.records, |_, record| record.item.id.cmp(&id))?;
         let conn = ConnIx::new(found);
         (self.conns[conn].bus == bus).then_some(conn)
+    }
+
+    /// Whether who opened a handle counts users otherwise than the host.
+    pub(super) fn has_foreign_users(&self, handle: HandleIx) -> bool {
+        self.handles[handle].creds.spaces.users != 0
     }
 
     fn members(&mut self, bus: BusIx, monitor: bool) -> &mut super::bus::Members {

@@ -295,7 +295,7 @@ impl<'s> Domain<'s> {
                 if command != Command::EndpointUpdate {
                     return Err(Errno::EBADFD);
                 }
-                self.endpoint_update(endpoint, request.arg)?;
+                self.endpoint_update(handle, endpoint, request.arg)?;
                 Ok(Progress::Done)
             }
             HandleState::Connected(conn) => self.command(host, at, conn, caller, command, request),

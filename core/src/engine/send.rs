@@ -195,6 +195,7 @@ impl Domain<'_> {
                 Return::New => {}
                 Return::Waiting => return Ok(Sent::Waiting),
                 Return::Answered(info) => return Ok(Sent::Done(Some(info))),
+                Return::Failed(reason) => return Err(reason),
             }
             if timeout_ns >= DEADLINE_END || timeout_ns <= at.monotonic.as_nanos() {
                 return Err(Errno::ETIMEDOUT);

@@ -28,6 +28,7 @@ use crate::identity::{self, Process};
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
 use crate::raw::Foreign;
+use crate::spaces;
 
 /// Connections that are accepted at one node in one turn.
 const ACCEPTS: usize = 8;
@@ -204,9 +205,11 @@ impl Daemon {
     ) -> Result<(), Errno> {
         let (uid, pid) = (credentials.uid, credentials.pid);
         let state = &mut self.state;
+        let mut names = None;
         let process = state.proc.as_ref().and_then(|proc| {
             let process = Process::of(socket.as_fd(), pid, uid, proc)?;
             credentials.ppid = process.parent(proc);
+            (credentials.spaces, names) = spaces::of(&process, proc);
             Some(process)
         });
         if !state.budget.open_client(uid) {
@@ -219,7 +222,7 @@ impl Daemon {
         let id = opened.inspect_err(|_| state.budget.close_client(uid))?;
         let added = state.poller.add_client(&socket, id).map_err(errno);
         let inserted = added.and_then(|()| {
-            let client = Client::new(id, socket, uid, pid, process);
+            let client = Client::new(id, socket, uid, pid, process, names);
             if state.clients.insert(client) { Ok(()) } else { Err(Errno::EMFILE) }
         });
         if inserted.is_err() {
