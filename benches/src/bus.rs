@@ -14,7 +14,9 @@ use kdbus_core::client::{
     TopicPattern,
 };
 use kdbus_linux::local::map::ReadMap;
-use kdbus_linux::local::{Environment, LocalTransport, Options, SealedMemfd};
+use kdbus_linux::local::{
+    Borrower, Environment, LOAN_RECORD, Lender, Loan, LocalTransport, Options, SealedMemfd,
+};
 use kdbusd::Daemon;
 use kdbusd::config::{BusConfig, Bytes, Config, LogLevel};
 
@@ -35,16 +37,89 @@ const LARGEST_POOL: u64 = 16 << 20;
 /// A connection to the bus under measurement.
 pub type Bus = Connection<LocalTransport>;
 
+/// Buffers of a slab.
+const BUFFERS: u32 = 4;
+
 /// The client's end.
 pub struct BusClient {
     bus: Bus,
     case: Case,
+    slabs: Option<Slabs>,
 }
 
 /// A server's end.
 pub struct BusServer {
     bus: Bus,
     case: Case,
+    slabs: Option<Slabs>,
+}
+
+/// What two peers lend each other.
+struct Slabs {
+    lender: Lender,
+    borrower: Borrower,
+}
+
+impl Slabs {
+    /// The client's: it introduces its own slab by a call, and the answer introduces the server's.
+    fn of_client(bus: &Bus, case: &Case) -> io::Result<Self> {
+        let lender = Lender::new(BUFFERS, case.bytes as u64)?;
+        bus.wait_for_name_blocking(service()?, PATIENCE).map_err(io::Error::other)?;
+        let (record, fds) = lender.introduction();
+        let call = Message::to_name(service()?).payload(&record).fds(&fds);
+        let mut answer = bus.call_blocking(&call, PATIENCE).map_err(io::Error::other)?;
+        let borrower = Borrower::accept(&mut answer, u64::MAX).map_err(io::Error::other)?;
+        Ok(Self { lender, borrower })
+    }
+
+    /// The server's, out of the client's introduction.
+    fn of_server(
+        bus: &Bus,
+        case: &Case,
+        introduction: &mut Delivery<'_, LocalTransport>,
+    ) -> io::Result<Self> {
+        let lender = Lender::new(BUFFERS, case.bytes as u64)?;
+        let borrower = Borrower::accept(introduction, u64::MAX).map_err(io::Error::other)?;
+        let (record, fds) = lender.introduction();
+        let answer = Message::reply(introduction.reply_to()).payload(&record).fds(&fds);
+        bus.send(&answer).map_err(io::Error::other)?;
+        Ok(Self { lender, borrower })
+    }
+
+    /// Lends a buffer with `ends` at its ends, which is all of it that is written: filling it is the program's own work.
+    fn lend<R>(
+        &self,
+        ends: [[u8; 8]; 2],
+        len: usize,
+        send: impl FnOnce(&[u8; LOAN_RECORD]) -> io::Result<R>,
+    ) -> io::Result<R> {
+        let mut buffer = loop {
+            match self.lender.take() {
+                Some(buffer) => break buffer,
+                None => rustix::thread::sched_yield(),
+            }
+        };
+        buffer.write(0, &ends[0]).map_err(io::Error::other)?;
+        buffer.write(len as u64 - 8, &ends[1]).map_err(io::Error::other)?;
+        buffer.lend(len as u64, send)
+    }
+
+    fn borrow(&self, message: &Delivery<'_, LocalTransport>) -> io::Result<Loan<'_>> {
+        self.borrower.borrow(message.payload()).map_err(io::Error::other)
+    }
+}
+
+/// Both ends of a loan.
+fn ends(loan: &Loan<'_>) -> io::Result<[[u8; 8]; 2]> {
+    let word =
+        |at| loan.word(at).map(u64::to_ne_bytes).ok_or_else(|| io::Error::other("a loan that is too short"));
+    Ok([word(0)?, word(loan.len() - 8)?])
+}
+
+/// Both ends of a message.
+fn ends_of(bytes: &[u8]) -> [[u8; 8]; 2] {
+    let at = |end: Option<&[u8; 8]>| end.copied().unwrap_or_default();
+    [at(bytes.first_chunk()), at(bytes.last_chunk())]
 }
 
 /// Serves until its parent ends it.
@@ -86,7 +161,7 @@ pub fn connect(dir: &Path, pool_size: u64, prefault: bool) -> io::Result<Bus> {
     loop {
         match options.connect(&name) {
             Ok(transport) => {
-                let hello = Hello::new().pool_size(pool_size);
+                let hello = Hello::new().pool_size(pool_size).accept_fds();
                 return Connection::hello(transport, &hello).map_err(io::Error::other);
             }
             Err(error) if Instant::now() > until => return Err(error.into()),
@@ -120,7 +195,9 @@ impl BusClient {
     ///
     /// What failed.
     pub fn new(dir: &Path, case: &Case) -> io::Result<Self> {
-        Ok(Self { bus: connect(dir, pool_size(case), true)?, case: *case })
+        let bus = connect(dir, pool_size(case), true)?;
+        let slabs = if case.system == System::Loan { Some(Slabs::of_client(&bus, case)?) } else { None };
+        Ok(Self { bus, case: *case, slabs })
     }
 
     /// Calls with `message`.
@@ -136,7 +213,7 @@ impl BusClient {
         }
         let reply = match self.case.system {
             // Past the queue, in one command: the shortest way through kdbusd.
-            System::SlowPath | System::Memfd => self.bus.call_blocking(message, CALL_TIMEOUT),
+            System::SlowPath | System::Memfd | System::Loan => self.bus.call_blocking(message, CALL_TIMEOUT),
             _ => self.bus.call(message, CALL_TIMEOUT).wait(),
         };
         reply.map_err(io::Error::other)
@@ -170,6 +247,14 @@ impl Client for BusClient {
             let reply = self.deliver(&Message::to_name(to).parts(&parts))?;
             return with_memfd(&reply, |bytes| buffer.copy_from_slice(bytes));
         }
+        if let Some(slabs) = &self.slabs {
+            let answer = slabs.lend(ends_of(buffer), buffer.len(), |record| {
+                self.deliver(&Message::to_name(to).payload(record))
+            })?;
+            let [head, tail] = ends(&slabs.borrow(&answer)?)?;
+            keep_ends(buffer, &[head, tail].concat());
+            return Ok(());
+        }
         let reply = self.deliver(&Message::to_name(to).payload(buffer))?;
         let same = reply.payload().len() == buffer.len();
         let bytes = if same { reply.payload() } else { &[] };
@@ -182,6 +267,12 @@ impl Client for BusClient {
             return self.bus.signal(topic()?, bytes).map_err(io::Error::other);
         }
         let to = service()?;
+        if let Some(slabs) = &self.slabs {
+            return slabs.lend(ends_of(bytes), bytes.len(), |record| {
+                let message = Message::to_name(to).payload(record);
+                self.bus.send_when_room_blocking(&message, PATIENCE).map(|_| ()).map_err(io::Error::other)
+            });
+        }
         let sent = if self.case.system == System::Memfd {
             let memfd = SealedMemfd::new(bytes)?;
             let parts = [part(&memfd)];
@@ -206,13 +297,12 @@ const fn uses_lane(_: &Bus) -> bool {
     false
 }
 
-/// What the first and the last bytes of `buffer` are in `bytes`; zeros if there are too few.
+/// Puts the ends of `bytes` at those of `buffer`; what is in between was compared by nobody.
 fn keep_ends(buffer: &mut [u8], bytes: &[u8]) {
-    let tail = buffer.len() - 8;
-    for at in [0, tail] {
-        let from = bytes.get(at..at + 8).unwrap_or(&[0; 8]);
-        buffer[at..at + 8].copy_from_slice(from);
-    }
+    let [head, tail] = ends_of(bytes);
+    let last = buffer.len() - 8;
+    buffer[..8].copy_from_slice(&head);
+    buffer[last..].copy_from_slice(&tail);
 }
 
 fn part(memfd: &SealedMemfd) -> Part<'_, Borrowed<'_>> {
@@ -244,7 +334,13 @@ impl BusServer {
         } else {
             bus.acquire(service()?, NameFlags::empty()).map_err(io::Error::other)?;
         }
-        Ok(Self { bus, case: job.case })
+        let slabs = if job.case.system == System::Loan {
+            let mut introduction = bus.recv_blocking(PATIENCE).map_err(io::Error::other)?;
+            Some(Slabs::of_server(&bus, &job.case, &mut introduction)?)
+        } else {
+            None
+        };
+        Ok(Self { bus, case: job.case, slabs })
     }
 
     fn next(&self) -> io::Result<Option<Delivery<'_, LocalTransport>>> {
@@ -262,6 +358,14 @@ impl Server for BusServer {
             return Ok(());
         };
         let to = call.reply_to();
+        if let Some(slabs) = &self.slabs {
+            let loan = slabs.borrow(&call)?;
+            return slabs.lend(ends(&loan)?, self.case.bytes, |record| {
+                // Returned before the answer, so that the caller finds it free.
+                drop(loan);
+                self.bus.reply(to, record).map_err(io::Error::other)
+            });
+        }
         if self.case.system == System::Memfd {
             // The bytes change hands here too: an answer is a file of its own.
             let memfd = with_memfd(&call, SealedMemfd::new)??;
@@ -276,6 +380,9 @@ impl Server for BusServer {
         let Some(message) = self.next()? else { return Ok(None) };
         if self.case.system == System::Memfd {
             return with_memfd(&message, stamp);
+        }
+        if let Some(slabs) = &self.slabs {
+            return Ok(slabs.borrow(&message)?.word(0));
         }
         Ok(stamp(message.payload()))
     }

@@ -108,7 +108,6 @@ pub fn available(system: System) -> Result<(), String> {
         System::Zbus if cfg!(feature = "peers") => dbus::available(system),
         System::IceoryxEvents | System::IceoryxPolling if cfg!(feature = "peers") => Ok(()),
         System::Zbus | System::IceoryxEvents | System::IceoryxPolling => Err(PEERS.into()),
-        System::Loan => Err("no contender of this program lends buffers".into()),
         _ => Ok(()),
     }
 }
