@@ -1,7 +1,6 @@
 //! The firmware example, built as it goes to a device, against a bus.
 //!
-//! `KDBUS_FIRMWARE_TARGET` names another target than this machine, and `KDBUS_FIRMWARE_RUNNER` the program that runs
-//! what was built for it.
+//! `KDBUS_FIRMWARE` is one that was built already, for whatever machine, and `KDBUS_TEST_RUNNER` what runs it here.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -17,6 +16,7 @@ use kdbusd::config::Config;
 use object::{Object, ObjectSegment, ObjectSymbol};
 
 const NAME: &str = "org.kdbus.Firmware";
+const RUNNER: &str = "KDBUS_TEST_RUNNER";
 const LIMIT: u64 = 64 << 10;
 /// A deadline that only a failure reaches.
 const LONG: Duration = Duration::from_secs(60);
@@ -28,14 +28,13 @@ fn skip(why: &str) {
     }
 }
 
-fn other_target() -> Option<String> {
-    std::env::var("KDBUS_FIRMWARE_TARGET").ok()
-}
-
 /// Builds it, and returns the program and its stripped copy; `None`, with a line that says why, where that cannot be.
 fn build() -> Option<[PathBuf; 2]> {
-    let other = other_target();
-    if other.is_none() && !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+    if let Some(program) = std::env::var_os("KDBUS_FIRMWARE").map(PathBuf::from) {
+        let stripped = program.with_extension("stripped");
+        return Some([program, stripped]);
+    }
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
         skip("it is for x86_64 and aarch64");
         return None;
     }
@@ -50,7 +49,7 @@ fn build() -> Option<[PathBuf; 2]> {
         skip("its crates cannot be fetched");
         return None;
     }
-    let output = clean("./build").args(other).stderr(Stdio::inherit()).output().unwrap();
+    let output = clean("./build").stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let text = String::from_utf8(output.stdout).unwrap();
     let mut paths = text.lines().rev().take(2).map(PathBuf::from);
@@ -59,7 +58,7 @@ fn build() -> Option<[PathBuf; 2]> {
 }
 
 fn run(program: &Path, arguments: &[&str]) -> Child {
-    let mut command = match std::env::var_os("KDBUS_FIRMWARE_RUNNER") {
+    let mut command = match std::env::var_os(RUNNER) {
         Some(runner) => {
             let mut command = Command::new(runner);
             command.arg(program);
@@ -187,7 +186,7 @@ fn serves(program: &Path, stripped: &Path) {
         sequence = signal(Some(sequence)).sequence;
     }
     // An emulator has memory of its own; and on a machine that is busy elsewhere, this may come too late.
-    let later = memory(&firmware).filter(|_| other_target().is_none());
+    let later = memory(&firmware).filter(|_| std::env::var_os(RUNNER).is_none());
     assert!(later.is_none_or(|later| Some(later) == at_first), "it takes no more memory than at the start");
     while sequence < 399 {
         sequence = signal(Some(sequence)).sequence;
