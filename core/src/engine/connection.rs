@@ -246,6 +246,13 @@ impl Domain<'_> {
         self.handles[handle].state = HandleState::Connected(conn);
         let bus = &self.buses[bus];
         (cmd.bus_flags, cmd.id, cmd.id128) = (bus.flags, id, bus.uuid);
+        crate::event!(
+            info,
+            "connection {} is there, on bus {:?}, with flags {:?}",
+            id,
+            bus.name.as_str(),
+            flags
+        );
         (cmd.offset, cmd.items_size, cmd.return_flags) = (offset, items_size, 0);
         put_record(frame.bytes, &cmd);
         Ok(())
@@ -594,6 +601,7 @@ impl Domain<'_> {
     fn finish_leave(&mut self, host: &mut dyn Host, at: Clock, conn: ConnIx) {
         let record = &self.conns[conn];
         let (bus, handle, user, change) = (record.bus, record.handle, record.user, record.change());
+        crate::event!(info, "connection {} is gone", record.id);
         if !record.is_monitor() {
             self.announce(host, at, bus, &Notice::Id { added: false, change });
         }

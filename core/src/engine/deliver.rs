@@ -97,6 +97,8 @@ impl Domain<'_> {
         tracker: Option<TrackerId>,
     ) -> Result<(), Errno> {
         let deposit = self.deposit(host, to, parcel)?;
+        let (from, cookie) = (parcel.header.src_id, parcel.header.cookie);
+        crate::event!(trace, "message {} of {} to {}", cookie, from, self.conns[to].id);
         self.enqueue(host, at, to, deposit, parcel.header.priority, name, tracker)
     }
 
@@ -221,6 +223,7 @@ impl Domain<'_> {
         let (handle, first, ever) = (conn.handle, conn.lost == 1, conn.lost_ever);
         host.lost(self.handle_id(handle), ever);
         if first {
+            crate::event!(warn, "connection {} loses broadcasts, {} by now", self.conns[to].id, ever);
             self.wake(handle);
         }
     }

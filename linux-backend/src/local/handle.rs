@@ -84,7 +84,9 @@ impl Handle {
     ///
     /// [`ConnectError`].
     pub fn open(path: NodePath, staging: u64, prefault: bool) -> Result<Self, ConnectError> {
-        let socket = socket::connect(path.as_bytes()).map_err(|error| ConnectError::new(path, error))?;
+        let socket = socket::connect(path.as_bytes()).map_err(|error| ConnectError::new(path, error));
+        let socket = socket.inspect_err(|error| kdbus_core::event!(debug, "not connected: {:?}", error))?;
+        kdbus_core::event!(debug, "connected to {:?}", path);
         Self::over(socket, path, staging, prefault)
     }
 
@@ -249,6 +251,7 @@ impl Handle {
         if self.broken.replace(Some(first)).is_none() {
             // kdbusd learns now, not when the handle is dropped.
             let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+            kdbus_core::event!(error, "the bus at {:?} is gone: {:?}", self.path, first);
         }
         Failure::Broken(first)
     }
@@ -281,7 +284,10 @@ impl Handle {
             }
             self.submit(header, arg, message.unwrap_or(&[]), with)?;
         }
-        self.await_answer(header.serial, arg, message, with.cancel)
+        let (number, serial) = (header.number, header.serial);
+        let answer = self.await_answer(serial, arg, message, with.cancel);
+        kdbus_core::event!(trace, "command {:#x}, the {}th: {:?}", number, serial, answer.as_ref().err());
+        answer
     }
 
     fn submit(
@@ -409,6 +415,7 @@ impl Handle {
         // A second HELLO is refused by kdbusd.
         self.pool.set(pool).map_err(|_| self.fail(EPROTO))?;
         *self.queue.borrow_mut() = Some(Queue { posted, shared, bell });
+        kdbus_core::event!(debug, "a pool of {} bytes is mapped", hello.pool_size);
         Ok(answer)
     }
 }
