@@ -287,6 +287,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// application.
     fn sort(&self, incoming: Incoming<T::Fd>) -> Option<Delivery<'_, T>> {
         let Some(message) = Delivery::new(&self.link.transport, incoming) else {
+            crate::event!(warn, "a message is malformed and goes");
             self.link.count(|stats| stats.malformed += 1);
             return None;
         };
@@ -309,6 +310,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         match slot {
             Some(slot) => slot.complete(outcome),
             None => {
+                crate::event!(debug, "an answer to {:#x} comes too late", cookie);
                 self.link.count(|stats| stats.late += 1);
                 self.discard(outcome);
             }

@@ -15,6 +15,7 @@ use super::call::{OwnCalls, index};
 use super::deliver::Deposit;
 use super::domain::{HandleState, chunk};
 use super::host::{Clock, Credentials, Host, Spaces};
+use super::inspect::Counters;
 use super::limits::POLICY_NAMES_PER_CONNECTION;
 use super::matches::OwnMatches;
 use super::metadata::{Gathered, READ};
@@ -71,6 +72,7 @@ pub(super) struct Connection {
     /// Broadcasts lost since the last RECV, and ever.
     pub(super) lost: u64,
     pub(super) lost_ever: u64,
+    pub(super) counters: Counters,
     pub(super) matches: OwnMatches,
     policy: OwnPolicy,
     pub(super) calls: OwnCalls,
@@ -114,6 +116,7 @@ impl Blank for Connection {
         quota: QuotaHead::new(),
         lost: 0,
         lost_ever: 0,
+        counters: Counters::ZERO,
         matches: OwnMatches::NONE,
         policy: OwnPolicy::NONE,
         calls: OwnCalls::NONE,
@@ -243,6 +246,13 @@ impl Domain<'_> {
         self.handles[handle].state = HandleState::Connected(conn);
         let bus = &self.buses[bus];
         (cmd.bus_flags, cmd.id, cmd.id128) = (bus.flags, id, bus.uuid);
+        crate::event!(
+            info,
+            "connection {} is there, on bus {:?}, with flags {:?}",
+            id,
+            bus.name.as_str(),
+            flags
+        );
         (cmd.offset, cmd.items_size, cmd.return_flags) = (offset, items_size, 0);
         put_record(frame.bytes, &cmd);
         Ok(())
@@ -601,6 +611,7 @@ impl Domain<'_> {
         let record = &self.conns[conn];
         let (bus, handle, user, change) = (record.bus, record.handle, record.user, record.change());
         let ordinary = record.is_ordinary();
+        crate::event!(info, "connection {} is gone", record.id);
         if !record.is_monitor() {
             self.announce(host, at, bus, &Notice::Id { added: false, change });
         }

@@ -97,6 +97,8 @@ impl Domain<'_> {
         tracker: Option<TrackerId>,
     ) -> Result<(), Errno> {
         let deposit = self.deposit(host, to, parcel)?;
+        let (from, cookie) = (parcel.header.src_id, parcel.header.cookie);
+        crate::event!(trace, "message {} of {} to {}", cookie, from, self.conns[to].id);
         self.enqueue(host, at, to, deposit, parcel.header.priority, name, tracker)
     }
 
@@ -170,7 +172,9 @@ impl Domain<'_> {
             self.discard(host, to, deposit);
             return Err(Errno::ENOBUFS);
         };
-        let handle = self.conns[to].handle;
+        let receiver = &mut self.conns[to];
+        receiver.counters.queued += 1;
+        let handle = receiver.handle;
         let (offset, size) = (slice.offset, slice.size);
         let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
         host.publish(self.handle_id(handle), shown);
@@ -219,6 +223,7 @@ impl Domain<'_> {
         let (handle, first, ever) = (conn.handle, conn.lost == 1, conn.lost_ever);
         host.lost(self.handle_id(handle), ever);
         if first {
+            crate::event!(warn, "connection {} loses broadcasts, {} by now", self.conns[to].id, ever);
             self.wake(handle);
         }
     }

@@ -143,10 +143,14 @@ impl<'s> Domain<'s> {
     /// Its cost is that of the command. Effects may wait afterwards.
     pub fn handle(&mut self, host: &mut dyn Host, arrival: Arrival<'_>) -> Outcome {
         let Arrival { at, from, caller, request } = arrival;
+        let request_number = request.number;
         match self.dispatch(host, at, from, caller, request) {
             Ok(Progress::Done) => Outcome::Done(Ok(())),
             Ok(Progress::Pending) => Outcome::Pending,
-            Err(error) => Outcome::Done(Err(error)),
+            Err(error) => {
+                self.log_refusal(from, request_number, error);
+                Outcome::Done(Err(error))
+            }
         }
     }
 
@@ -256,6 +260,16 @@ impl<'s> Domain<'s> {
         let handle = Handle { state, creds: opener.clone(), dirty: Dirty::CLEAN };
         let place = self.handles.insert(handle).ok_or(Errno::EMFILE)?;
         Ok(self.handle_id(place))
+    }
+
+    /// Messages that find no room, and receives that find none, are everyday; other refusals are of interest.
+    fn log_refusal(&self, from: HandleId, number: u32, error: Errno) {
+        match Command::from_request(number) {
+            Some(command @ (Command::Send | Command::Recv | Command::Free)) => {
+                crate::event!(trace, "{:?} of {:?} is refused: {:?}", command, from, error);
+            }
+            command => crate::event!(debug, "{:?} of {:?} is refused: {:?}", command, from, error),
+        }
     }
 
     /// Finds out whether a handle takes a command, in the order that decides which refusal is reported.

@@ -56,5 +56,5 @@ pub use host::{
     Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, Id,
     LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
-pub use inspect::{ConnectionView, Holder, Usage};
+pub use inspect::{ConnectionView, Counters, Holder, Usage};
 pub use storage::{Allocate, StaticStorage, Storage};

@@ -10,16 +10,16 @@
 use std::cmp::Ordering;
 use std::hint::black_box;
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, ValueEnum};
 use heapless::BinaryHeap;
 use heapless::binary_heap::Min;
-use kdbus_benches::callgrind;
-use kdbus_benches::report::table;
 use kdbus_core::queue::StaticQueue;
 use serde::Serialize;
+
+use crate::callgrind;
+use crate::report::table;
 
 /// Entries that are queued while a push and a pop are measured.
 const DEPTH: usize = 1_024;
@@ -31,9 +31,8 @@ const COUNTED_PAIRS: u32 = 20 * DEPTH as u32;
 const COUNTED: &str = "*measured_pairs*";
 
 /// Measures core's priority queue beside heapless' binary heap, by instructions and by time.
-#[derive(Debug, Parser)]
-#[command(name = "queue")]
-struct Arguments {
+#[derive(Debug, Args)]
+pub struct Arguments {
     /// Rounds; in each one every queue has its turn
     #[arg(long, default_value_t = 30)]
     rounds: u32,
@@ -300,18 +299,12 @@ struct Line {
     ratio: f64,
 }
 
-fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody is left to tell if this fails.
-            let _ = writeln!(io::stderr(), "queue: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(arguments: &Arguments) -> io::Result<()> {
+/// Measures and prints.
+///
+/// # Errors
+///
+/// What failed.
+pub fn run(arguments: &Arguments) -> io::Result<()> {
     if let (Some(kind), Some(load), Some(priorities)) = (arguments.only, arguments.load, arguments.priorities)
     {
         black_box(turn(kind, load, priorities, arguments.pairs).run());
@@ -376,7 +369,8 @@ fn time(load: Load, priorities: Priorities, arguments: &Arguments) -> [(f64, f64
 fn count(kind: Kind, load: Load, priorities: Priorities) -> io::Result<f64> {
     let pairs = COUNTED_PAIRS.to_string();
     let (kind, load, priorities) = (value(kind)?, value(load)?, value(priorities)?);
-    let arguments = ["--only", &kind, "--load", &load, "--priorities", &priorities, "--pairs", &pairs];
+    let arguments =
+        ["queue", "--only", &kind, "--load", &load, "--priorities", &priorities, "--pairs", &pairs];
     Ok(callgrind::instructions(COUNTED, &arguments)? as f64 / f64::from(COUNTED_PAIRS))
 }
 
