@@ -7,6 +7,7 @@
 //!   is, and whose memory that is.
 //! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
 //! - `send`, [`examine`], `deliver`, `receive`, `call`, `registry`, `list`: the commands.
+//! - `lanes`: who may exchange messages past the bus, and until when.
 //! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `rules`, `policy`, `files`: tables that change their own
 //!   state and return what follows.
 
@@ -23,6 +24,7 @@ pub mod examine;
 mod files;
 mod host;
 mod inspect;
+mod lanes;
 pub mod limits;
 mod list;
 mod matches;
@@ -53,4 +55,5 @@ pub use host::{
     Node, Outcome, Readiness, Request,
 };
 pub use inspect::{ConnectionView, Holder, Usage};
+pub use lanes::{LaneGrant, Lanes, NoLane};
 pub use storage::{Allocate, StaticStorage, Storage};
