@@ -16,6 +16,7 @@ use super::deliver::Deposit;
 use super::domain::{HandleState, chunk};
 use super::host::{Clock, Credentials, Host, Spaces};
 use super::inspect::Counters;
+use super::lanes::Lanes;
 use super::limits::POLICY_NAMES_PER_CONNECTION;
 use super::matches::OwnMatches;
 use super::metadata::{Gathered, READ};
@@ -23,6 +24,7 @@ use super::notify::Notice;
 use super::policy::{Database, OwnPolicy, Policy};
 use super::pool::{Pool, PoolHead};
 use super::quota::QuotaHead;
+use super::registry::place;
 use super::slice::{ItemSink, Measure, SliceWriter};
 use super::table::{Blank, BusIx, ConnIx, EndpointIx, HandleIx, Place, UserIx};
 use super::user::Counted;
@@ -383,6 +385,9 @@ impl Domain<'_> {
             None => self.members(bus, monitor).first = Some(place),
         }
         self.conns[place].prev = last;
+        if monitor {
+            self.close_lanes_on(host, bus);
+        }
         Ok(place)
     }
 
@@ -408,8 +413,15 @@ impl Domain<'_> {
             let names = &mut self.buses[bus].names;
             let acquired = self.names.add_activator(names, index(conn), name);
             let acquired = acquired.map_err(|error| error.errno())?;
-            if let Some(change) = acquired.change {
-                self.name_changed(host, at, bus, &change);
+            match acquired.change {
+                Some(change) => self.name_changed(host, at, bus, &change),
+                // From here on what is sent to the name may have to wait for its next owner.
+                None => {
+                    let name = self.names.find(&self.buses[bus].names, name.as_str().as_bytes());
+                    if let Some(owner) = name.and_then(|name| self.names.owner(name)) {
+                        self.close_lanes_into(host, place(owner.connection));
+                    }
+                }
             }
         }
         if flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::POLICY_HOLDER) {
@@ -418,6 +430,7 @@ impl Domain<'_> {
             Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards, foreign)?;
             let own = &mut self.conns[conn].policy;
             self.policy.replace(own, Database::Bus(bus), frame.items())?;
+            self.close_lanes_on(host, bus);
         }
         Ok(())
     }
@@ -436,7 +449,7 @@ impl Domain<'_> {
     }
 
     /// UPDATE. Cost: `O(items · log of all policy entries)`.
-    pub(super) fn update(&mut self, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
+    pub(super) fn update(&mut self, host: &mut dyn Host, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
         let frame = Frame::check(arg, Command::Update.shape(), false).map_err(FrameError::errno)?;
         if frame.negotiate {
             return Ok(());
@@ -463,8 +476,12 @@ impl Domain<'_> {
             }
             let foreign = self.has_foreign_users(record.handle);
             Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true, foreign)?;
-            let database = Database::Bus(record.bus);
-            self.policy.replace(&mut self.conns[conn].policy, database, frame.items())?;
+            let bus = record.bus;
+            self.policy.replace(&mut self.conns[conn].policy, Database::Bus(bus), frame.items())?;
+            self.close_lanes_on(host, bus);
+        }
+        if self.conns[conn].attach_recv != attach_recv {
+            self.close_lanes_into(host, conn);
         }
         let record = &mut self.conns[conn];
         (record.attach_send, record.attach_recv) = (attach_send, attach_recv);
@@ -485,6 +502,9 @@ impl Domain<'_> {
         }
         self.drain(host, conn);
         if !self.conns[conn].queue.is_empty() {
+            return Err(Errno::EBUSY);
+        }
+        if !host.lanes_retire(self.handle_id(self.conns[conn].handle)) {
             return Err(Errno::EBUSY);
         }
         self.disconnect(host, at, conn);
@@ -531,8 +551,12 @@ impl Domain<'_> {
         if let HandleState::Connected(_) = self.handles[handle].state {
             self.wake(handle);
         }
+        host.lanes_close(Lanes::Of(self.handle_id(handle)));
         self.end_calls(host, conn, Errno::ECONNRESET);
         self.end_watches(host, conn);
+        if self.conns[conn].flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::POLICY_HOLDER) {
+            self.close_lanes_on(host, bus);
+        }
         self.policy.clear(&mut self.conns[conn].policy);
         let _ = self.ids.remove(self.conns.records, conn.index());
         match prev {

@@ -361,7 +361,7 @@ impl<'s> Domain<'s> {
             Command::MatchAdd => self.match_add(conn, arg),
             Command::MatchRemove => self.match_remove(conn, arg),
             Command::Byebye => self.byebye(host, at, conn, arg),
-            Command::Update => self.update(conn, arg),
+            Command::Update => self.update(host, conn, arg),
             Command::ConnInfo => self.conn_info(host, conn, caller, arg),
             Command::BusCreatorInfo => self.bus_creator_info(host, conn, arg),
             Command::List => self.list(host, conn, caller, arg),

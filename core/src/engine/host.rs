@@ -4,6 +4,8 @@ use crate::Instant;
 use crate::abi::{AttachFlags, Errno, MsgInfo};
 use crate::channel::{Entry, Return};
 
+use super::lanes::{LaneGrant, Lanes, NoLane};
+
 /// A number that names one open handle of a domain: a control file, an endpoint file or a connection.
 ///
 /// Numbers are reused with another generation, so that a stale one is recognised.
@@ -367,5 +369,27 @@ pub trait Host {
     /// Shows how many broadcasts this connection has lost so far, all in all.
     fn lost(&mut self, to: HandleId, total: u64) {
         let _ = (to, total);
+    }
+
+    /// Opens a lane, by which one client sends to another without the bus.
+    ///
+    /// # Errors
+    ///
+    /// [`NoLane::Off`] without lanes, [`NoLane::Full`] if the receiver has none left.
+    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+        let _ = grant;
+        Err(NoLane::Off)
+    }
+
+    /// Closes lanes. On return nothing more is sent by any of them; what was sent is delivered.
+    fn lanes_close(&mut self, which: Lanes) {
+        let _ = which;
+    }
+
+    /// Closes the lanes into a connection that wants to end. False if one holds a message that it has not
+    /// received: then they are as open as before.
+    fn lanes_retire(&mut self, of: HandleId) -> bool {
+        let _ = of;
+        true
     }
 }

@@ -7,6 +7,7 @@
 //!   is, and whose memory that is.
 //! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
 //! - `send`, [`examine`], `deliver`, `receive`, `call`, `registry`, `list`: the commands.
+//! - `lanes`: who may exchange messages past the bus, and until when.
 //! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `rules`, `policy`, `files`: tables that change their own
 //!   state and return what follows.
 
@@ -25,6 +26,7 @@ pub mod examine;
 mod files;
 mod host;
 mod inspect;
+mod lanes;
 pub mod limits;
 mod list;
 mod matches;
@@ -57,4 +59,5 @@ pub use host::{
     LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
 pub use inspect::{ConnectionView, Counters, Holder, Usage};
+pub use lanes::{LaneGrant, Lanes, NoLane};
 pub use storage::{Allocate, StaticStorage, Storage};

@@ -47,6 +47,12 @@ pub(super) struct TestHost {
     pub(super) asked: Vec<(HandleId, crate::abi::AttachFlags)>,
     pub(super) lost: BTreeMap<HandleId, u64>,
     pub(super) watched: BTreeMap<HandleId, bool>,
+    pub(super) lanes_opened: Vec<LaneGrant>,
+    /// What was closed, and how many messages had been shown to anybody by then.
+    pub(super) lanes_closed: Vec<(Lanes, usize)>,
+    /// A message waits in a lane.
+    pub(super) lane_waits: bool,
+    pub(super) retired: Vec<HandleId>,
     random: u8,
 }
 
@@ -164,6 +170,21 @@ impl Host for TestHost {
 
     fn lost(&mut self, to: HandleId, total: u64) {
         self.lost.insert(to, total);
+    }
+
+    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+        self.lanes_opened.push(grant);
+        Ok(())
+    }
+
+    fn lanes_close(&mut self, which: Lanes) {
+        let shown = self.published.values().map(Vec::len).sum();
+        self.lanes_closed.push((which, shown));
+    }
+
+    fn lanes_retire(&mut self, of: HandleId) -> bool {
+        self.retired.push(of);
+        !self.lane_waits
     }
 }
 
