@@ -309,7 +309,7 @@ impl<'s> Domain<'s> {
                 if command != Command::EndpointUpdate {
                     return Err(Errno::EBADFD);
                 }
-                self.endpoint_update(endpoint, request.arg)?;
+                self.endpoint_update(handle, endpoint, request.arg)?;
                 Ok(Progress::Done)
             }
             HandleState::Connected(conn) => self.command(host, at, conn, caller, command, request),
@@ -357,7 +357,7 @@ impl<'s> Domain<'s> {
             Command::MatchAdd => self.match_add(conn, arg),
             Command::MatchRemove => self.match_remove(conn, arg),
             Command::Byebye => self.byebye(host, at, conn, arg),
-            Command::Update => self.update(conn, arg),
+            Command::Update => self.update(host, conn, arg),
             Command::ConnInfo => self.conn_info(host, conn, caller, arg),
             Command::BusCreatorInfo => self.bus_creator_info(host, conn, arg),
             Command::List => self.list(host, conn, caller, arg),

@@ -12,6 +12,7 @@ use super::map::{self, Block, ReadMap, WordMap};
 use super::place::NodePath;
 use super::socket::{self, Descriptors, PARTS_MAX, Wait};
 use super::staging::Staging;
+use super::stats::{Report, STATS_BYTES};
 use super::wire::{self, FDS_MAX, HELLO_FDS, Header, Kind, PACKET_MAX, Packet};
 use super::{bell, wire::INLINE_MAX};
 
@@ -183,6 +184,19 @@ impl Handle {
         let header = Header { key: receiver, ..Header::new(Kind::WatchRoom, self.next_serial()) };
         self.transact(header, &mut [], None, Attachments::default())?;
         Ok(())
+    }
+
+    /// Asks for connection `id` in numbers, and for who occupies it. A process may ask for itself and for those of
+    /// its own user; the owner of the bus and root may ask for everybody.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such connection, `EPERM` if it is another user's.
+    pub fn stats(&self, id: u64) -> Result<Report, Failure> {
+        let header = Header { key: id, ..Header::new(Kind::Stats, self.next_serial()) };
+        let mut bytes = [0; STATS_BYTES];
+        self.transact(header, &mut bytes, None, Attachments::default())?;
+        Report::read(&bytes).ok_or_else(|| self.fail(EPROTO))
     }
 
     /// Tells kdbusd that something stands in the return ring, without waiting for anything.
