@@ -414,8 +414,8 @@ impl Words for WordMap {
     }
 
     #[inline]
-    fn set_bits(&self, index: usize, bits: u64) {
-        self.for_writing().set_bits(index, bits);
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        self.for_writing().set_bits(index, bits)
     }
 
     #[inline]

@@ -16,6 +16,7 @@ pub mod raw;
 mod receive;
 pub mod socket;
 mod staging;
+pub mod stats;
 mod transport;
 pub mod wire;
 
