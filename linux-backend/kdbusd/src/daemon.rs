@@ -22,6 +22,7 @@ use crate::identity::Proc;
 use crate::log::Log;
 use crate::poller::{Poller, Source, clock};
 use crate::process::{self, ProcessError};
+use crate::ready::Watchdog;
 use crate::serve::ServeError;
 use crate::tree::{Tree, TreeError};
 
@@ -68,6 +69,7 @@ pub struct Daemon {
     /// Given up for a moment to turn a client away when no descriptor is left.
     pub(crate) reserve: Option<OwnedFd>,
     pub(crate) paused_until: Option<kdbus_core::Instant>,
+    pub(crate) watchdog: Option<Watchdog>,
 }
 
 impl fmt::Debug for Daemon {
@@ -151,6 +153,7 @@ impl Daemon {
             schedule: config.schedule.clone(),
             reserve: reserve(),
             paused_until: None,
+            watchdog: None,
         };
         if config.memory.lock {
             // Behind all allocations, so that a limit shows here and not as a failure of one of them.
@@ -161,6 +164,11 @@ impl Daemon {
         }
         daemon.state.tree.check_adopted().map_err(StartError::Tree)?;
         Ok(daemon)
+    }
+
+    /// Has the loop of [`run`](Self::run) tell a service manager that it turns.
+    pub fn watch(&mut self, watchdog: Watchdog) {
+        self.watchdog = Some(watchdog);
     }
 
     /// Where the tree of nodes stands.

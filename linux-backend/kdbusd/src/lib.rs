@@ -33,6 +33,6 @@ mod spaces;
 mod tree;
 
 pub use daemon::{Daemon, Running, StartError};
-pub use ready::notify;
+pub use ready::{Watchdog, notify};
 pub use serve::ServeError;
 pub use tree::TreeError;

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use kdbus_linux::local::Environment;
 use kdbusd::config::{Arguments, Config};
-use kdbusd::{Daemon, activation, notify, process};
+use kdbusd::{Daemon, Watchdog, activation, notify, process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
@@ -52,6 +52,12 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut daemon = Daemon::bind_with(&config, listeners)?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
     let tell = |state: &str| manager.as_ref().map_or(Ok(()), |socket| notify(socket, state));
+    if let Some(socket) = &manager {
+        let [usec, pid] = ["WATCHDOG_USEC", "WATCHDOG_PID"].map(|name| std::env::var(name).ok());
+        if let Some(limit) = Watchdog::limit(usec.as_deref(), pid.as_deref(), std::process::id()) {
+            daemon.watch(Watchdog::new(socket, limit)?);
+        }
+    }
     tell("READY=1\n")?;
     if let Some(ready) = ready {
         announce(ready)?;

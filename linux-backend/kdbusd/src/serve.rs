@@ -28,6 +28,7 @@ use crate::identity::{self, Process};
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
 use crate::raw::Foreign;
+use crate::ready::Watchdog;
 use crate::spaces;
 
 /// Connections that are accepted at one node in one turn.
@@ -62,6 +63,10 @@ impl Daemon {
         self.state.poller.stop_on(&stop, true).map_err(ServeError::Wait)?;
         self.state.log.line(LogLevel::Info, format_args!("serving {}", self.state.tree.path().display()));
         let mut events = self.state.poller.events();
+        if let Some(watchdog) = &mut self.watchdog {
+            // Nobody may come for a long time: the first deadline is set here.
+            watchdog.turn(clock().monotonic);
+        }
         let served = loop {
             match self.turn(&mut events) {
                 Ok(true) => {}
@@ -80,6 +85,8 @@ impl Daemon {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };
+        let told_at = self.watchdog.as_ref().and_then(Watchdog::due_at);
+        let deadline = deadline.into_iter().chain(told_at).min();
         self.state.poller.wait(events, deadline)?;
         let mut goes_on = true;
         if self.may_lose_nodes() {
@@ -105,6 +112,9 @@ impl Daemon {
         }
         if self.paused_until.is_some_and(|until| until <= now.monotonic) {
             self.accept_again();
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.turn(now.monotonic);
         }
         Ok(goes_on)
     }

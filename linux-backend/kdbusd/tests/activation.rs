@@ -73,3 +73,22 @@ fn a_socket_that_is_no_node_or_no_packet_socket_is_refused() {
         assert!(!output.status.success() && errors.contains(says), "{name}: {errors}");
     }
 }
+
+#[test]
+fn a_manager_hears_that_the_daemon_is_ready_and_that_its_idle_loop_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    // Ends the test, instead of the wait, if nothing ever comes.
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kdbusd"));
+    command.args(["--set", "log=error", "--root"]).arg(dir.path().join("kdbus"));
+    let mut daemon = command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000").spawn().unwrap();
+    let mut text = [0; 32];
+    for expected in ["READY=1\n", "WATCHDOG=1\n", "WATCHDOG=1\n", "WATCHDOG=1\n"] {
+        let length = manager.recv(&mut text).unwrap();
+        assert_eq!(std::str::from_utf8(&text[..length]), Ok(expected));
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
