@@ -8,6 +8,7 @@ mod bell;
 mod copy;
 mod error;
 mod handle;
+mod lane;
 pub mod map;
 mod memfd;
 mod place;
@@ -22,6 +23,7 @@ pub use error::ConnectError;
 #[cfg(feature = "std")]
 pub use error::io_error;
 pub use handle::{Answer, Attachments, Handle};
+pub use lane::{InLane, OutLane};
 pub use memfd::{PayloadFile, SealedMemfd};
 pub use place::{Environment, NodePath, PATH_MAX, PlaceError};
 pub use transport::{LocalTransport, Options};

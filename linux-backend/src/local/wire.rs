@@ -22,6 +22,8 @@ pub const FDS_MAX: usize = 64;
 
 /// Descriptors in the answer to HELLO: pool, posted part, shared part, bell.
 pub const HELLO_FDS: usize = 4;
+/// Descriptors that come with a lane: its lane part, its way back, its verdict, and an end of its bell.
+pub const LANE_FDS: usize = 4;
 
 /// What a packet is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,13 @@ pub enum Kind {
     Cancel = 4,
     /// To kdbusd: something stands in the return ring. Has no answer.
     Returns = 5,
+    /// To kdbusd: a lane for messages to this client. The answer brings its descriptors, and its number in `slot`.
+    BringLane = 6,
+    /// To kdbusd: a lane to connection `key`, or the one there is opened again. The answer brings descriptors
+    /// the first time, and the lane's number in `slot`.
+    OpenLane = 7,
+    /// To kdbusd: this client has mapped lane `slot` and needs no more of its descriptors. Has no answer.
+    LaneMapped = 8,
     /// To the client: the end of the command with this `serial`. `number` is the errno, 0 for success.
     Answer = 0x80,
 }
@@ -52,6 +61,9 @@ impl Kind {
             3 => Self::WatchRoom,
             4 => Self::Cancel,
             5 => Self::Returns,
+            6 => Self::BringLane,
+            7 => Self::OpenLane,
+            8 => Self::LaneMapped,
             0x80 => Self::Answer,
             _ => return None,
         })
@@ -60,7 +72,10 @@ impl Kind {
     /// Whether kdbusd answers a packet of this kind.
     #[must_use]
     pub const fn is_answered(self) -> bool {
-        matches!(self, Self::Command | Self::ReceiveEntry | Self::WatchRoom)
+        matches!(
+            self,
+            Self::Command | Self::ReceiveEntry | Self::WatchRoom | Self::BringLane | Self::OpenLane
+        )
     }
 }
 
@@ -99,9 +114,9 @@ pub struct Header {
     pub payload_size: u64,
     /// Descriptors that go with the packet.
     pub fds: u32,
-    /// Slot of [`Kind::ReceiveEntry`].
+    /// Slot of [`Kind::ReceiveEntry`]; number of a lane.
     pub slot: u32,
-    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], serial of [`Kind::Cancel`].
+    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`] and [`Kind::OpenLane`], serial of [`Kind::Cancel`].
     pub key: u64,
 }
 
