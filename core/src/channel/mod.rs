@@ -4,6 +4,7 @@
 //! - [`InboxWriter`] and [`InboxReader`]: the queue in which a bus shows messages to a client, and the way back.
 //! - [`LaneWriter`], [`LaneReader`], [`LaneGate`]: messages from one client to another past the bus, and what
 //!   the bus does to let them and to stop them. [`CallWord`]: how a call ends, once.
+//! - [`Ledger`]: buffers that one process lends to another, and that come back.
 //! - [`Order`]: merges what several lanes brought by time, into one queue.
 //!
 //! The other side may write anything at any time. Each word is loaded once, the copy is checked, and the
@@ -13,6 +14,7 @@ mod call;
 mod entry;
 mod inbox;
 mod lane;
+mod loan;
 mod order;
 mod verdict;
 mod words;
@@ -26,6 +28,7 @@ pub use lane::{
     LaneGate, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane, RING_MAX, RING_MIN, Reserved,
     Violation,
 };
+pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
 pub use order::{Arrived, Batch, Order};
 pub use verdict::Verdict;
 pub use words::Words;

@@ -14,7 +14,8 @@ use super::Domain;
 use super::call::{OwnCalls, index};
 use super::deliver::Deposit;
 use super::domain::{HandleState, chunk};
-use super::host::{Clock, Credentials, Host};
+use super::host::{Clock, Credentials, Host, Spaces};
+use super::inspect::Counters;
 use super::lanes::Lanes;
 use super::limits::POLICY_NAMES_PER_CONNECTION;
 use super::matches::OwnMatches;
@@ -73,6 +74,7 @@ pub(super) struct Connection {
     /// Broadcasts lost since the last RECV, and ever.
     pub(super) lost: u64,
     pub(super) lost_ever: u64,
+    pub(super) counters: Counters,
     pub(super) matches: OwnMatches,
     policy: OwnPolicy,
     pub(super) calls: OwnCalls,
@@ -116,6 +118,7 @@ impl Blank for Connection {
         quota: QuotaHead::new(),
         lost: 0,
         lost_ever: 0,
+        counters: Counters::ZERO,
         matches: OwnMatches::NONE,
         policy: OwnPolicy::NONE,
         calls: OwnCalls::NONE,
@@ -245,6 +248,13 @@ impl Domain<'_> {
         self.handles[handle].state = HandleState::Connected(conn);
         let bus = &self.buses[bus];
         (cmd.bus_flags, cmd.id, cmd.id128) = (bus.flags, id, bus.uuid);
+        crate::event!(
+            info,
+            "connection {} is there, on bus {:?}, with flags {:?}",
+            id,
+            bus.name.as_str(),
+            flags
+        );
         (cmd.offset, cmd.items_size, cmd.return_flags) = (offset, items_size, 0);
         put_record(frame.bytes, &cmd);
         Ok(())
@@ -300,8 +310,11 @@ impl Domain<'_> {
         identity: &mut Credentials,
     ) -> Result<Option<AttachFlags>, Errno> {
         let mut faked = AttachFlags::empty();
+        let space = self.handles[handle].creds.spaces;
         if let Some(creds) = frame.item(ItemType::CREDS).and_then(|item| item.record::<Creds>()) {
-            let id = |id: u64| u32::try_from(id).map_err(|_| Errno::EINVAL);
+            // Numbers of other namespaces have no meaning here, and are not guessed at.
+            let known = |id: &u32| space.users == 0 || *id == u32::MAX;
+            let id = |id: u64| u32::try_from(id).ok().filter(known).ok_or(Errno::EINVAL);
             identity.uid = id(creds.uid)?;
             identity.euid = id(creds.euid)?;
             identity.suid = id(creds.suid)?;
@@ -316,7 +329,11 @@ impl Domain<'_> {
             let from = self.handle_id(handle);
             let mut pid = |pid: u64| {
                 let pid = u32::try_from(pid).map_err(|_| Errno::EINVAL)?;
-                if pid == 0 || host.process_exists(from, pid) { Ok(pid) } else { Err(Errno::EINVAL) }
+                if pid == 0 || space.pids == 0 && host.process_exists(from, pid) {
+                    Ok(pid)
+                } else {
+                    Err(Errno::EINVAL)
+                }
             };
             (identity.pid, identity.tid, identity.ppid) = (pid(pids.pid)?, pid(pids.tid)?, pid(pids.ppid)?);
             faked |= AttachFlags::PIDS;
@@ -324,6 +341,9 @@ impl Domain<'_> {
         if let Some(label) = frame.item(ItemType::SECLABEL).and_then(|item| item.c_str()) {
             identity.label = heapless::Vec::from_slice(label).map_err(|_| Errno::ENOMEM)?;
             faked |= AttachFlags::SECLABEL;
+        }
+        if !faked.is_empty() {
+            identity.spaces = Spaces::HOST;
         }
         Ok(Some(faked).filter(|kinds| !kinds.is_empty()))
     }
@@ -406,7 +426,8 @@ impl Domain<'_> {
         }
         if flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::POLICY_HOLDER) {
             let wildcards = !flags.contains(HelloFlags::ACTIVATOR);
-            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards)?;
+            let foreign = self.has_foreign_users(self.conns[conn].handle);
+            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards, foreign)?;
             let own = &mut self.conns[conn].policy;
             self.policy.replace(own, Database::Bus(bus), frame.items())?;
             self.close_lanes_on(host, bus);
@@ -453,7 +474,8 @@ impl Domain<'_> {
             if !record.is_policy_holder() {
                 return Err(Errno::EOPNOTSUPP);
             }
-            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true)?;
+            let foreign = self.has_foreign_users(record.handle);
+            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true, foreign)?;
             let bus = record.bus;
             self.policy.replace(&mut self.conns[conn].policy, Database::Bus(bus), frame.items())?;
             self.close_lanes_on(host, bus);
@@ -603,6 +625,7 @@ impl Domain<'_> {
     fn finish_leave(&mut self, host: &mut dyn Host, at: Clock, conn: ConnIx) {
         let record = &self.conns[conn];
         let (bus, handle, user, change) = (record.bus, record.handle, record.user, record.change());
+        crate::event!(info, "connection {} is gone", record.id);
         if !record.is_monitor() {
             self.announce(host, at, bus, &Notice::Id { added: false, change });
         }
@@ -619,6 +642,11 @@ impl Domain<'_> {
         let found = self.ids.find(self.conns.records, |_, record| record.item.id.cmp(&id))?;
         let conn = ConnIx::new(found);
         (self.conns[conn].bus == bus).then_some(conn)
+    }
+
+    /// Whether who opened a handle counts users otherwise than the host.
+    pub(super) fn has_foreign_users(&self, handle: HandleIx) -> bool {
+        self.handles[handle].creds.spaces.users != 0
     }
 
     fn members(&mut self, bus: BusIx, monitor: bool) -> &mut super::bus::Members {

@@ -49,6 +49,34 @@ pub const GROUPS_MAX: usize = 64;
 /// Bytes that are kept of a security label.
 pub const LABEL_MAX: usize = 128;
 
+/// The namespaces that a process lives in, by numbers of the host's own; 0 is the one that the host lives in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spaces {
+    /// Where its users and groups have their numbers.
+    pub users: u64,
+    /// Where processes have their numbers.
+    pub pids: u64,
+    /// Its own number there; of no meaning where `pids` is 0.
+    pub pid: u32,
+    /// Its root directory.
+    pub root: u64,
+}
+
+impl Spaces {
+    /// Those of the host.
+    pub const HOST: Self = Self { users: 0, pids: 0, pid: 0, root: 0 };
+}
+
+/// A user or a group, by the host's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Id {
+    /// A user.
+    User(u32),
+    /// A group.
+    Group(u32),
+}
+
 /// Who opened a handle, by the host's own word and pinned at that moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
@@ -80,6 +108,8 @@ pub struct Credentials {
     pub label: heapless::Vec<u8, LABEL_MAX>,
     /// Holds `CAP_IPC_OWNER`, or what the host takes in its place.
     pub privileged: bool,
+    /// Where it lives. All other numbers here are the host's.
+    pub spaces: Spaces,
 }
 
 impl Credentials {
@@ -99,6 +129,7 @@ impl Credentials {
         ppid: 0,
         label: heapless::Vec::new(),
         privileged: false,
+        spaces: Spaces::HOST,
     };
 }
 
@@ -298,6 +329,14 @@ pub trait Host {
     /// Asked only for what is not pinned in [`Credentials`], and only when a receiver wants it.
     fn metadata(&mut self, from: HandleId, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {
         let _ = (from, kind, buffer);
+        None
+    }
+
+    /// What the process behind `by` calls a user or group, or `None` if it has no name for it.
+    ///
+    /// Asked only for processes whose [`Spaces::users`] is not the host's.
+    fn id_seen(&mut self, by: HandleId, id: Id) -> Option<u32> {
+        let _ = (by, id);
         None
     }
 

@@ -14,6 +14,8 @@
 mod access;
 mod bus;
 mod call;
+#[cfg(test)]
+mod chaos;
 mod config;
 mod connection;
 mod deliver;
@@ -29,8 +31,10 @@ pub mod limits;
 mod list;
 mod matches;
 mod metadata;
+mod name_entry;
 pub mod names;
 mod notify;
+mod owner;
 mod policy;
 pub mod pool;
 pub mod quota;
@@ -51,9 +55,9 @@ pub use crate::channel::{Entry, Return};
 pub use config::{Config, ConfigError};
 pub use domain::Domain;
 pub use host::{
-    Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, LABEL_MAX,
-    Node, Outcome, Readiness, Request,
+    Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, Id,
+    LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
-pub use inspect::{ConnectionView, Holder, Usage};
+pub use inspect::{ConnectionView, Counters, Holder, Usage};
 pub use lanes::{LaneGrant, Lanes, NoLane};
 pub use storage::{Allocate, StaticStorage, Storage};

@@ -89,6 +89,7 @@ impl Domain<'_> {
             })
         };
         let (old, new) = (side(change.old), side(change.new));
+        crate::event!(debug, "name {:?} goes from {} to {}", change.name.as_str(), old.id, new.id);
         self.announce(host, at, bus, &Notice::Name { old, new, name: change.name.as_str() });
     }
 

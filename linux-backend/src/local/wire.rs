@@ -40,13 +40,15 @@ pub enum Kind {
     Cancel = 4,
     /// To kdbusd: something stands in the return ring. Has no answer.
     Returns = 5,
+    /// To kdbusd: show connection `key` in numbers, see [`stats`](super::stats).
+    Stats = 6,
     /// To kdbusd: a lane for messages to this client. The answer brings its descriptors, and its number in `slot`.
-    BringLane = 6,
+    BringLane = 7,
     /// To kdbusd: a lane to connection `key`, or the one there is opened again. The answer brings descriptors
     /// the first time, and the lane's number in `slot`.
-    OpenLane = 7,
+    OpenLane = 8,
     /// To kdbusd: this client has mapped lane `slot` and needs no more of its descriptors. Has no answer.
-    LaneMapped = 8,
+    LaneMapped = 9,
     /// To the client: the end of the command with this `serial`. `number` is the errno, 0 for success.
     Answer = 0x80,
 }
@@ -61,9 +63,10 @@ impl Kind {
             3 => Self::WatchRoom,
             4 => Self::Cancel,
             5 => Self::Returns,
-            6 => Self::BringLane,
-            7 => Self::OpenLane,
-            8 => Self::LaneMapped,
+            6 => Self::Stats,
+            7 => Self::BringLane,
+            8 => Self::OpenLane,
+            9 => Self::LaneMapped,
             0x80 => Self::Answer,
             _ => return None,
         })
@@ -74,7 +77,12 @@ impl Kind {
     pub const fn is_answered(self) -> bool {
         matches!(
             self,
-            Self::Command | Self::ReceiveEntry | Self::WatchRoom | Self::BringLane | Self::OpenLane
+            Self::Command
+                | Self::ReceiveEntry
+                | Self::WatchRoom
+                | Self::Stats
+                | Self::BringLane
+                | Self::OpenLane
         )
     }
 }
@@ -116,7 +124,8 @@ pub struct Header {
     pub fds: u32,
     /// Slot of [`Kind::ReceiveEntry`]; number of a lane.
     pub slot: u32,
-    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`] and [`Kind::OpenLane`], serial of [`Kind::Cancel`].
+    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], [`Kind::Stats`] and [`Kind::OpenLane`],
+    /// serial of [`Kind::Cancel`].
     pub key: u64,
 }
 
