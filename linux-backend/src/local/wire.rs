@@ -353,7 +353,7 @@ mod tests {
         assert_eq!(Packet::parse(&mut [0; 55], 0).unwrap_err(), WireError::NotAPacket);
         assert_eq!(refusal(|header| header.magic = 0, 0), WireError::NotAPacket);
         assert_eq!(refusal(|header| header.version = 2, 0), WireError::Version(2));
-        assert_eq!(refusal(|header| header.kind = 6, 0), WireError::Kind(6));
+        assert_eq!(refusal(|header| header.kind = 0x7f, 0), WireError::Kind(0x7f));
         assert_eq!(refusal(|header| header.flags = 1 << 31, 0), WireError::Flags(1 << 31));
         assert_eq!(refusal(|header| header.flags = FLAG_STAGED, 0), WireError::Flags(FLAG_STAGED));
         assert_eq!(refusal(|header| header.flags = FLAG_STAGING_FD, 0), WireError::Flags(FLAG_STAGING_FD));
