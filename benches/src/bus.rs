@@ -25,6 +25,9 @@ use crate::control::PATIENCE;
 use crate::end::{Client, Server, stamp};
 use crate::job::Job;
 
+/// A count of a job from which on the daemon has room for the most connections and names that are measured.
+pub const MANY: usize = 1000;
+
 /// The bus that is measured, without the uid in front.
 const BUS: &str = "bench";
 /// The name that is called.
@@ -127,17 +130,17 @@ fn ends_of(bytes: &[u8]) -> [[u8; 8]; 2] {
 /// # Errors
 ///
 /// What failed.
-pub fn daemon(dir: &Path) -> io::Result<()> {
-    let mut config = Config::new(rustix::process::geteuid().as_raw(), dir.join("bus"));
+pub fn daemon(job: &Job) -> io::Result<()> {
+    let mut config = Config::new(rustix::process::geteuid().as_raw(), job.dir.join("bus"));
     config.bus = vec![BusConfig { name: BUS.into(), ..config.bus.remove(0) }];
     config.log = LogLevel::Error;
-    // For what is measured with many of them. What is not used costs nothing but memory.
-    let capacity = &mut config.capacity;
-    (capacity.clients, capacity.clients_per_user, capacity.connections) = (1200, 1200, 1100);
-    (capacity.names, capacity.name_records) = (8192, 8192);
-    config.memory.pools = Bytes(1 << 30);
-    config.memory.pools_per_user = Bytes(1 << 30);
+    config.memory.pools_per_user = config.memory.pools;
     config.memory.largest_pool = Bytes(LARGEST_POOL);
+    if job.count >= MANY {
+        let capacity = &mut config.capacity;
+        (capacity.clients, capacity.clients_per_user, capacity.connections) = (1200, 1200, 1100);
+        (capacity.names, capacity.name_records) = (8192, 8192);
+    }
     let mut daemon = Daemon::bind(&config).map_err(io::Error::other)?;
     let (never, _open) = rustix::pipe::pipe()?;
     daemon.run(&never).map_err(io::Error::other)

@@ -1,7 +1,7 @@
 //! kdbus-rt beside the floor and its peers, in one run.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Print a part of a Markdown page instead of plain tables
     #[arg(long)]
     markdown: bool,
+    /// Put that part into this page, between its lines `<!-- figures -->` and `<!-- end of figures -->`
+    #[arg(long, value_name = "FILE.md")]
+    page: Option<PathBuf>,
     /// Systems to measure [default: all]
     #[arg(long, value_delimiter = ',')]
     only: Vec<System>,
@@ -90,10 +93,35 @@ pub fn run(arguments: &Arguments) -> io::Result<()> {
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
     }
-    match &arguments.svg {
-        Some(dir) => plot::write(&measured, &report, dir),
-        None => Ok(()),
+    if let Some(dir) = &arguments.svg {
+        plot::write(&measured, &report, dir)?;
     }
+    if let Some(page) = &arguments.page {
+        let pictures = arguments.svg.as_deref().map_or_else(String::new, |dir| pictures(dir, page));
+        let text = std::fs::read_to_string(page)?;
+        let text = with_figures(&text, &(report.text(true) + &pictures))
+            .ok_or_else(|| io::Error::other(format!("{}: no line {BEGIN}, or no {END}", page.display())))?;
+        std::fs::write(page, text)?;
+    }
+    Ok(())
+}
+
+/// Where figures begin in a page.
+const BEGIN: &str = "<!-- figures -->\n";
+/// Where they end.
+const END: &str = "<!-- end of figures -->\n";
+
+/// A page with other figures in it; `None` if it has no place for them.
+fn with_figures(page: &str, figures: &str) -> Option<String> {
+    let (before, rest) = page.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{}\n\n{END}{after}", figures.trim()))
+}
+
+/// The pictures in `dir` as `page` shows them.
+fn pictures(dir: &Path, page: &Path) -> String {
+    let beside = page.parent().and_then(|parent| dir.strip_prefix(parent).ok()).unwrap_or(dir);
+    plot::FILES.map(|(file, what)| format!("\n\n![{what}]({}/{file})", beside.display())).concat()
 }
 
 /// Measures how cost grows, over the fastest of kdbus-rt's ways that was measured.
@@ -117,5 +145,21 @@ fn show(line: &str) {
     use std::io::IsTerminal;
     if io::stderr().is_terminal() {
         let _ = write!(io::stderr(), "\r\x1b[K{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_keeps_what_stands_around_its_figures() {
+        let page = format!("one\n{BEGIN}old\n{END}two\n");
+        assert_eq!(with_figures(&page, "new\n"), Some(format!("one\n{BEGIN}\nnew\n\n{END}two\n")));
+        assert_eq!(with_figures("one\n", "new"), None);
+        assert_eq!(
+            pictures(Path::new("docs/figures"), Path::new("docs/performance.md")).lines().last(),
+            Some("![cost by number](figures/scaling.svg)")
+        );
     }
 }

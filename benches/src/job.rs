@@ -23,7 +23,7 @@ pub enum Role {
     Server,
     /// Passes packets on between the other two.
     Relay,
-    /// kdbusd, as anybody would run it, with room for the most connections and names that are measured.
+    /// kdbusd, as anybody would run it.
     Kdbusd,
     /// dbus-daemon, with a configuration of its own.
     DbusDaemon,
@@ -46,7 +46,7 @@ pub struct Job {
     pub dir: PathBuf,
     /// On which CPUs.
     pub cpus: Cpus,
-    /// Subscribers of a broadcast; round trips of the counted client.
+    /// Subscribers of a broadcast; round trips of the counted client; [`bus::MANY`] for a daemon with room for many.
     pub count: usize,
 }
 
@@ -96,7 +96,7 @@ impl Job {
         match self.role {
             Role::Server => self.serve(),
             Role::Relay => socket::relay(self),
-            Role::Kdbusd => bus::daemon(&self.dir),
+            Role::Kdbusd => bus::daemon(self),
             Role::DbusDaemon => dbus::daemon(&self.dir),
             Role::DbusBroker => dbus::broker(self),
             Role::DbusBrokerItself => dbus::broker_itself(),

@@ -28,6 +28,13 @@ const COLOURS: [RGBColor; System::ALL.len()] = [
     RGBColor(230, 180, 210),
 ];
 
+/// The pictures of a run, and what they show.
+pub const FILES: [(&str, &str); 3] = [
+    ("latency.svg", "distribution of latencies"),
+    ("payload.svg", "cost by size of the payload"),
+    ("scaling.svg", "cost by number"),
+];
+
 /// Size of one chart.
 const CHART: (u32, u32) = (560, 380);
 /// Columns of a picture.
@@ -56,15 +63,15 @@ type Named = (String, RGBColor, Vec<(f64, f64)>);
 pub fn write(groups: &[Vec<Measured>], report: &Report, dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     let latency: Vec<_> = groups.iter().filter_map(|group| latencies(group)).collect();
-    draw(&latency, &dir.join("latency.svg"))?;
+    draw(&latency, &dir.join(FILES[0].0))?;
     let both = [Place::OneCpu, Place::TwoCpus];
     let payload: Vec<_> = Kind::ALL
         .iter()
         .flat_map(|kind| both.map(|place| (*kind, place)))
         .filter_map(|(kind, place)| costs(groups, kind, place))
         .collect();
-    draw(&payload, &dir.join("payload.svg"))?;
-    draw(&growth(report), &dir.join("scaling.svg"))
+    draw(&payload, &dir.join(FILES[1].0))?;
+    draw(&growth(report), &dir.join(FILES[2].0))
 }
 
 /// How many of the messages of a group took longer than how long.

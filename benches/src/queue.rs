@@ -7,7 +7,7 @@
 //! Core's queue is stable: of equal priorities, the first to come leaves first. The heap is measured as it is, and
 //! with the number of arrival in each entry, which makes it stable too.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::hint::black_box;
 use std::io::{self, Write};
 use std::time::Instant;
@@ -22,7 +22,7 @@ use crate::callgrind;
 use crate::report::table;
 
 /// Entries that are queued while a push and a pop are measured.
-const DEPTH: usize = 1_024;
+pub const DEPTH: usize = 1_024;
 
 /// Push and pop pairs under callgrind, which takes its time.
 const COUNTED_PAIRS: u32 = 20 * DEPTH as u32;
@@ -56,23 +56,29 @@ pub struct Arguments {
 /// A queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-enum Kind {
+pub enum Kind {
     /// Core's.
     Core,
     /// The heap with the number of arrival.
     StableHeap,
     /// The heap as it is.
     Heap,
+    /// That of the standard library, which grows.
+    StdHeap,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Core, Self::StableHeap, Self::Heap];
+    /// All of them, in the order of reports.
+    pub const ALL: [Self; 4] = [Self::Core, Self::StableHeap, Self::Heap, Self::StdHeap];
 
-    const fn name(self) -> &'static str {
+    /// What reports call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Core => "core::queue",
-            Self::StableHeap => "BinaryHeap, made stable",
-            Self::Heap => "BinaryHeap",
+            Self::StableHeap => "heapless::BinaryHeap, made stable",
+            Self::Heap => "heapless::BinaryHeap",
+            Self::StdHeap => "std::BinaryHeap",
         }
     }
 }
@@ -80,7 +86,7 @@ impl Kind {
 /// Where the priorities come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-enum Priorities {
+pub enum Priorities {
     /// Any 64-bit number.
     Random,
     /// Eight different ones.
@@ -88,9 +94,12 @@ enum Priorities {
 }
 
 impl Priorities {
-    const ALL: [Self; 2] = [Self::Random, Self::Eight];
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Random, Self::Eight];
 
-    const fn name(self) -> &'static str {
+    /// What reports call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
             Self::Eight => "eight",
@@ -101,7 +110,7 @@ impl Priorities {
 /// How pushes and pops follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-enum Load {
+pub enum Load {
     /// All pushes first, up to the depth, then all pops.
     Fill,
     /// By turns, with one entry less than the depth waiting.
@@ -109,9 +118,12 @@ enum Load {
 }
 
 impl Load {
-    const ALL: [Self; 2] = [Self::Fill, Self::Full];
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Fill, Self::Full];
 
-    const fn name(self) -> &'static str {
+    /// What reports call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Fill => "fill",
             Self::Full => "full",
@@ -199,6 +211,19 @@ impl Queue for Heap {
     }
 }
 
+/// The heap of the standard library, with room for all from the start.
+struct StdHeap(std::collections::BinaryHeap<Reverse<Small>>);
+
+impl Queue for StdHeap {
+    fn push(&mut self, priority: i64, item: u64) {
+        self.0.push(Reverse(Small { priority, item }));
+    }
+
+    fn pop(&mut self) -> Option<u64> {
+        self.0.pop().map(|entry| entry.0.item)
+    }
+}
+
 /// Priorities from a fixed seed, the same for every queue.
 struct Source {
     priorities: Priorities,
@@ -264,7 +289,9 @@ fn measured_pairs<Q: Queue>(queue: &mut Q, priorities: &[i64], chunk: usize) -> 
     sum
 }
 
-trait Runs {
+/// A queue that is ready for pushes and pops.
+pub trait Runs {
+    /// A push and a pop for each priority; a number that depends on what left in which order.
     fn run(&mut self) -> u64;
 }
 
@@ -274,7 +301,9 @@ impl<Q: Queue> Runs for Turn<Q> {
     }
 }
 
-fn turn(kind: Kind, load: Load, priorities: Priorities, pairs: u32) -> Box<dyn Runs> {
+/// A queue of one kind, loaded, with `pairs` priorities made.
+#[must_use]
+pub fn turn(kind: Kind, load: Load, priorities: Priorities, pairs: u32) -> Box<dyn Runs> {
     match kind {
         Kind::Core => Box::new(Turn::new(Core(Box::new(StaticQueue::new())), load, priorities, pairs)),
         Kind::StableHeap => {
@@ -282,6 +311,10 @@ fn turn(kind: Kind, load: Load, priorities: Priorities, pairs: u32) -> Box<dyn R
             Box::new(Turn::new(queue, load, priorities, pairs))
         }
         Kind::Heap => Box::new(Turn::new(Heap(Box::new(BinaryHeap::new())), load, priorities, pairs)),
+        Kind::StdHeap => {
+            let queue = StdHeap(std::collections::BinaryHeap::with_capacity(DEPTH));
+            Box::new(Turn::new(queue, load, priorities, pairs))
+        }
     }
 }
 
@@ -407,6 +440,8 @@ mod tests {
         for load in Load::ALL {
             let core = order(Core(Box::new(StaticQueue::new())), load, Priorities::Random);
             assert_eq!(core, order(Heap(Box::new(BinaryHeap::new())), load, Priorities::Random));
+            let heap = std::collections::BinaryHeap::with_capacity(DEPTH);
+            assert_eq!(core, order(StdHeap(heap), load, Priorities::Random));
         }
     }
 }

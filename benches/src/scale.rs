@@ -66,7 +66,7 @@ const NAMES_EACH: usize = 256;
 /// The smallest pool that is worth having.
 const SMALL_POOL: u64 = 64 << 10;
 
-/// Measures all series over `system`, on one CPU.
+/// Measures all series over `system`: round trips on one CPU, subscribers on another than the sender.
 ///
 /// # Errors
 ///
@@ -81,7 +81,7 @@ pub fn measure(
     let mut steps = Vec::new();
     for (what, counts) in [(What::IdlePeers, &PEERS[..]), (What::Names, &NAMES[..])] {
         let case = Case { system, kind: Kind::Call, bytes: 64, place: Place::OneCpu };
-        let mut contender = Contender::start(&case, cpus)?;
+        let mut contender = Contender::start_with(&case, cpus, bus::MANY)?;
         let mut more = More { peers: Vec::new(), names: 1 };
         for count in counts {
             progress(what, *count);
@@ -94,7 +94,9 @@ pub fn measure(
     }
     for count in SUBSCRIBERS {
         progress(What::Subscribers, count);
-        let case = Case { system, kind: Kind::Broadcast, bytes: 64, place: Place::OneCpu };
+        // Subscribers elsewhere if possible: on the sender's CPU they would have their turns before it goes on.
+        let place = if cpus.second.is_some() { Place::TwoCpus } else { Place::OneCpu };
+        let case = Case { system, kind: Kind::Broadcast, bytes: 64, place };
         let mut contender = Contender::start_with(&case, cpus, count)?;
         let mut publishing = u64::MAX;
         let mut last = u64::MAX;

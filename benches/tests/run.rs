@@ -77,7 +77,7 @@ fn every_queue_is_timed() {
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("skipped: instruction counts"));
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     let lines = result["queues"].as_array().unwrap();
-    assert_eq!(lines.len(), 12);
+    assert_eq!(lines.len(), 16);
     assert!(
         lines.iter().all(|line| line["instructions"].is_null() && line["shortest_ns"].as_f64() > Some(0.0))
     );

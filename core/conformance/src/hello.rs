@@ -1,6 +1,8 @@
 //! HELLO, UPDATE and BYEBYE.
 
-use kdbus_core::abi::{AttachFlags, CmdHello, Command, Creds, Errno, HelloFlags, ItemType, Items, Pids};
+use kdbus_core::abi::{
+    AttachFlags, Cmd, CmdHello, Command, Creds, Errno, FLAG_NEGOTIATE, HelloFlags, ItemType, Items, Pids,
+};
 
 use crate::bench::{Bench, Outcome};
 use crate::build::{Arg, BLOOM, Hello, Item, Message};
@@ -305,6 +307,21 @@ pub(crate) fn who_left_is_gone_for_every_command<W: World>(t: &mut Bench<W>) -> 
     for command in setup {
         assert_eq!(t.run(&a, &mut Arg::new(command)), Err(Errno::EBADFD), "{command:?}");
     }
+    Ok(())
+}
+
+pub(crate) fn leaving_again_is_looked_at_first<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (a, monitor) = (t.connect(), t.hello(&Hello::monitor()));
+    t.byebye(&a).unwrap();
+    let unknown = Arg::new(Command::Byebye).flags(1);
+    assert_eq!(t.run(&a, &mut unknown.clone()), Err(Errno::EINVAL));
+    let mut asked = Arg::new(Command::Byebye).flags(FLAG_NEGOTIATE);
+    assert_eq!((t.run(&a, &mut asked), asked.read::<Cmd>().flags), (Ok(()), 0));
+    assert_eq!(t.byebye(&a), Err(Errno::ECONNRESET));
+    let control = t.control.take().unwrap();
+    t.world.close(control);
+    t.wait_hung_up(&monitor.handle);
+    assert_eq!(t.byebye(&monitor), Err(Errno::EOPNOTSUPP));
     Ok(())
 }
 

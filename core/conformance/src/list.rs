@@ -134,6 +134,7 @@ macro_rules! __conformance_list {
                 [121] an_unfreed_slice_keeps_nobody;
                 [122] only_ordinary_connections_leave;
                 [123] who_left_is_gone_for_every_command;
+                [478] leaving_again_is_looked_at_first;
                 [468] users_that_come_and_go_leave_nothing_behind;
             }
             pool {

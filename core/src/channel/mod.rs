@@ -2,9 +2,9 @@
 //!
 //! - [`Words`]: the one way to shared words, a hook for simulators and model checkers.
 //! - [`InboxWriter`] and [`InboxReader`]: the queue in which a bus shows messages to a client, and the way back.
+//! - [`Ledger`]: buffers that one process lends to another, and that come back.
 //! - [`LaneWriter`], [`LaneReader`], [`LaneGate`]: messages from one client to another past the bus, and what
 //!   the bus does to let them and to stop them. [`CallWord`]: how a call ends, once.
-//! - [`Ledger`]: buffers that one process lends to another, and that come back.
 //! - [`Order`]: merges what several lanes brought by time, into one queue.
 //!
 //! The other side may write anything at any time. Each word is loaded once, the copy is checked, and the

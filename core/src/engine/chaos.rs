@@ -585,3 +585,7 @@ impl<'d> Chaos<'d> {
         assert_eq!(self.bed.domain.poll_timeout(), None);
     }
 }
+
+#[cfg(test)]
+#[path = "chaos_tests.rs"]
+mod tests;

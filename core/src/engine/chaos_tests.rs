@@ -1,6 +1,6 @@
-use super::super::chaos::{Chaos, Dice};
 use super::super::testbed::domain;
 use super::super::*;
+use super::{Chaos, Dice};
 
 fn run(seeds: core::ops::Range<u64>, steps: usize, config: &Config) {
     for seed in seeds {

@@ -511,6 +511,15 @@ impl Domain<'_> {
         Ok(())
     }
 
+    /// BYEBYE of who has left, or was thrown out.
+    pub(super) fn byebye_again(ordinary: bool, arg: &mut [u8]) -> Result<(), Errno> {
+        if !ordinary {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let frame = Frame::check(arg, Command::Byebye.shape(), false).map_err(FrameError::errno)?;
+        if frame.negotiate { Ok(()) } else { Err(Errno::ECONNRESET) }
+    }
+
     /// FREE. Cost: `O(log of the pool's slices)`.
     pub(super) fn free(&mut self, host: &mut dyn Host, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
         let frame = Frame::check(arg, Command::Free.shape(), false).map_err(FrameError::errno)?;
@@ -625,13 +634,14 @@ impl Domain<'_> {
     fn finish_leave(&mut self, host: &mut dyn Host, at: Clock, conn: ConnIx) {
         let record = &self.conns[conn];
         let (bus, handle, user, change) = (record.bus, record.handle, record.user, record.change());
+        let ordinary = record.is_ordinary();
         crate::event!(info, "connection {} is gone", record.id);
         if !record.is_monitor() {
             self.announce(host, at, bus, &Notice::Id { added: false, change });
         }
         host.pool_destroy(self.handle_id(handle));
         if let HandleState::Connected(_) = self.handles[handle].state {
-            self.handles[handle].state = HandleState::Disconnected;
+            self.handles[handle].state = HandleState::Disconnected { ordinary };
         }
         self.conns.remove(conn);
         self.discount(user, Counted::Connection);

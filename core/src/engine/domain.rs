@@ -39,8 +39,8 @@ pub(super) enum HandleState {
     EndpointOwner(EndpointId),
     /// It is this connection.
     Connected(ConnIx),
-    /// It was a connection.
-    Disconnected,
+    /// It was a connection, and one that may leave on its own or not.
+    Disconnected { ordinary: bool },
 }
 
 /// One open file of a domain.
@@ -169,7 +169,7 @@ impl<'s> Domain<'s> {
                 }
             }
             HandleState::Connected(conn) => self.disconnect(host, at, conn),
-            HandleState::Control | HandleState::Endpoint(_) | HandleState::Disconnected => {}
+            HandleState::Control | HandleState::Endpoint(_) | HandleState::Disconnected { .. } => {}
         }
         self.unlist(place);
         self.handles.remove(place);
@@ -232,7 +232,7 @@ impl<'s> Domain<'s> {
         let place = self.handles.find(handle.index, handle.generation).ok_or(Errno::EBADF)?;
         match self.handles[place].state {
             HandleState::Connected(conn) if self.conns[conn].is_active() => Ok(conn),
-            HandleState::Connected(_) | HandleState::Disconnected => Err(Errno::ECONNRESET),
+            HandleState::Connected(_) | HandleState::Disconnected { .. } => Err(Errno::ECONNRESET),
             _ => Err(Errno::EBADFD),
         }
     }
@@ -313,7 +313,11 @@ impl<'s> Domain<'s> {
                 Ok(Progress::Done)
             }
             HandleState::Connected(conn) => self.command(host, at, conn, caller, command, request),
-            HandleState::Disconnected => Err(Errno::ECONNRESET),
+            // kdbus: BYEBYE alone looks at kind and framing before it finds nobody.
+            HandleState::Disconnected { ordinary } if command == Command::Byebye => {
+                Self::byebye_again(ordinary, request.arg).map(|()| Progress::Done)
+            }
+            HandleState::Disconnected { .. } => Err(Errno::ECONNRESET),
             HandleState::Control | HandleState::Endpoint(_) | HandleState::BusOwner(_) => Err(Errno::EBADFD),
         }
     }

@@ -195,7 +195,3 @@ impl Domain<'_> {
         view
     }
 }
-
-#[cfg(test)]
-#[path = "chaos_tests.rs"]
-mod tests;

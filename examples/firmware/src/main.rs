@@ -104,11 +104,7 @@ fn connect(process: &Process, options: &Options<'_>) -> Result<Bus, Ended> {
         rustix::process::geteuid().as_raw(),
     );
     let local = local::Options::new().environment(environment).staging(0);
-    let transport = match options.bus {
-        Some(bus) => local.connect(bus),
-        None => local.connect_default(),
-    };
-    let transport = transport.map_err(|error| {
+    let transport = local.connect(options.bus).map_err(|error| {
         defmt::error!("no bus: {}", error);
         Ended
     })?;

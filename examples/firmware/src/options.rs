@@ -5,8 +5,8 @@ use core::time::Duration;
 
 /// What the command line asks for.
 pub(crate) struct Options<'a> {
-    /// The bus, if not that of the environment.
-    pub(crate) bus: Option<&'a str>,
+    /// The bus. That of the system, because a device has one.
+    pub(crate) bus: &'a str,
     /// From one reading to the next.
     pub(crate) period: Duration,
     /// How many to publish before the end; without it, there is none.
@@ -18,11 +18,12 @@ pub(crate) struct Options<'a> {
 impl<'a> Options<'a> {
     /// Reads `--name value` pairs; gives the first argument that makes no sense back.
     pub(crate) fn parse(mut arguments: impl Iterator<Item = &'a CStr>) -> Result<Self, &'a CStr> {
-        let mut options = Self { bus: None, period: Duration::from_millis(100), readings: None, log_fd: 1 };
+        let mut options =
+            Self { bus: "0-system", period: Duration::from_millis(100), readings: None, log_fd: 1 };
         while let Some(name) = arguments.next() {
             let value = arguments.next().and_then(|value| value.to_str().ok()).ok_or(name)?;
             match name.to_bytes() {
-                b"--bus" => options.bus = Some(value),
+                b"--bus" => options.bus = value,
                 b"--period-ms" => {
                     options.period = Duration::from_millis(number(value).ok_or(name)?.max(1).into());
                 }

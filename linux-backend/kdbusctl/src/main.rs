@@ -3,6 +3,7 @@
 //! One file per subcommand; what they share is how a bus is opened ([`bus`]), how a result is shown ([`output`])
 //! and how a failure ends the program ([`failure`]).
 
+mod activate;
 mod bus;
 mod bus_info;
 mod call;
@@ -78,6 +79,8 @@ enum Command {
     Wait(wait::Wait),
     /// Own a name, and print and answer what is sent to it
     Own(own::Own),
+    /// Hold a name and start its service with the first message
+    Activate(activate::Activate),
     /// Print a script that completes this program's command line in a shell
     Completions(complete::Complete),
 }
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Command::Recv(recv) => recv.run(global),
         Command::Stats(stats) => stats.run(global),
         Command::Quota(quota) => quota.run(global),
+        Command::Activate(activate) => activate.run(global),
         Command::Completions(complete) => complete.run(),
     };
     match done {

@@ -429,3 +429,28 @@ fn shells_can_complete_every_subcommand() {
         assert!(script.contains("stats") && script.contains("quota"), "{shell}");
     }
 }
+
+#[test]
+fn a_service_starts_with_the_first_message_and_again_with_the_next() {
+    let bus = Bus::start();
+    let tool = env!("CARGO_BIN_EXE_kdbusctl");
+    let service = ["--", tool, "own", "org.example.Lazy", "--answer", "awake", "--count", "1"];
+    let mut held =
+        bus.background(&[&["activate", "org.example.Lazy", "--count", "2"], &service[..]].concat());
+    assert!(held.line().contains("is held by"));
+    for _ in 0..2 {
+        // Called while nobody owns the name: the call waits for the service and is not lost on the way.
+        assert_eq!(bus.text(&["call", "org.example.Lazy", "--timeout", STUCK]).trim(), "awake");
+    }
+    assert_eq!(held.exit_code(), 0);
+}
+
+#[test]
+fn a_command_that_serves_nobody_is_not_started_for_ever() {
+    let bus = Bus::start();
+    let held = bus.background(&["activate", "org.example.Broken", "--", "true"]);
+    let waits = ["wait", "org.example.Broken", "--timeout", STUCK];
+    bus.text(&waits);
+    bus.text(&["send", "org.example.Broken", "anybody?"]);
+    assert_eq!(held.exit_code(), 1);
+}

@@ -16,6 +16,9 @@ pub struct Arguments {
     /// Directory of the bus tree [default: $KDBUS_ROOT, or /run/kdbus for root and $XDG_RUNTIME_DIR/kdbus else]
     #[arg(short, long, value_name = "DIR")]
     pub root: Option<PathBuf>,
+    /// Make a bus of this name instead of those of the configuration; without the UID- that it gets in front
+    #[arg(short, long, value_name = "NAME")]
+    pub bus: Option<String>,
     /// Any other setting, by its name in the file: --set capacity.clients=64
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -306,6 +309,11 @@ impl Config {
         }
         if let Some(root) = &arguments.root {
             config.root.clone_from(root);
+        }
+        if let Some(name) = &arguments.bus {
+            // One of that name keeps what the file says of it.
+            let known = config.bus.iter().find(|bus| bus.name == *name).or(config.bus.first()).cloned();
+            config.bus = known.map(|bus| BusConfig { name: name.clone(), ..bus }).into_iter().collect();
         }
         config.check().map_err(|problem| problem.at("command line", ""))?;
         Ok(config)

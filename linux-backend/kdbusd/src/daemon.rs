@@ -11,6 +11,7 @@ use kdbus_linux::local::wire::PACKET_MAX;
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
+use crate::activation::Listener;
 use crate::budget::Budget;
 use crate::clients::{Clients, Pending};
 use crate::closer;
@@ -83,6 +84,15 @@ impl Daemon {
     ///
     /// [`StartError`]; nothing is left behind.
     pub fn bind(config: &Config) -> Result<Self, StartError> {
+        Self::bind_with(config, Vec::new())
+    }
+
+    /// The same with sockets that a service manager has bound to nodes of this tree, see [`activation`](crate::activation).
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; nothing is left behind. A socket for a node that this daemon does not make is one.
+    pub fn bind_with(config: &Config, listeners: Vec<Listener>) -> Result<Self, StartError> {
         let log = Log::new(config.log);
         closer::start().map_err(|error| StartError::Io { doing: "starting a thread", error })?;
         let capacity = config.capacity.engine(config.bus.len());
@@ -97,7 +107,7 @@ impl Daemon {
         let domain = Domain::new(&capacity, storage).map_err(StartError::Capacity)?;
 
         let uid = rustix::process::geteuid().as_raw();
-        let mut tree = Tree::open(&config.root).map_err(StartError::Tree)?;
+        let mut tree = Tree::open(&config.root, listeners).map_err(StartError::Tree)?;
         let control = tree.make_control().map_err(StartError::Tree)?;
         let sources = capacity.handles + capacity.endpoints + 1;
         let poller = Poller::new(sources).map_err(|error| start("making an epoll set", error))?;
@@ -157,6 +167,7 @@ impl Daemon {
         for bus in &config.bus {
             daemon.make_bus(uid, bus)?;
         }
+        daemon.state.tree.check_adopted().map_err(StartError::Tree)?;
         Ok(daemon)
     }
 

@@ -14,6 +14,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod activation;
 mod budget;
 mod clients;
 mod closer;

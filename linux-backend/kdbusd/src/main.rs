@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use kdbus_linux::local::Environment;
 use kdbusd::config::{Arguments, Config};
-use kdbusd::{Daemon, notify, process};
+use kdbusd::{Daemon, activation, notify, process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // First, while no descriptor of our own can have that number.
     let ready = arguments.ready_fd.map(process::inherited).transpose()?;
+    let listeners = activation::listeners()?;
     // Where clients started from here look for their buses.
     let root = Environment::current().root().ok();
     let root = root.map(|root| PathBuf::from(OsStr::from_bytes(root.as_bytes())));
@@ -48,7 +49,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     process::raise_descriptor_limit()?;
     // Again in `run`, for whoever embeds a daemon; here, so that it fails before anybody is told that all is well.
     process::schedule(&config.schedule)?;
-    let mut daemon = Daemon::bind(&config)?;
+    let mut daemon = Daemon::bind_with(&config, listeners)?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
     let tell = |state: &str| manager.as_ref().map_or(Ok(()), |socket| notify(socket, state));
     tell("READY=1\n")?;

@@ -20,6 +20,8 @@ use rustix::io::{self, Errno};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Gid, Uid};
 
+use crate::activation::Listener;
+
 /// Connections that may wait to be accepted, per node.
 const BACKLOG: i32 = 128;
 
@@ -62,6 +64,11 @@ pub enum TreeError {
         /// That thing.
         path: PathBuf,
     },
+    /// A service manager passed a socket for a node that this daemon does not make.
+    Unasked {
+        /// That node.
+        path: PathBuf,
+    },
     /// A system call failed.
     Io {
         /// What was being done, to what.
@@ -83,16 +90,20 @@ pub(crate) struct Tree {
     uid: u32,
     privileged: bool,
     counter: u64,
+    /// Sockets of a service manager's, by the node they are to be, under the temporary names they have meanwhile.
+    adopted: Vec<(PathBuf, OwnedFd, String)>,
 }
 
 impl Tree {
     /// Locks the tree at `path`, making the last directory of it if need be, and clears away what a dead
     /// daemon left there.
     ///
+    /// Nodes that `listeners` are bound to stay where clients wait at them, and become this daemon's.
+    ///
     /// # Errors
     ///
     /// [`TreeError`]; a running daemon's tree stays as it is.
-    pub(crate) fn open(path: &Path) -> Result<Self, TreeError> {
+    pub(crate) fn open(path: &Path, listeners: Vec<Listener>) -> Result<Self, TreeError> {
         let failed = |doing: &str| {
             let doing = format!("{doing} {}", path.display());
             move |error| TreeError::Io { doing, error }
@@ -125,7 +136,9 @@ impl Tree {
             uid: uid.as_raw(),
             privileged: uid.is_root(),
             counter: 0,
+            adopted: Vec::new(),
         };
+        tree.adopt(listeners)?;
         tree.clear()?;
         Ok(tree)
     }
@@ -143,7 +156,7 @@ impl Tree {
     /// [`TreeError::Io`].
     pub(crate) fn make_control(&mut self) -> Result<OwnedFd, TreeError> {
         let access = Access { uid: self.uid, gid: rustix::process::getegid().as_raw(), mode: 0o666 };
-        self.node(&access)
+        self.node(Path::new(CONTROL), &access)
             .and_then(|(socket, temporary)| {
                 self.publish(&temporary, &self.root, CONTROL)?;
                 Ok(socket)
@@ -154,6 +167,18 @@ impl Tree {
             })
     }
 
+    /// Fails if a service manager's socket became no node.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Unasked`].
+    pub(crate) fn check_adopted(&self) -> Result<(), TreeError> {
+        match self.adopted.first() {
+            Some((node, ..)) => Err(TreeError::Unasked { path: self.path.join(node) }),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the directory of a bus with its default endpoint, whose listening socket it returns.
     ///
     /// # Errors
@@ -161,7 +186,7 @@ impl Tree {
     /// `EEXIST` if there is such a bus; `EPERM` if the node would belong to another user and the daemon may
     /// not give it away; else what the system said.
     pub(crate) fn make_bus(&mut self, bus: &str, endpoint: &str, access: &Access) -> io::Result<OwnedFd> {
-        let (socket, node) = self.node(access)?;
+        let (socket, node) = self.node(&Path::new(bus).join(endpoint), access)?;
         let made = self.make_directory(bus, endpoint, access, &node);
         if made.is_err() {
             let _ = fs::unlinkat(&self.root, &node, AtFlags::empty());
@@ -181,7 +206,7 @@ impl Tree {
         access: &Access,
     ) -> io::Result<OwnedFd> {
         let directory = self.directory(bus)?;
-        let (socket, node) = self.node(access)?;
+        let (socket, node) = self.node(&Path::new(bus).join(endpoint), access)?;
         let made = self.in_writable(&directory, || self.publish(&node, &directory, endpoint));
         if made.is_err() {
             let _ = fs::unlinkat(&self.root, &node, AtFlags::empty());
@@ -215,12 +240,35 @@ impl Tree {
         fs::unlinkat(&self.root, bus, AtFlags::REMOVEDIR)
     }
 
-    /// A new socket, bound to a temporary name in the root, with its owner and mode, listening.
-    fn node(&mut self, access: &Access) -> io::Result<(OwnedFd, String)> {
-        let name = self.temporary();
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        self.bind(&socket, &name)?;
+    /// Moves the nodes of sockets that are bound already to temporary names: a socket goes with its node, so whoever
+    /// has connected waits at it all the same.
+    fn adopt(&mut self, listeners: Vec<Listener>) -> Result<(), TreeError> {
+        for Listener { socket, path } in listeners {
+            let failed = |error| TreeError::Io { doing: format!("taking over {}", path.display()), error };
+            let node =
+                path.strip_prefix(&self.path).map_err(|_| TreeError::Unasked { path: path.clone() })?;
+            let name = self.temporary();
+            // The one directory that the manager made for it may be open to nobody but its owner.
+            fs::renameat(&self.root, node, &self.root, &name).map_err(failed)?;
+            self.adopted.push((node.to_path_buf(), socket, name));
+        }
+        Ok(())
+    }
+
+    /// The socket that is to be `target`, bound to a temporary name in the root, with its owner and mode, listening:
+    /// one that was adopted for it, or a new one.
+    fn node(&mut self, target: &Path, access: &Access) -> io::Result<(OwnedFd, String)> {
+        let adopted = self.adopted.iter().position(|(node, ..)| node == target);
+        let (socket, name) = match adopted.map(|at| self.adopted.swap_remove(at)) {
+            Some((_, socket, name)) => (socket, name),
+            None => {
+                let name = self.temporary();
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+                self.bind(&socket, &name)?;
+                (socket, name)
+            }
+        };
         // Nobody can connect before listen(), so the mode that bind() gave it harms nobody.
         let ready = self.give(&self.root, &name, access).and_then(|()| {
             fs::chmodat(&self.root, &name, Mode::from_raw_mode(access.mode & 0o777), AtFlags::empty())?;
@@ -310,7 +358,8 @@ impl Tree {
     fn clear(&mut self) -> Result<(), TreeError> {
         let io = |error| TreeError::Io { doing: format!("clearing {}", self.path.display()), error };
         let entries = names(&self.root).map_err(io)?;
-        for name in entries.iter().filter(|name| *name != LOCK) {
+        let kept = |name: &str| name == LOCK || self.adopted.iter().any(|(_, _, adopted)| adopted == name);
+        for name in entries.iter().filter(|name| !kept(name)) {
             let foreign = || TreeError::Foreign { path: self.path.join(name) };
             let stat = fs::statat(&self.root, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
             match FileType::from_raw_mode(stat.st_mode) {
@@ -328,7 +377,8 @@ impl Tree {
                 _ => return Err(foreign()),
             }
         }
-        for name in entries.iter().filter(|name| *name != LOCK) {
+        let kept = |name: &str| name == LOCK || self.adopted.iter().any(|(_, _, adopted)| adopted == name);
+        for name in entries.iter().filter(|name| !kept(name)) {
             let removed = match fs::unlinkat(&self.root, name.as_str(), AtFlags::empty()) {
                 Err(Errno::ISDIR | Errno::PERM) => self.remove_bus(name),
                 result => result,
@@ -364,6 +414,12 @@ impl fmt::Display for TreeError {
             Self::Foreign { path } => {
                 write!(f, "{} is in the way and was made by no kdbusd; remove it", path.display())
             }
+            Self::Unasked { path } => write!(
+                f,
+                "the service manager passed a socket at {}, where this daemon has no node; name its bus in the \
+                 configuration or take the socket out of the unit",
+                path.display()
+            ),
             Self::Io { doing, error } => write!(f, "{doing}: {error}"),
         }
     }
@@ -441,7 +497,7 @@ mod tests {
     fn nodes_have_the_modes_of_the_file_system() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("kdbus");
-        let mut tree = Tree::open(&root).unwrap();
+        let mut tree = Tree::open(&root, Vec::new()).unwrap();
         let _control = tree.make_control().unwrap();
         assert_eq!(mode(&root.join("control")), 0o666);
         for (name, socket, directory) in [("1-a", 0o600, 0o500), ("1-b", 0o660, 0o550), ("1-c", 0o666, 0o555)]
@@ -460,7 +516,7 @@ mod tests {
     #[test]
     fn nodes_belong_to_whoever_made_the_bus() {
         let dir = tempfile::tempdir().unwrap();
-        let mut tree = Tree::open(&dir.path().join("kdbus")).unwrap();
+        let mut tree = Tree::open(&dir.path().join("kdbus"), Vec::new()).unwrap();
         let other = Access { uid: 4242, gid: 4243, mode: 0o660 };
         let made = tree.make_bus("4242-a", "bus", &other);
         if rustix::process::geteuid().is_root() {
@@ -478,7 +534,7 @@ mod tests {
     #[test]
     fn a_name_is_given_once_and_is_free_again_when_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut tree = Tree::open(&dir.path().join("kdbus")).unwrap();
+        let mut tree = Tree::open(&dir.path().join("kdbus"), Vec::new()).unwrap();
         let first = tree.make_bus("1-a", "bus", &access(0o600)).unwrap();
         assert_eq!(tree.make_bus("1-a", "bus", &access(0o600)).unwrap_err(), Errno::EXIST);
         assert_eq!(tree.make_endpoint("1-a", "bus", &access(0o600)).unwrap_err(), Errno::EXIST);
@@ -494,9 +550,9 @@ mod tests {
     fn a_living_daemon_keeps_its_tree_and_a_dead_one_loses_it() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("kdbus");
-        let mut tree = Tree::open(&root).unwrap();
+        let mut tree = Tree::open(&root, Vec::new()).unwrap();
         tree.make_bus("1-a", "bus", &access(0o600)).unwrap();
-        let refused = Tree::open(&root).unwrap_err();
+        let refused = Tree::open(&root, Vec::new()).unwrap_err();
         assert!(
             matches!(&refused, TreeError::Running { pid, .. } if *pid == Some(std::process::id())),
             "{refused}"
@@ -504,7 +560,7 @@ mod tests {
         // A killed daemon: the lock goes with its descriptors, the nodes stay.
         fs::flock(&tree.lock, FlockOperation::Unlock).unwrap();
         std::mem::forget(tree);
-        let tree = Tree::open(&root).unwrap();
+        let tree = Tree::open(&root, Vec::new()).unwrap();
         assert_eq!(names(&tree.root).unwrap(), [LOCK]);
     }
 
@@ -514,7 +570,7 @@ mod tests {
         let root = dir.path().join("kdbus");
         std::fs::create_dir_all(root.join("1-a")).unwrap();
         std::fs::write(root.join("1-a/diary"), "dear").unwrap();
-        let refused = Tree::open(&root).unwrap_err();
+        let refused = Tree::open(&root, Vec::new()).unwrap_err();
         assert!(matches!(&refused, TreeError::Foreign { path } if path.ends_with("1-a/diary")), "{refused}");
         assert!(root.join("1-a/diary").exists());
     }
@@ -523,14 +579,14 @@ mod tests {
     fn a_root_where_others_write_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(Tree::open(dir.path()), Err(TreeError::Untrusted { .. })));
+        assert!(matches!(Tree::open(dir.path(), Vec::new()), Err(TreeError::Untrusted { .. })));
     }
 
     #[test]
     fn a_long_root_is_no_obstacle() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a".repeat(100));
-        let mut tree = Tree::open(&root).unwrap();
+        let mut tree = Tree::open(&root, Vec::new()).unwrap();
         tree.make_control().unwrap();
         assert!(root.join(CONTROL).exists());
     }

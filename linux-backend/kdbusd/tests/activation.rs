@@ -1,0 +1,75 @@
+//! A daemon whose sockets were there before it: what a service manager does, with the real program.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use kdbus_core::client::{Connection, Hello};
+use kdbus_linux::local::{Environment, LocalTransport, Options};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
+
+/// A socket that listens at `path`, as a socket unit has it.
+fn listen(path: &Path, kind: SocketType) -> OwnedFd {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let socket = net::socket(AddressFamily::UNIX, kind, None).unwrap();
+    net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    net::listen(&socket, 16).unwrap();
+    socket
+}
+
+/// Starts kdbusd on `root` with two sockets, which it finds as descriptors 3 and 4.
+fn start(root: &Path, first: OwnedFd, second: OwnedFd) -> Child {
+    let script = "LISTEN_PID=$$ LISTEN_FDS=2; export LISTEN_PID LISTEN_FDS; exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_kdbusd"), "--bus", "early", "--root"]).arg(root);
+    command.args(["--set", "log=error"]);
+    command.stdin(Stdio::from(first)).stdout(Stdio::from(second)).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+fn connect(root: &Path) -> LocalTransport {
+    let environment = Environment::new(uid()).with_root(root.as_os_str().as_encoded_bytes()).unwrap();
+    Options::new().environment(environment).connect(&format!("{}-early", uid())).unwrap()
+}
+
+#[test]
+fn who_connects_before_the_daemon_runs_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("kdbus");
+    let bus = root.join(format!("{}-early/bus", uid()));
+    let control = listen(&root.join("control"), SocketType::SEQPACKET);
+    let listener = listen(&bus, SocketType::SEQPACKET);
+    // Nobody accepts yet; the kernel keeps this one.
+    let early = connect(&root);
+    let mut daemon = start(&root, control, listener);
+    let first: Connection<_> = Connection::hello(early, &Hello::new()).unwrap();
+    let second: Connection<_> = Connection::hello(connect(&root), &Hello::new()).unwrap();
+    assert!(first.id() < second.id());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&bus).unwrap().permissions());
+    assert!(mode & 0o777 == 0o666 || mode & 0o777 == 0o600, "the node has the bus' mode: {mode:o}");
+
+    rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), rustix::process::Signal::TERM)
+        .unwrap();
+    assert!(daemon.wait().unwrap().success());
+}
+
+#[test]
+fn a_socket_that_is_no_node_or_no_packet_socket_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("kdbus");
+    for (name, kind, says) in [
+        ("stray", SocketType::SEQPACKET, "name its bus in the configuration"),
+        ("control", SocketType::STREAM, "descriptor"),
+    ] {
+        let _ = std::fs::remove_dir_all(&root);
+        let first = listen(&root.join(name), kind);
+        let second = listen(&root.join(format!("{}-early/bus", uid())), SocketType::SEQPACKET);
+        let output = start(&root, first, second).wait_with_output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && errors.contains(says), "{name}: {errors}");
+    }
+}
