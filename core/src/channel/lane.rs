@@ -12,7 +12,7 @@
 //!
 //! | word | what |
 //! |---|---|
-//! | 0 | words of the messages that were received, all in all: room that came back |
+//! | 0 | words of the messages that were received, all in all: room that came back; all ones: given up |
 //! | 8 | counts how often the receiver asked for its bell |
 //!
 //! A message is four words (bytes of its first and its second part, key, priority), then the bytes of both parts
@@ -42,6 +42,9 @@ const RING_AT: usize = 16;
 
 const RETURNED_AT: usize = 0;
 const WISH_AT: usize = 8;
+
+/// In place of the words that were received: nothing more ever is.
+const ABANDONED: u64 = u64::MAX;
 
 /// Words before the bytes of a message.
 const HEAD: u64 = 4;
@@ -76,6 +79,12 @@ impl LaneLayout {
     #[must_use]
     pub const fn message_words(bytes: u64) -> u64 {
         HEAD + bytes.div_ceil(8)
+    }
+
+    /// The layout of a lane part of this many words. `None` if there is none.
+    #[must_use]
+    pub fn of_words(words: usize) -> Option<Self> {
+        Self::new(u32::try_from(words.checked_sub(RING_AT)?).ok()?)
     }
 
     /// Words of the ring.
@@ -174,6 +183,13 @@ impl<L: Words, V: Words> LaneGate<L, V> {
         };
         self.verdict = Verdict { closed: true, tail, ..self.verdict };
         self.verdicts.store(self.at, self.verdict.word());
+    }
+
+    /// Whether the lane holds messages that were not received, by the receiver's own word. Of a lane that is
+    /// open, whether it held any when it was opened.
+    pub fn holds_messages(&self, back: &impl Words) -> bool {
+        let returned = back.load(RETURNED_AT);
+        returned != self.verdict.tail && returned != ABANDONED
     }
 
     /// What the lane's word of verdicts says.
@@ -447,8 +463,9 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         if verdict.is_open() && control.epoch == verdict.epoch { control.tail } else { verdict.tail }
     }
 
-    const fn violation(&mut self) -> Violation {
+    fn violation(&mut self) -> Violation {
         self.violated = true;
+        self.back.store(RETURNED_AT, ABANDONED);
         Violation
     }
 }

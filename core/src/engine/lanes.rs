@@ -9,7 +9,7 @@ use core::fmt;
 use crate::abi::{AttachFlags, Errno};
 
 use super::Domain;
-use super::host::{HandleId, Host};
+use super::host::{Credentials, HandleId, Host};
 use super::metadata::READ;
 use super::table::{BusIx, ConnIx, Place};
 
@@ -62,6 +62,8 @@ pub enum NoLane {
     Denied,
     /// The sender shows credentials that are not its own.
     Faked,
+    /// The two have other numbers for users or processes.
+    Namespaces,
     /// The receiver asks for metadata that is collected for each message.
     Metadata,
     /// The receiver's lanes are all in use, or it brought none.
@@ -92,6 +94,7 @@ impl fmt::Display for NoLane {
             Self::Monitored => "a monitor watches the bus",
             Self::Denied => "the sender may not talk to the receiver",
             Self::Faked => "the sender shows credentials that are not its own",
+            Self::Namespaces => "the two have other numbers for users or processes",
             Self::Metadata => "the receiver asks for metadata that is collected for each message",
             Self::Full => "the receiver has no lane left",
         })
@@ -145,10 +148,15 @@ impl Domain<'_> {
         if a.faked.is_some() {
             return Err(NoLane::Faked);
         }
+        let (from_creds, to_creds) = (self.conn_creds(sender), self.conn_creds(to));
+        let numbers = |creds: &Credentials| (creds.spaces.users, creds.spaces.pids);
+        if numbers(from_creds) != numbers(to_creds) {
+            return Err(NoLane::Namespaces);
+        }
         if b.attach_recv.intersects(COLLECTED) {
             return Err(NoLane::Metadata);
         }
-        if !self.may_talk(sender, self.conn_creds(sender), to) {
+        if !self.may_talk(sender, from_creds, to) {
             return Err(NoLane::Denied);
         }
         let to = self.handle_id(b.handle);

@@ -95,6 +95,22 @@ fn what_the_bus_has_to_see_or_collect_has_no_lane() {
 }
 
 #[test]
+fn whoever_counts_users_or_processes_otherwise_has_no_lane() {
+    let mut bed = Bed::new();
+    let a = bed.connect();
+    let endpoint = bed.domain.endpoint("1000-test", "bus").unwrap();
+    for (spaces, expected) in [
+        (Spaces { root: 7, pid: 3, ..Spaces::HOST }, Ok(())),
+        (Spaces { users: 7, ..Spaces::HOST }, Err(NoLane::Namespaces)),
+        (Spaces { pids: 7, ..Spaces::HOST }, Err(NoLane::Namespaces)),
+    ] {
+        let handle = bed.domain.open(endpoint, &Credentials { spaces, ..user(OWNER) }).unwrap();
+        let other = bed.hello(handle, HelloFlags::empty(), 4096, &[]).unwrap();
+        assert_eq!((grant(&mut bed, a, other), grant(&mut bed, other, a)), (expected, expected));
+    }
+}
+
+#[test]
 fn a_monitor_closes_every_lane_of_its_bus_before_it_is_there() {
     let mut bed = Bed::new();
     let (a, b) = (bed.connect(), bed.connect());

@@ -274,7 +274,7 @@ pub(crate) fn put_reply(arg: &mut [u8], reply: &MsgInfo) {
 }
 
 /// A mapping that may not be locked in memory fails as one for which there is none.
-fn no_memory(error: io::Errno) -> io::Errno {
+pub(crate) fn no_memory(error: io::Errno) -> io::Errno {
     if error == io::Errno::AGAIN { io::Errno::NOMEM } else { error }
 }
 

@@ -161,6 +161,11 @@ capacities! {
     policy_records: 1..=1048576, 1024;
     /// Connections that wait for room at another one.
     watches: 1..=65536, 256;
+    /// Lanes, by which clients exchange messages past the daemon; 0 for none. Each costs `memory.lane` and three
+    /// pages of memory, and up to four descriptors of the daemon until its sender has mapped it.
+    lanes: 0..=16384, 0;
+    /// Lanes into one connection.
+    lanes_per_connection: 0..=256, 8;
     /// Bytes that one message reports of its sender's process.
     metadata_bytes: 0..=65536, 8192;
     /// The same for queries, kept for each connection and bus.
@@ -209,6 +214,8 @@ pub struct Memory {
     pub largest_pool: Bytes,
     /// All pools of one user together, root excepted. Default: 128 MiB.
     pub pools_per_user: Bytes,
+    /// Bytes of messages that one lane holds, a power of two. Default: 64 KiB.
+    pub lane: Bytes,
     /// Keep all memory of the daemon resident (`mlockall`), pools included. Default: no.
     pub lock: bool,
 }
@@ -406,6 +413,11 @@ impl Config {
             let what = "pools is smaller than largest-pool".into();
             return problem(&["memory", "pools"], what, "raise pools, or lower largest-pool");
         }
+        let lane = self.memory.lane.0;
+        if !lane.is_power_of_two() || !(4096..=8 << 20).contains(&lane) {
+            let what = format!("lane is {lane} bytes");
+            return problem(&["memory", "lane"], what, "choose a power of two from 4 KiB to 8 MiB");
+        }
         let real_time = matches!(self.schedule.policy, Policy::Fifo | Policy::Rr);
         let priorities = if real_time { 1..=99 } else { 0..=0 };
         if !priorities.contains(&self.schedule.priority) {
@@ -461,6 +473,7 @@ impl Default for Memory {
             pools: Bytes(256 << 20),
             largest_pool: Bytes(16 << 20),
             pools_per_user: Bytes(128 << 20),
+            lane: Bytes(64 << 10),
             lock: false,
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::thread::JoinHandle;
 
 use kdbus_core::abi::{AttachFlags, Cmd, Command, Errno, ItemType, ItemWriter, MakeFlags};
-use kdbus_core::channel::InboxLayout;
+use kdbus_core::channel::{InboxLayout, LaneLayout};
 use kdbus_core::engine::{self, Allocate, Arrival, Credentials, Domain, HandleId, Outcome, Request, Storage};
 use kdbus_linux::local::wire::PACKET_MAX;
 use rustix::fd::OwnedFd;
@@ -19,6 +19,7 @@ use crate::config::{Access, BusConfig, Config, LogLevel, Schedule};
 use crate::files::Files;
 use crate::host::{State, Turn};
 use crate::identity::Proc;
+use crate::lanes::LaneTable;
 use crate::log::Log;
 use crate::poller::{Poller, Source, clock};
 use crate::process::{self, ProcessError};
@@ -129,6 +130,12 @@ impl Daemon {
                 format_args!("all clients together need {needed} descriptors, the limit is {limit}; raise RLIMIT_NOFILE"),
             );
         }
+        let ring = config.memory.lane.0 / 8;
+        let lanes = LaneTable::new(
+            config.capacity.lanes as usize,
+            config.capacity.lanes_per_connection as usize,
+            u32::try_from(ring).ok().and_then(LaneLayout::new),
+        );
         let state = State {
             tree,
             control: control.into(),
@@ -141,6 +148,7 @@ impl Daemon {
             proc: proc.ok(),
             log,
             layout,
+            lanes,
             largest_pool: config.memory.largest_pool.0,
             to_ring: Vec::with_capacity(capacity.handles),
             to_drain: Vec::with_capacity(capacity.handles),

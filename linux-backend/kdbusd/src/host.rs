@@ -2,7 +2,9 @@
 
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::InboxLayout;
-use kdbus_core::engine::{EndpointId, Entry, FileId, FileKind, HandleId, Host, Id, Node, Return};
+use kdbus_core::engine::{
+    EndpointId, Entry, FileId, FileKind, HandleId, Host, Id, LaneGrant, Lanes, NoLane, Node, Return,
+};
 use kdbus_linux::local::wire::{FDS_MAX, Payload};
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, test_kill_process};
@@ -14,6 +16,7 @@ use crate::closer::Batch;
 use crate::config::LogLevel;
 use crate::files::{self, Files};
 use crate::identity::Proc;
+use crate::lanes::LaneTable;
 use crate::log::Log;
 use crate::poller::{Current, Poller, Source};
 use crate::raw::Foreign;
@@ -42,6 +45,7 @@ pub(crate) struct State {
     pub(crate) proc: Option<Proc>,
     pub(crate) log: Log,
     pub(crate) layout: InboxLayout,
+    pub(crate) lanes: LaneTable,
     pub(crate) largest_pool: u64,
     /// Clients whose bell is to be rung.
     pub(crate) to_ring: Vec<HandleId>,
@@ -154,6 +158,7 @@ impl Host for Turn<'_> {
     }
 
     fn pool_destroy(&mut self, owner: HandleId) {
+        self.state.lanes.remove(owner);
         let Some(client) = self.state.clients.get_mut(owner) else {
             return;
         };
@@ -366,6 +371,28 @@ impl Host for Turn<'_> {
 
     fn lost(&mut self, to: HandleId, total: u64) {
         self.state.inbox(to, |shared| shared.inbox.lost(total));
+    }
+
+    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+        self.state.lanes.give(grant)
+    }
+
+    fn lanes_close(&mut self, which: Lanes) {
+        let State { lanes, clients, to_ring, .. } = &mut *self.state;
+        // A sender that died before it rang has left messages of which nobody else tells.
+        lanes.close(which, |receiver| {
+            if let Some(client) = clients.get_mut(receiver)
+                && client.shared.as_mut().is_some_and(|shared| shared.inbox.notice())
+                && !client.ring
+            {
+                client.ring = true;
+                to_ring.push(receiver);
+            }
+        });
+    }
+
+    fn lanes_retire(&mut self, of: HandleId) -> bool {
+        self.state.lanes.retire(of)
     }
 }
 

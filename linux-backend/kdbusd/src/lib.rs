@@ -23,6 +23,7 @@ mod daemon;
 mod files;
 mod host;
 pub mod identity;
+mod lanes;
 mod log;
 mod poller;
 pub mod process;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno, RecvFlags};
 use kdbus_core::engine::quota::Charge;
 use kdbus_core::engine::{
-    Arrival, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, Outcome, Request,
+    Arrival, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, NoLane, Outcome, Request,
 };
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
@@ -25,6 +25,7 @@ use crate::daemon::{Daemon, reserve};
 use crate::files;
 use crate::host::{State, Turn, places};
 use crate::identity::{self, Process};
+use crate::lanes::LaneFds;
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
 use crate::raw::Foreign;
@@ -351,6 +352,28 @@ impl Daemon {
                     self.domain.cancel(&mut turn, at, from, token, Errno::ECANCELED);
                 }
             }
+            Kind::BringLane => {
+                // An error to the client, whoever it is, if it has no connection.
+                let brought = if self.state.clients.get(from).is_some_and(|client| client.shared.is_some()) {
+                    self.state.lanes.bring(from).map_err(errno)
+                } else {
+                    Err(Errno::EBADFD)
+                };
+                let result = brought.map(|(number, fds)| (number, Some(fds)));
+                self.answer_lane(from, &header, result);
+            }
+            Kind::OpenLane => {
+                let mut turn = Turn::idle(&mut self.state);
+                let opened = self.domain.open_lane(&mut turn, from, header.key);
+                let lanes = &mut self.state.lanes;
+                let result = opened.map(|()| (lanes.given, lanes.given_files.take()));
+                self.answer_lane(from, &header, result.map_err(NoLane::errno));
+            }
+            Kind::LaneMapped => {
+                if !self.state.lanes.mapped(header.slot, from) {
+                    self.state.doom(from, "it has no such lane");
+                }
+            }
             Kind::Returns => self.domain.handle_returns(&mut Turn::idle(&mut self.state), at, from),
             _ => self.state.doom(from, WireError::Kind(header.kind)),
         }
@@ -455,7 +478,20 @@ impl Daemon {
         if with_files { self.send_with_files(to, &answer, &parts) } else { self.send(to, &answer, &parts) }
     }
 
-    /// Sends an answer, with the descriptors of a HELLO if this is its answer.
+    /// Answers with the number of a lane and its descriptors.
+    fn answer_lane(&mut self, to: HandleId, header: &Header, result: Result<(u32, Option<LaneFds>), Errno>) {
+        self.settle();
+        let mut answer = Header::answer(header.serial, result.as_ref().map(|_| ()).map_err(|error| *error));
+        if let Ok((number, fds)) = result {
+            answer.slot = number;
+            if let Some(client) = self.state.clients.get_mut(to) {
+                client.hello = fds;
+            }
+        }
+        self.send(to, &answer, &[]);
+    }
+
+    /// Sends an answer, with the descriptors of a HELLO or a lane if this is its answer.
     fn send(&mut self, to: HandleId, header: &Header, parts: &[&[u8]]) {
         let Some(client) = self.state.clients.get_mut(to) else {
             return;

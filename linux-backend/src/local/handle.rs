@@ -8,6 +8,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::{ConnectError, EPROTO, errno};
+use super::lane::{InLane, OutLane};
 use super::map::{self, Block, ReadMap, WordMap};
 use super::place::NodePath;
 use super::socket::{self, Descriptors, PARTS_MAX, Wait};
@@ -43,6 +44,8 @@ pub struct Answer {
     pub fds: Descriptors,
     /// Some descriptors are missing, because this process has no room for them.
     pub fds_lost: bool,
+    /// Number of the lane that it is about.
+    pub(super) lane: u32,
 }
 
 /// The shared queue of a connection, for whoever receives from it.
@@ -184,6 +187,42 @@ impl Handle {
         let header = Header { key: receiver, ..Header::new(Kind::WatchRoom, self.next_serial()) };
         self.transact(header, &mut [], None, Attachments::default())?;
         Ok(())
+    }
+
+    /// Brings a lane for messages to this connection, which kdbusd can give to one sender.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code: `EOPNOTSUPP` if it has no lanes, `ENOBUFS` if there are no more.
+    pub fn bring_lane(&self) -> Result<InLane, Failure> {
+        let header = Header::new(Kind::BringLane, self.next_serial());
+        let answer = self.transact(header, &mut [], None, Attachments::default())?;
+        let (number, lane) = (answer.lane, InLane::map(answer).map_err(Failure::Refused)?);
+        self.lane_mapped(number)?;
+        Ok(lane)
+    }
+
+    /// Opens a lane to connection `receiver`; `None` if it is one that this connection has, which is open
+    /// again then.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such connection, `EPERM` if this one may not talk to
+    /// it, `ENOBUFS` if it has no lane left, `EOPNOTSUPP` if all has to go through kdbusd.
+    pub fn open_lane(&self, receiver: u64) -> Result<Option<OutLane>, Failure> {
+        let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
+        let answer = self.transact(header, &mut [], None, Attachments::default())?;
+        if answer.fds.is_empty() && !answer.fds_lost {
+            return Ok(None);
+        }
+        let (number, lane) = (answer.lane, OutLane::map(answer).map_err(Failure::Refused)?);
+        self.lane_mapped(number)?;
+        Ok(Some(lane))
+    }
+
+    fn lane_mapped(&self, number: u32) -> Result<(), Failure> {
+        let header = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+        socket::send(&self.socket, &header, &[], &[], Wait::Yes).map_err(|error| self.sent(error))
     }
 
     /// Asks for connection `id` in numbers, and for who occupies it. A process may ask for itself and for those of
@@ -345,7 +384,7 @@ impl Handle {
         mut cancel: Option<BorrowedFd<'_>>,
     ) -> Result<Answer, Failure> {
         let mut buffer = self.answer.borrow_mut();
-        let mut answer = Answer { fds: Descriptors::new(), fds_lost: false };
+        let mut answer = Answer { fds: Descriptors::new(), fds_lost: false, lane: 0 };
         loop {
             if let Some(fd) = cancel
                 && !bell::wait_answer(self.socket(), fd).map_err(|error| self.fail(error))?
@@ -371,6 +410,7 @@ impl Handle {
             if packet.header.serial != serial {
                 continue;
             }
+            answer.lane = packet.header.slot;
             write_back(arg, packet.arg);
             if let (Some(message), Some(returned)) = (message, packet.message) {
                 write_back(message, returned);

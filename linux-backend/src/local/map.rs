@@ -22,6 +22,8 @@ use super::copy;
 pub enum Seal {
     /// Any change of size: no mapping of it can fault for lack of a page.
     Size,
+    /// Any change of size for now, and more seals can follow.
+    SizeFirst,
     /// Any change of size, and any writer but the mappings that exist now.
     SizeAndWriters,
 }
@@ -48,12 +50,13 @@ pub fn create(name: &core::ffi::CStr, len: u64) -> Result<OwnedFd, Errno> {
 ///
 /// What `fcntl` reports; `EINVAL` for [`Seal::SizeAndWriters`] before Linux 5.1.
 pub fn seal(file: impl AsFd, seal: Seal) -> Result<(), Errno> {
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    let size = SealFlags::SHRINK | SealFlags::GROW;
     rustix::fs::fcntl_add_seals(
         file,
         match seal {
-            Seal::Size => seals,
-            Seal::SizeAndWriters => seals | SealFlags::FUTURE_WRITE,
+            Seal::Size => size | SealFlags::SEAL,
+            Seal::SizeFirst => size,
+            Seal::SizeAndWriters => size | SealFlags::SEAL | SealFlags::FUTURE_WRITE,
         },
     )
 }

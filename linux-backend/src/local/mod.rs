@@ -8,6 +8,7 @@ mod bell;
 mod copy;
 mod error;
 mod handle;
+mod lane;
 mod loan;
 pub mod map;
 mod memfd;
@@ -24,6 +25,7 @@ pub use error::ConnectError;
 #[cfg(feature = "std")]
 pub use error::io_error;
 pub use handle::{Answer, Attachments, Handle};
+pub use lane::{InLane, OutLane};
 pub use loan::{Borrower, Buffer, Lender, Loan, LoanError, RECORD as LOAN_RECORD};
 pub use memfd::{PayloadFile, SealedMemfd};
 pub use place::{Environment, NodePath, PATH_MAX, PlaceError};

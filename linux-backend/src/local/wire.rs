@@ -22,6 +22,8 @@ pub const FDS_MAX: usize = 64;
 
 /// Descriptors in the answer to HELLO: pool, posted part, shared part, bell.
 pub const HELLO_FDS: usize = 4;
+/// Descriptors that come with a lane: its lane part, its way back, its verdict, and an end of its bell.
+pub const LANE_FDS: usize = 4;
 
 /// What a packet is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,13 @@ pub enum Kind {
     Returns = 5,
     /// To kdbusd: show connection `key` in numbers, see [`stats`](super::stats).
     Stats = 6,
+    /// To kdbusd: a lane for messages to this client. The answer brings its descriptors, and its number in `slot`.
+    BringLane = 7,
+    /// To kdbusd: a lane to connection `key`, or the one there is opened again. The answer brings descriptors
+    /// the first time, and the lane's number in `slot`.
+    OpenLane = 8,
+    /// To kdbusd: this client has mapped lane `slot` and needs no more of its descriptors. Has no answer.
+    LaneMapped = 9,
     /// To the client: the end of the command with this `serial`. `number` is the errno, 0 for success.
     Answer = 0x80,
 }
@@ -55,6 +64,9 @@ impl Kind {
             4 => Self::Cancel,
             5 => Self::Returns,
             6 => Self::Stats,
+            7 => Self::BringLane,
+            8 => Self::OpenLane,
+            9 => Self::LaneMapped,
             0x80 => Self::Answer,
             _ => return None,
         })
@@ -63,7 +75,15 @@ impl Kind {
     /// Whether kdbusd answers a packet of this kind.
     #[must_use]
     pub const fn is_answered(self) -> bool {
-        matches!(self, Self::Command | Self::ReceiveEntry | Self::WatchRoom | Self::Stats)
+        matches!(
+            self,
+            Self::Command
+                | Self::ReceiveEntry
+                | Self::WatchRoom
+                | Self::Stats
+                | Self::BringLane
+                | Self::OpenLane
+        )
     }
 }
 
@@ -102,10 +122,10 @@ pub struct Header {
     pub payload_size: u64,
     /// Descriptors that go with the packet.
     pub fds: u32,
-    /// Slot of [`Kind::ReceiveEntry`].
+    /// Slot of [`Kind::ReceiveEntry`]; number of a lane.
     pub slot: u32,
-    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`] and [`Kind::Stats`], serial of
-    /// [`Kind::Cancel`].
+    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], [`Kind::Stats`] and [`Kind::OpenLane`],
+    /// serial of [`Kind::Cancel`].
     pub key: u64,
 }
 
@@ -333,7 +353,7 @@ mod tests {
         assert_eq!(Packet::parse(&mut [0; 55], 0).unwrap_err(), WireError::NotAPacket);
         assert_eq!(refusal(|header| header.magic = 0, 0), WireError::NotAPacket);
         assert_eq!(refusal(|header| header.version = 2, 0), WireError::Version(2));
-        assert_eq!(refusal(|header| header.kind = 7, 0), WireError::Kind(7));
+        assert_eq!(refusal(|header| header.kind = 0x7f, 0), WireError::Kind(0x7f));
         assert_eq!(refusal(|header| header.flags = 1 << 31, 0), WireError::Flags(1 << 31));
         assert_eq!(refusal(|header| header.flags = FLAG_STAGED, 0), WireError::Flags(FLAG_STAGED));
         assert_eq!(refusal(|header| header.flags = FLAG_STAGING_FD, 0), WireError::Flags(FLAG_STAGING_FD));

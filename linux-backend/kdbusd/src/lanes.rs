@@ -1,0 +1,304 @@
+//! The lanes there are: whose, between whom, open or not.
+//!
+//! A receiver brings a lane, kdbusd gives it to one sender, opens it once both have mapped it, and closes it when the
+//! engine says so. A lane never serves a second sender.
+
+use kdbus_core::channel::{LaneGate, LaneLayout};
+use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
+use kdbus_linux::local::map::{self, Seal, WordMap};
+use kdbus_linux::local::wire::LANE_FDS;
+use rustix::fd::OwnedFd;
+use rustix::io;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::clients::no_memory;
+
+/// Descriptors of a lane for one of its ends: lane part, way back, verdict, bell.
+pub(crate) type LaneFds = [OwnedFd; LANE_FDS];
+
+/// One lane, from when its receiver brought it to the receiver's end.
+#[derive(Debug)]
+struct Lane {
+    receiver: HandleId,
+    /// Whether the receiver has mapped it.
+    ready: bool,
+    sender: Option<HandleId>,
+    /// The bus that [`Lanes::Bus`] names.
+    bus: u32,
+    /// The sender may use it as soon as it is mapped: nothing has closed it since it was given.
+    granted: bool,
+    /// Whether the sender has mapped it, and nobody else can any more.
+    sealed: bool,
+    gate: LaneGate<WordMap, WordMap>,
+    back: WordMap,
+    /// What its sender is to get.
+    files: Option<LaneFds>,
+}
+
+/// All lanes, as many as the configuration allows.
+#[derive(Debug)]
+pub(crate) struct LaneTable {
+    lanes: Box<[Option<Lane>]>,
+    per_connection: usize,
+    layout: Option<LaneLayout>,
+    /// The lane that was given last.
+    pub(crate) given: u32,
+    /// Descriptors for its sender, the first time.
+    pub(crate) given_files: Option<LaneFds>,
+}
+
+impl LaneTable {
+    /// Room for `count` lanes of `layout`, `per_connection` of them into each connection.
+    pub(crate) fn new(count: usize, per_connection: usize, layout: Option<LaneLayout>) -> Self {
+        let lanes = (0..count).map(|_| None).collect();
+        Self { lanes, per_connection, layout, given: 0, given_files: None }
+    }
+
+    /// Makes a lane into a connection. Returns its number and what the receiver gets of it.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` without lanes; `ENOBUFS` if there are no more, or no more for it; what the system says.
+    pub(crate) fn bring(&mut self, receiver: HandleId) -> io::Result<(u32, LaneFds)> {
+        let layout = self.layout.filter(|_| !self.lanes.is_empty()).ok_or(io::Errno::OPNOTSUPP)?;
+        let own = self.lanes.iter().flatten().filter(|lane| lane.receiver == receiver).count();
+        let place = self.lanes.iter().position(Option::is_none).filter(|_| own < self.per_connection);
+        let place = place.ok_or(io::Errno::NOBUFS)?;
+        let file = |name, words: usize| map::create(name, 8 * words as u64);
+        let lane_file = file(c"kdbus-lane", layout.lane_words())?;
+        let lane = WordMap::writable(&lane_file, layout.lane_words()).map_err(no_memory)?;
+        map::seal(&lane_file, Seal::SizeFirst)?;
+        let back_file = file(c"kdbus-lane-back", LaneLayout::BACK_WORDS)?;
+        let back = WordMap::read_only(&back_file, LaneLayout::BACK_WORDS).map_err(no_memory)?;
+        map::seal(&back_file, Seal::SizeFirst)?;
+        let verdict_file = file(c"kdbus-verdict", 1)?;
+        let verdict = WordMap::writable(&verdict_file, 1).map_err(no_memory)?;
+        map::seal(&verdict_file, Seal::SizeAndWriters)?;
+        // The ringing end goes to the sender and no other: kdbusd could be made to wait in it.
+        let (bell, ringer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let clone = |file: &OwnedFd| io::fcntl_dupfd_cloexec(file, 0);
+        let received = [clone(&lane_file)?, clone(&back_file)?, clone(&verdict_file)?, bell];
+        self.lanes[place] = Some(Lane {
+            receiver,
+            ready: false,
+            sender: None,
+            bus: 0,
+            granted: false,
+            sealed: false,
+            gate: LaneGate::new(lane, verdict, 0),
+            back,
+            files: Some([lane_file, back_file, verdict_file, ringer]),
+        });
+        Ok((place as u32, received))
+    }
+
+    /// Gives a lane to a sender, or opens the one it has; see [`given`](Self::given).
+    pub(crate) fn give(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+        if self.lanes.is_empty() {
+            return Err(NoLane::Off);
+        }
+        let into = |lane: &Lane| lane.receiver == grant.to;
+        let of = |sender| {
+            move |lane: &Option<Lane>| {
+                lane.as_ref().is_some_and(|lane| into(lane) && lane.ready && lane.sender == sender)
+            }
+        };
+        let own = self.lanes.iter().position(of(Some(grant.from)));
+        let place = own.or_else(|| self.lanes.iter().position(of(None))).ok_or(NoLane::Full)?;
+        let Some(lane) = self.lanes.get_mut(place).and_then(Option::as_mut) else {
+            return Err(NoLane::Full);
+        };
+        (self.given, self.given_files) = (place as u32, None);
+        if own.is_none() {
+            let copies = lane
+                .files
+                .as_ref()
+                .map(|files| files.each_ref().map(|file| io::fcntl_dupfd_cloexec(file, 0).ok()));
+            let [Some(a), Some(b), Some(c), Some(d)] = copies.unwrap_or_default() else {
+                return Err(NoLane::Full);
+            };
+            self.given_files = Some([a, b, c, d]);
+            lane.sender = Some(grant.from);
+            lane.bus = grant.bus;
+        } else if lane.sealed && !lane.gate.verdict().is_open() && !lane.gate.open() {
+            return Err(NoLane::Full);
+        }
+        lane.granted = true;
+        Ok(())
+    }
+
+    /// One end of a lane has mapped it. False if it has no such lane.
+    #[must_use]
+    pub(crate) fn mapped(&mut self, number: u32, by: HandleId) -> bool {
+        let Some(lane) = self.lanes.get_mut(number as usize).and_then(Option::as_mut) else {
+            return false;
+        };
+        if lane.receiver == by {
+            if !lane.ready {
+                // From here on nobody else can write the way back.
+                lane.ready = lane
+                    .files
+                    .as_ref()
+                    .is_some_and(|files| map::seal(&files[1], Seal::SizeAndWriters).is_ok());
+            }
+            return true;
+        }
+        if lane.sender != Some(by) {
+            return false;
+        }
+        if let Some(files) = lane.files.take() {
+            // A receiver that has sealed it otherwise has a lane that never opens.
+            lane.sealed = map::seal(&files[0], Seal::SizeAndWriters).is_ok();
+            if lane.sealed && lane.granted {
+                lane.gate.open();
+            }
+        }
+        true
+    }
+
+    /// Closes lanes, and hands each receiver of one that was open to `woken`.
+    pub(crate) fn close(&mut self, which: Lanes, mut woken: impl FnMut(HandleId)) {
+        for lane in self.lanes.iter_mut().flatten() {
+            let meant = match which {
+                Lanes::Into(receiver) => lane.receiver == receiver,
+                Lanes::Of(end) => lane.receiver == end || lane.sender == Some(end),
+                Lanes::Bus(bus) => lane.sender.is_some() && lane.bus == bus,
+            };
+            if meant {
+                lane.granted = false;
+                if lane.gate.verdict().is_open() {
+                    lane.gate.close();
+                    woken(lane.receiver);
+                }
+            }
+        }
+    }
+
+    /// Closes the lanes into a connection. False if one holds a message: then they are as they were.
+    pub(crate) fn retire(&mut self, receiver: HandleId) -> bool {
+        let own = |lane: &&mut Lane| lane.receiver == receiver && lane.sealed;
+        let mut holds = false;
+        for lane in self.lanes.iter_mut().flatten().filter(own) {
+            lane.gate.close();
+            holds |= lane.gate.holds_messages(&lane.back);
+        }
+        if holds {
+            for lane in self.lanes.iter_mut().flatten().filter(own).filter(|lane| lane.granted) {
+                lane.gate.open();
+            }
+        }
+        !holds
+    }
+
+    /// Forgets the lanes into a connection that has ended. They are closed.
+    pub(crate) fn remove(&mut self, receiver: HandleId) {
+        for place in &mut self.lanes {
+            if place.as_ref().is_some_and(|lane| lane.receiver == receiver) {
+                *place = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_get_seals};
+
+    use super::*;
+
+    const A: HandleId = HandleId { index: 1, generation: 0 };
+    const B: HandleId = HandleId { index: 2, generation: 0 };
+    const C: HandleId = HandleId { index: 3, generation: 0 };
+
+    fn table() -> LaneTable {
+        LaneTable::new(3, 2, LaneLayout::new(512))
+    }
+
+    fn grant(from: HandleId, to: HandleId) -> LaneGrant {
+        LaneGrant { from, from_id: 1, to, bus: 7, attach: kdbus_core::abi::AttachFlags::empty() }
+    }
+
+    fn is_open(table: &LaneTable, number: u32) -> bool {
+        table.lanes[number as usize].as_ref().unwrap().gate.verdict().is_open()
+    }
+
+    #[test]
+    fn a_lane_opens_once_both_ends_have_mapped_it_and_nobody_else_can_write() {
+        let mut table = table();
+        let (number, received) = table.bring(A).unwrap();
+        assert_eq!(table.give(grant(B, A)), Err(NoLane::Full), "its receiver is not ready");
+        assert!(!table.mapped(number, B) && !table.mapped(9, A));
+        assert!(table.mapped(number, A));
+        table.give(grant(B, A)).unwrap();
+        assert!(!is_open(&table, number));
+        let sent = table.given_files.take().unwrap();
+        assert!(table.mapped(number, B) && is_open(&table, number));
+        let closed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        for file in received[..3].iter().chain(&sent[..3]) {
+            assert!(fcntl_get_seals(file).unwrap().contains(closed));
+            assert!(WordMap::writable(file, 1).is_err());
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            assert!(fallocate(file, punch, 0, 4096).is_err(), "no holes either");
+        }
+    }
+
+    #[test]
+    fn a_lane_serves_one_sender_only() {
+        let mut table = table();
+        for _ in 0..2 {
+            let (number, _received) = table.bring(A).unwrap();
+            assert!(table.mapped(number, A));
+        }
+        assert_eq!(table.bring(A).err(), Some(io::Errno::NOBUFS), "as many as one may have");
+        table.give(grant(B, A)).unwrap();
+        let first = table.given;
+        table.give(grant(B, A)).unwrap();
+        assert_eq!((table.given, table.given_files.is_some()), (first, false), "it has one");
+        table.close(Lanes::Of(B), |_| {});
+        table.give(grant(C, A)).unwrap();
+        assert_ne!(table.given, first);
+        let late = HandleId { generation: 1, ..B };
+        assert_eq!(table.give(grant(late, A)), Err(NoLane::Full));
+        table.remove(A);
+        assert!(table.lanes.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn what_closes_a_lane_between_its_grant_and_its_mapping_keeps_it_closed() {
+        for which in [Lanes::Into(A), Lanes::Of(B), Lanes::Bus(7)] {
+            let mut table = table();
+            let (number, _received) = table.bring(A).unwrap();
+            assert!(table.mapped(number, A));
+            table.give(grant(B, A)).unwrap();
+            table.close(which, |_| panic!("it was not open"));
+            assert!(table.mapped(number, B) && !is_open(&table, number), "{which:?}");
+            table.give(grant(B, A)).unwrap();
+            assert!(is_open(&table, number));
+            for other in [Lanes::Into(B), Lanes::Of(C), Lanes::Bus(8)] {
+                table.close(other, |_| panic!("another one is meant"));
+            }
+            let mut woken = vec![];
+            table.close(which, |receiver| woken.push(receiver));
+            assert_eq!((woken, is_open(&table, number)), (vec![A], false));
+        }
+    }
+
+    #[test]
+    fn a_receiver_that_seals_its_lane_otherwise_gets_nothing_from_it() {
+        let mut table = table();
+        let (number, received) = table.bring(A).unwrap();
+        rustix::fs::fcntl_add_seals(&received[0], SealFlags::SEAL).unwrap();
+        assert!(table.mapped(number, A));
+        table.give(grant(B, A)).unwrap();
+        assert!(table.mapped(number, B) && !is_open(&table, number));
+        let _ = table.give(grant(B, A));
+        assert!(!is_open(&table, number));
+    }
+
+    #[test]
+    fn without_a_budget_there_are_no_lanes() {
+        let mut table = LaneTable::new(0, 8, LaneLayout::new(512));
+        assert_eq!(table.bring(A).err(), Some(io::Errno::OPNOTSUPP));
+        assert_eq!(table.give(grant(B, A)), Err(NoLane::Off));
+    }
+}
