@@ -10,6 +10,7 @@
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
+mod clock;
 pub mod kernel;
 pub mod local;
 

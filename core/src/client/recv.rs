@@ -11,7 +11,7 @@ use super::error::RecvError;
 use super::error_reply::ErrorReply;
 use super::message::{OWN_COOKIES, ReplyTo};
 use super::notification::Notification;
-use super::transport::{Failure, Incoming, Transport};
+use super::transport::{Failure, Incoming, Transport, Wait};
 use super::waiters::{Seat, Want};
 use crate::Instant;
 use crate::abi::{Msg, RecvFlags};
@@ -160,6 +160,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             Some(seat) => seat.park(cx.waker(), until),
             None => return Poll::Ready(Err(RecvError::TooManyTasks)),
         }
+        self.link.transport.park(Wait::Input(until));
         Poll::Pending
     }
 

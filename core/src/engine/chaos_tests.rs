@@ -321,6 +321,7 @@ impl Chaos {
                 Effect::Wake(_) => {}
             }
         }
+        assert_eq!(self.bed.domain.audit(), Ok(()));
         let mut views = Vec::new();
         self.bed.domain.each_connection(|view| views.push(view));
         assert_eq!(views.len(), self.bed.host.pools.len());

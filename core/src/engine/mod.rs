@@ -52,5 +52,5 @@ pub use host::{
     Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, LABEL_MAX,
     Node, Outcome, Readiness, Request,
 };
-pub use inspect::{ConnectionView, Holder, Usage};
+pub use inspect::{ConnectionView, Holder, Usage, Violation};
 pub use storage::{Allocate, StaticStorage, Storage};
