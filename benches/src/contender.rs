@@ -193,6 +193,29 @@ impl Contender {
     }
 }
 
+impl Contender {
+    /// Sends an empty message to its own connection and takes it out again: how long the command over the daemon and
+    /// back took, and how long receiving and giving back.
+    ///
+    /// # Errors
+    ///
+    /// What failed, or that this contender has no connection.
+    pub fn send_to_self(&mut self) -> io::Result<(Duration, Duration)> {
+        let Way::Bus { connection, .. } = &self.way else {
+            return Err(io::Error::other("only a bus has connections"));
+        };
+        let begun = Instant::now();
+        connection.send(&Message::to(connection.id())).map_err(io::Error::other)?;
+        let sent = begun.elapsed();
+        let begun = Instant::now();
+        let message = connection.try_recv().map_err(io::Error::other)?;
+        let is_there = message.is_some();
+        drop(message);
+        let received = begun.elapsed();
+        if is_there { Ok((sent, received)) } else { Err(io::Error::other("what was sent did not come")) }
+    }
+}
+
 impl Drop for Contender {
     fn drop(&mut self) {
         for (_, child) in &mut self.processes {

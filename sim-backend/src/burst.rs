@@ -25,6 +25,8 @@ pub(crate) struct Burst {
     spent_ns: u64,
     /// What the task waits for since the last command.
     pub(crate) waits: Vec<(HandleId, Wait)>,
+    /// When the task wants to be woken, whatever comes in.
+    pub(crate) wake_at: Option<Instant>,
     /// For how long the process is to be stopped behind this burst.
     pub(crate) stop_ns: Option<u64>,
     /// By how much the next wake-up of the process is late.
@@ -59,7 +61,7 @@ impl Sent {
 
 impl Burst {
     pub(crate) const fn new(board: Rc<Board>) -> Self {
-        Self { board, spent_ns: 0, waits: Vec::new(), stop_ns: None, delay_ns: None }
+        Self { board, spent_ns: 0, waits: Vec::new(), wake_at: None, stop_ns: None, delay_ns: None }
     }
 
     /// The time that the task has taken so far.
@@ -151,8 +153,14 @@ impl World {
                 *at = seen_at;
                 self.seen_at.insert(*woken, seen_at);
             }
+            let work = self.machine.process(process).work;
+            let work_ns = match kind {
+                Command::Send if done.outcome == Outcome::Done(Ok(())) => work.sent_ns,
+                Command::Free if done.outcome == Outcome::Done(Ok(())) => work.received_ns,
+                _ => 0,
+            };
             if let Some(burst) = &mut self.burst {
-                burst.spend(waited_ns + fault_ns + cost.total_ns);
+                burst.spend(waited_ns + fault_ns + cost.total_ns + work_ns);
             }
         }
         if self.trace.is_some() {

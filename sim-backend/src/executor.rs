@@ -297,10 +297,11 @@ impl Executor {
         wakes.make_contiguous().sort_by_key(|(at, _)| *at);
         let thread = self.cores.thread_mut(task);
         (thread.length_ns, thread.done_ns, thread.wakes) = (length_ns, 0, wakes);
-        let until = self.tasks[task.0].waits.iter().map(|(_, wait)| match wait {
+        let until = burst.waits.iter().map(|(_, wait)| match wait {
             Wait::Input(at) | Wait::Sleep(at) => *at,
         });
-        if let Some(until) = until.min().filter(|until| *until != Instant::FAR) {
+        let until = until.chain(burst.wake_at).min();
+        if let Some(until) = until.filter(|until| *until != Instant::FAR) {
             let is_normal = self.cores.thread(task).policy.priority().is_none();
             let slack = if is_normal { self.board.timer_slack_ns } else { 0 };
             let late = Duration::from_nanos(self.board.timer_latency_ns + slack + self.jitter());

@@ -30,7 +30,7 @@ pub use executor::Placement;
 pub use explore::{COMPACT, Counterexample, Explore};
 pub use fault::{Fault, FaultError, FaultKind, FaultPlan};
 pub use fd::{FD_LIMIT, File, PipeEnd};
-pub use machine::{NodeFile, ProcessId, Random};
+pub use machine::{NodeFile, ProcessId, Random, Work};
 pub use sim::{Sim, Turn};
 pub use trace::{Message, Trace};
 pub use transport::{SimBorrowedFd, SimFd, SimSlice, SimTransport};

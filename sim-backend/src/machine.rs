@@ -20,6 +20,16 @@ pub(crate) struct Process {
     /// Commands so far.
     pub(crate) steps: u64,
     pub(crate) is_dead: bool,
+    pub(crate) work: Work,
+}
+
+/// What a process computes for its messages, in time of a processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Behind each message that it sends.
+    pub sent_ns: u64,
+    /// For each message that it has received, before it gives the slice back.
+    pub received_ns: u64,
 }
 
 /// A file of the bus' tree.
@@ -377,6 +387,7 @@ mod tests {
             name: "x".to_owned(),
             steps: 0,
             is_dead: false,
+            work: Work::default(),
         });
         (machine, ProcessId(0))
     }

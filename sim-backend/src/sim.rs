@@ -167,6 +167,22 @@ impl Sim {
         .await;
     }
 
+    /// Sleeps until `until`, for tasks that have no connection to sleep on. Outside of a task it returns at once.
+    pub async fn sleep(&self, until: Instant) {
+        poll_fn(|_| {
+            let mut world = self.world.borrow_mut();
+            let now = world.now();
+            match &mut world.burst {
+                Some(burst) if now < until => {
+                    burst.wake_at = Some(burst.wake_at.map_or(until, |at| at.min(until)));
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+
     /// Lets everybody run until all tasks have ended, or until `deadline`. True if all have ended.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::burst::{Burst, Done, Sent};
 use crate::clock::VirtualClock;
 use crate::fault::Fault;
 use crate::fd::{FdTable, File};
-use crate::machine::{Machine, NodeFile, Process, ProcessId, SimHost};
+use crate::machine::{Machine, NodeFile, Process, ProcessId, SimHost, Work};
 use crate::trace::Trace;
 
 /// Virtual time that a command takes, so that no two of them happen at once.
@@ -146,6 +146,7 @@ impl World {
             name: name.to_owned(),
             steps: 0,
             is_dead: false,
+            work: Work::default(),
         });
         ProcessId(self.machine.processes.len() - 1)
     }
@@ -177,6 +178,13 @@ impl World {
         for fd in open {
             let _ = self.close(process, fd);
         }
+    }
+
+    /// Sets what a process computes for its messages. Default: nothing.
+    ///
+    /// On a real machine an application's own work takes the time that it takes; here somebody has to say it.
+    pub fn set_work(&mut self, process: ProcessId, work: Work) {
+        self.machine.process_mut(process).work = work;
     }
 
     /// Whether a process has been ended.

@@ -1,0 +1,341 @@
+//! What things cost on this machine, measured one by one, and what the simulator foretells from it.
+
+use std::cell::RefCell;
+use std::hint::black_box;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kdbus_core::WellKnownName;
+use kdbus_core::abi::NameFlags;
+use kdbus_core::client::{CALL_TIMEOUT, Connection, Hello, Message, Transport};
+use kdbus_core::engine::Config;
+use kdbus_sim::{Board, Path, Placement as SimPlacement, Policy, Sim};
+use rustix::process::Pid;
+
+use crate::contender::{Contender, Kind, Part};
+use crate::peers::SERVICE;
+use crate::placement::Placement;
+
+/// How often each thing is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Times that each thing is done in a round.
+    pub times: usize,
+    /// Rounds; the one with the lowest median counts, as the one that was disturbed least.
+    pub rounds: usize,
+}
+
+/// The lowest of the medians of some rounds, in nanoseconds.
+fn best(effort: Effort, mut once: impl FnMut() -> io::Result<u64>) -> io::Result<u64> {
+    let mut lowest = u64::MAX;
+    for _ in 0..effort.rounds.max(1) {
+        let samples: io::Result<Vec<u64>> = (0..effort.times.max(1)).map(|_| once()).collect();
+        let mut samples = samples?;
+        samples.sort_unstable();
+        lowest = lowest.min(samples[samples.len() / 2]);
+    }
+    Ok(lowest)
+}
+
+const fn ns(span: Duration) -> u64 {
+    span.as_nanos() as u64
+}
+
+/// Measures this machine with all its CPUs, or with everything on `one` of them.
+///
+/// # Errors
+///
+/// What failed, as the system or the bus says it.
+pub fn board(name: &str, one: Option<Placement>, effort: Effort) -> io::Result<Board> {
+    let clock_ns = best(effort, || Ok(ns(Instant::now().elapsed())))?;
+    let loops = 64;
+    let syscall_ns = best(effort, || {
+        let begun = Instant::now();
+        (0..loops).for_each(|_| {
+            black_box(rustix::process::getppid());
+        });
+        Ok(ns(begun.elapsed()).saturating_sub(clock_ns) / loops)
+    })?;
+    let source = vec![0x5a_u8; 64 * 1024];
+    let mut target = vec![0_u8; 64 * 1024];
+    let copy_ps = best(effort, || {
+        let begun = Instant::now();
+        target.copy_from_slice(black_box(&source));
+        black_box(&target);
+        Ok(ns(begun.elapsed()).saturating_sub(clock_ns) * 1000 / source.len() as u64)
+    })?;
+    let page_fault_ns = page_fault()?;
+    let mut pipes = Contender::start(Kind::Pipe, 16)?;
+    if let Some(placement) = Placement::available()?.first() {
+        placement.apply(&pipes)?;
+    }
+    // There and back on one CPU: two switches, two writes that wake, and two reads.
+    let pipe_ns = best(effort, || Ok(ns(pipes.round_trip()?)))?;
+    drop(pipes);
+    unpin()?;
+    let (wake_ns, woken_ns) = wake(effort)?;
+    let wake_ns = wake_ns.saturating_sub(syscall_ns);
+    let switch_ns = (pipe_ns / 2).saturating_sub(2 * syscall_ns + wake_ns.min(pipe_ns / 4));
+    let timer_slack_ns = std::fs::read_to_string("/proc/self/timerslack_ns")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(50_000);
+    let late_ns = timer(effort)?;
+
+    let mut bus = Contender::start(Kind::Kdbusd, 16)?;
+    if let Some(placement) = one {
+        placement.apply(&bus)?;
+    }
+    let mut receive = Vec::new();
+    let busy = on_cpu(&bus);
+    let mut commands = 0;
+    let daemon_ns = best(effort, || {
+        let (sent, received) = bus.send_to_self()?;
+        receive.push(ns(received));
+        commands += 1;
+        Ok(ns(sent))
+    })?;
+    let daemon_busy_ns = match (busy, on_cpu(&bus)) {
+        (Some(before), Some(after)) => after.saturating_sub(before) / commands.max(1),
+        _ => daemon_ns / 2,
+    };
+    receive.sort_unstable();
+    // One command takes the message out, another one gives its slice back.
+    let receive_ns = receive[receive.len() / 2] / 2;
+    unpin()?;
+    Ok(Board {
+        name: name.to_owned(),
+        basis: "measured by the program calibrate; command_ns and channel_ns are estimates".to_owned(),
+        cores: if one.is_some() { 1 } else { thread::available_parallelism()?.get() },
+        path: Path::Daemon,
+        syscall_ns,
+        switch_ns,
+        wake_ns,
+        wake_latency_ns: if one.is_some() {
+            0
+        } else {
+            woken_ns.saturating_sub(switch_ns + wake_ns + syscall_ns)
+        },
+        timer_latency_ns: late_ns.saturating_sub(timer_slack_ns + switch_ns),
+        timer_slack_ns,
+        copy_ps,
+        page_fault_ns,
+        command_ns: daemon_busy_ns / 3,
+        daemon_ns,
+        daemon_busy_ns: daemon_busy_ns.min(daemon_ns),
+        receive_ns,
+        channel_ns: 2 * receive_ns,
+        slice_ns: 3_000_000,
+        round_robin_ns: 100_000_000,
+    })
+}
+
+/// Lets this process run on all CPUs that it may use again.
+fn unpin() -> io::Result<()> {
+    let mut all = rustix::thread::CpuSet::new();
+    (0..rustix::thread::CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
+    Ok(rustix::thread::sched_setaffinity(None, &all)?)
+}
+
+/// The first write to a page of fresh memory.
+fn page_fault() -> io::Result<u64> {
+    let (pages, page) = (2_048, 4_096);
+    best(Effort { times: 5, rounds: 3 }, || {
+        // So much comes fresh from the system.
+        let mut memory = vec![0_u8; pages * page];
+        let begun = Instant::now();
+        memory.iter_mut().step_by(page).for_each(|byte| *byte = 1);
+        let took = ns(begun.elapsed()) / pages as u64;
+        black_box(&memory);
+        Ok(took)
+    })
+}
+
+/// What waking a thread that sleeps takes the waker, and after which time the thread runs.
+fn wake(effort: Effort) -> io::Result<(u64, u64)> {
+    let effort = Effort { times: effort.times.clamp(1, 200), ..effort };
+    let (reader, writer) = rustix::pipe::pipe()?;
+    let woken_at = AtomicU64::new(0);
+    let origin = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut byte = [0; 1];
+            while rustix::io::read(&reader, &mut byte).is_ok_and(|count| count == 1) {
+                woken_at.store(ns(origin.elapsed()), Ordering::Release);
+            }
+        });
+        let mut latencies = Vec::new();
+        let cost = best(effort, || {
+            // By then it sleeps.
+            thread::sleep(Duration::from_micros(200));
+            woken_at.store(0, Ordering::Release);
+            let begun = ns(origin.elapsed());
+            rustix::io::write(&writer, &[1])?;
+            let took = ns(origin.elapsed()) - begun;
+            let at = loop {
+                match woken_at.load(Ordering::Acquire) {
+                    0 => thread::yield_now(),
+                    at => break at,
+                }
+            };
+            latencies.push(at.saturating_sub(begun));
+            Ok(took)
+        });
+        drop(writer);
+        latencies.sort_unstable();
+        Ok((cost?, latencies.get(latencies.len() / 2).copied().unwrap_or(0)))
+    })
+}
+
+/// How much later than asked for a sleep of half a millisecond ends.
+fn timer(effort: Effort) -> io::Result<u64> {
+    let effort = Effort { times: effort.times.clamp(1, 200), ..effort };
+    best(effort, || {
+        let span = Duration::from_micros(500);
+        let begun = Instant::now();
+        thread::sleep(span);
+        Ok(ns(begun.elapsed().saturating_sub(span)))
+    })
+}
+
+/// Nanoseconds that the daemon of a contender has been on a CPU, if the system tells.
+fn on_cpu(bus: &Contender) -> Option<u64> {
+    let (_, pid): (Part, Pid) = bus.processes().find(|(part, _)| *part == Part::Middle)?;
+    let text = std::fs::read_to_string(format!("/proc/{}/schedstat", pid.as_raw_nonzero())).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// A round trip as it was measured and as it was foretold, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    /// Bytes of the message, each way.
+    pub size: usize,
+    /// The median that was measured.
+    pub measured_ns: u64,
+    /// The median of the simulation.
+    pub simulated_ns: u64,
+}
+
+impl Comparison {
+    /// By how many thousandths the simulation is off.
+    #[must_use]
+    pub const fn error_permille(&self) -> i64 {
+        let difference = self.simulated_ns as i64 - self.measured_ns as i64;
+        difference * 1000 / if self.measured_ns == 0 { 1 } else { self.measured_ns as i64 }
+    }
+}
+
+/// Measures calls with messages of `size` bytes over kdbusd, and simulates the same on `board`.
+///
+/// # Errors
+///
+/// What failed.
+pub fn compare(board: &Board, one: Option<Placement>, size: usize, effort: Effort) -> io::Result<Comparison> {
+    let mut bus = Contender::start(Kind::KdbusdQueued, size)?;
+    if let Some(placement) = one {
+        placement.apply(&bus)?;
+    }
+    let measured_ns = best(effort, || Ok(ns(bus.round_trip()?)))?;
+    drop(bus);
+    unpin()?;
+    Ok(Comparison {
+        size,
+        measured_ns,
+        simulated_ns: simulated_call(board, size, 500).map_err(io::Error::other)?,
+    })
+}
+
+/// The median of `calls` calls on `board`: the same messages between the same two processes.
+///
+/// # Errors
+///
+/// What the simulated bus says.
+pub fn simulated_call(board: &Board, size: usize, calls: usize) -> Result<u64, kdbus_core::abi::Errno> {
+    let sim = Sim::on(board.clone(), &Config::SMALL, 1).map_err(|_| kdbus_core::abi::Errno::EINVAL)?;
+    let keeper = sim.world_mut().spawn_user("bus", 1000, 1000);
+    sim.make_bus(keeper, "bench")?;
+    let (results, samples) = mpsc::channel();
+    let failed = Rc::new(RefCell::new(None));
+    for name in ["service", "client"] {
+        let process = sim.world_mut().spawn_user(name, 1000, 1000);
+        let transport = sim.open(process, "1000-bench", "bus")?;
+        let (results, failed, is_client) = (results.clone(), Rc::clone(&failed), name == "client");
+        sim.spawn(process, SimPlacement::from(Policy::Normal(0)), async move {
+            let done =
+                if is_client { call(transport, size, calls, &results).await } else { serve(transport).await };
+            if let Err(errno) = done {
+                *failed.borrow_mut() = Some(errno);
+            }
+        });
+    }
+    // The service waits for ever, which ends the run.
+    let _ = sim.run(None);
+    if let Some(errno) = failed.take() {
+        return Err(errno);
+    }
+    drop(results);
+    let _ = sim.end();
+    let mut samples: Vec<u64> = samples.try_iter().collect();
+    samples.sort_unstable();
+    samples.get(samples.len() / 2).copied().ok_or(kdbus_core::abi::Errno::ETIMEDOUT)
+}
+
+/// The name of the service of all contenders.
+fn service() -> Result<WellKnownName<'static>, kdbus_core::abi::Errno> {
+    WellKnownName::parse(SERVICE).map_err(|_| kdbus_core::abi::Errno::EINVAL)
+}
+
+async fn serve<T: Transport>(transport: T) -> Result<(), kdbus_core::abi::Errno> {
+    let bus = Connection::hello(transport, &Hello::new()).map_err(|error| error.errno())?;
+    bus.acquire(service()?, NameFlags::empty()).map_err(|error| error.errno())?;
+    bus.serve(async |request| request.reply(request.payload())).await.map_err(|error| error.errno())
+}
+
+async fn call<T: Transport>(
+    transport: T,
+    size: usize,
+    calls: usize,
+    results: &mpsc::Sender<u64>,
+) -> Result<(), kdbus_core::abi::Errno> {
+    let bus = Connection::hello(transport, &Hello::new()).map_err(|error| error.errno())?;
+    let (service, payload) = (service()?, vec![0x5a; size]);
+    bus.wait_for_name(service, CALL_TIMEOUT).await.map_err(|error| error.errno())?;
+    for _ in 0..calls {
+        let begun = bus.now();
+        let reply = bus.call(&Message::to_name(service).payload(&payload), CALL_TIMEOUT).await;
+        let took = bus.now().since(begun);
+        reply.map_err(|error| error.errno())?;
+        let _ = results.send(ns(took));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_simulated_call_costs_what_its_parts_cost() {
+        let board = Board { path: Path::Module, command_ns: 0, syscall_ns: 1_000, ..Board::ideal(1) };
+        // The client sends, sleeps, and receives twice, for it looks before it sleeps; the service receives, sends, gives
+        // back, looks and sleeps; and the two of them need not wait for each other.
+        let simple = simulated_call(&board, 64, 20).unwrap();
+        assert!((6_000..12_000).contains(&simple), "{simple}");
+        let switching = Board { switch_ns: 50_000, ..board.clone() };
+        let switched = simulated_call(&switching, 64, 20).unwrap();
+        assert_eq!(switched - simple, 100_000, "there and back");
+        let copying = Board { copy_ps: 1_000, ..board };
+        assert_eq!(simulated_call(&copying, 4_096, 20).unwrap() - simple, 2 * 4_096);
+    }
+
+    #[test]
+    fn errors_have_a_sign() {
+        let comparison = |simulated_ns| Comparison { size: 64, measured_ns: 10_000, simulated_ns };
+        assert_eq!(comparison(12_000).error_permille(), 200);
+        assert_eq!(comparison(9_000).error_permille(), -100);
+    }
+}
