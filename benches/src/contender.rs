@@ -62,7 +62,7 @@ pub struct Contender {
     processes: Vec<(Part, Child)>,
     stamp: u64,
     buffer: Vec<u8>,
-    _dir: Option<tempfile::TempDir>,
+    dir: Option<tempfile::TempDir>,
 }
 
 /// What a process of a contender does.
@@ -124,7 +124,7 @@ impl Contender {
             }
         };
         let buffer = (0..size).map(|at| at as u8).collect();
-        Ok(Self { kind, way, processes, stamp: 0, buffer, _dir: dir })
+        Ok(Self { kind, way, processes, stamp: 0, buffer, dir })
     }
 
     /// Which one it is.
@@ -194,6 +194,16 @@ impl Contender {
 }
 
 impl Contender {
+    /// One more connection to its bus.
+    ///
+    /// # Errors
+    ///
+    /// What failed, or that this contender has no bus.
+    pub fn connect(&self) -> io::Result<Connection<LocalTransport>> {
+        let dir = self.dir.as_ref().ok_or_else(|| io::Error::other("this contender has no bus"))?;
+        connect(&environment(dir)?)
+    }
+
     /// Sends an empty message to its own connection and takes it out again: how long the command over the daemon and
     /// back took, and how long receiving and giving back.
     ///

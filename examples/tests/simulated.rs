@@ -7,7 +7,7 @@ use kdbus_examples::simulated::{Load, Setup, Simulated, simulate};
 use kdbus_sim::{Board, Fault, FaultKind, Policy};
 
 fn setup(seed: u64, board: &str) -> Setup {
-    Setup::new(seed, Duration::from_secs(2), Board::preset(board).unwrap())
+    Setup::new(seed, Duration::from_secs(1), Board::preset(board).unwrap())
 }
 
 fn hop<'r>(run: &'r Simulated, name: &str) -> &'r kdbus_examples::hop::HopRecorder {
@@ -20,10 +20,10 @@ fn every_block_and_control_arrives_in_time_on_an_idle_machine() {
         let run = simulate(&setup(7, board)).unwrap();
         assert_eq!(run.failures, [], "{board}");
         for name in ["source → equaliser", "equaliser → sink", "source → sink"] {
-            assert_eq!((hop(&run, name).messages(), hop(&run, name).missed()), (1_500, 0), "{board}: {name}");
+            assert_eq!((hop(&run, name).messages(), hop(&run, name).missed()), (750, 0), "{board}: {name}");
         }
         let controls = hop(&run, "controller → equaliser");
-        assert!(controls.controls() > 10 && controls.most_overtaken() >= 10, "{board}");
+        assert!(controls.controls() > 2 && controls.most_overtaken() >= 10, "{board}");
         // Half of the 24 blocks ahead wait in the equaliser's queue.
         let queued = hop(&run, "source → equaliser").latency_ns(0.5);
         assert!((15_900_000..16_300_000).contains(&queued), "{board}: {queued}");
@@ -60,7 +60,7 @@ fn slower_boards_take_longer() {
 #[test]
 fn a_stage_that_dies_is_noticed_by_the_others() {
     let mut setup = setup(3, "vm");
-    setup.faults = vec![Fault { process: 2, step: 2_000, kind: FaultKind::Kill }];
+    setup.faults = vec![Fault { process: 2, step: 1_000, kind: FaultKind::Kill }];
     let run = simulate(&setup).unwrap();
     let failed: Vec<_> = run.failures.iter().map(|(stage, _)| stage.word()).collect();
     assert!(failed.contains(&"source") && failed.contains(&"sink"), "{failed:?}");
@@ -69,7 +69,7 @@ fn a_stage_that_dies_is_noticed_by_the_others() {
 #[test]
 fn a_stage_that_stands_still_makes_blocks_late_and_catches_up() {
     let mut setup = setup(3, "vm");
-    setup.faults = vec![Fault { process: 2, step: 2_000, kind: FaultKind::Stop(60_000_000) }];
+    setup.faults = vec![Fault { process: 2, step: 1_000, kind: FaultKind::Stop(60_000_000) }];
     let run = simulate(&setup).unwrap();
     assert_eq!(run.failures, []);
     let whole = hop(&run, "source → sink");

@@ -21,7 +21,7 @@ use crate::flood;
 use crate::machine::ProcessId;
 use crate::trace::Trace;
 use crate::transport::SimTransport;
-use crate::world::{Progress, World};
+use crate::world::{BROKEN_RULE, Progress, World};
 
 /// What a service did in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,9 @@ type Invariant = Box<dyn FnMut(&mut World) -> Result<(), String>>;
 
 /// Turns that services may take at one moment before the simulation is taken for a livelock.
 const TURNS_MAX: usize = 1_000_000;
+
+/// Steps of the executor between two looks of whoever waits outside.
+const STEPS: usize = 64;
 
 /// Priority of a load that a fault brings.
 const LOAD_PRIORITY: u8 = 98;
@@ -266,9 +269,14 @@ impl Sim {
     /// One step of the tasks: whether anything happened, and when something does next.
     fn task_turn(&self) -> (bool, Option<Instant>) {
         self.carry_out_faults();
-        let next = self.executor.borrow_mut().next(&mut self.world.borrow_mut());
+        let (steps, next) = {
+            let (mut executor, mut world) = (self.executor.borrow_mut(), self.world.borrow_mut());
+            // Up to what has to be done outside; whoever waits there looks now and then.
+            let mut steps = (0..STEPS).map(|_| executor.next(&mut world)).enumerate();
+            steps.find(|(_, next)| !matches!(next, Next::Again)).unwrap_or((STEPS, Next::Again))
+        };
         match next {
-            Next::Idle(at) => (false, at),
+            Next::Idle(at) => (steps > 0, at),
             Next::Again => (true, None),
             Next::Drop(jobs) => {
                 drop(jobs);
@@ -292,7 +300,7 @@ impl Sim {
         }
         let mut world = self.world.borrow_mut();
         if let Err(violation) = world.audit() {
-            panic!("the engine breaks a rule of its own {violation}");
+            panic!("{BROKEN_RULE} {violation}");
         }
         for invariant in invariants.iter_mut() {
             if let Err(text) = invariant(&mut world) {

@@ -22,6 +22,9 @@ use crate::trace::Trace;
 /// Virtual time that a command takes, so that no two of them happen at once.
 const COMMAND_COST: Duration = Duration::from_micros(1);
 
+/// How a panic begins that a defect of the engine causes.
+pub(crate) const BROKEN_RULE: &str = "the engine breaks a rule of its own";
+
 /// Flags of a RECV that takes no message out.
 const KEEPS: u64 = RecvFlags::PEEK.bits() | RecvFlags::DROP.bits();
 
@@ -95,6 +98,7 @@ pub struct World {
     /// Processes that ended and whose tasks have not.
     pub(crate) killed: VecDeque<ProcessId>,
     pub(crate) trace: Option<Box<Trace>>,
+    audits: bool,
     last_token: u64,
     last_pid: u32,
 }
@@ -130,6 +134,7 @@ impl World {
             due: VecDeque::new(),
             killed: VecDeque::new(),
             trace: None,
+            audits: false,
             last_token: 0,
             last_pid: 100,
         })
@@ -223,6 +228,11 @@ impl World {
     /// The first [`Violation`], which is a defect of the engine.
     pub fn audit(&mut self) -> Result<(), Violation> {
         self.domain.audit()
+    }
+
+    /// Checks after each command from now on what always holds in the engine, and panics if it does not.
+    pub const fn audit_each_command(&mut self) {
+        self.audits = true;
     }
 
     /// One connection, if `fd` is one that is active.
@@ -347,6 +357,11 @@ impl World {
         }
         self.settle();
         self.account(process, handle, Done { kind, outcome, sent, received, wakes });
+        if self.audits
+            && let Err(violation) = self.audit()
+        {
+            panic!("{BROKEN_RULE} {violation}");
+        }
         match outcome {
             Outcome::Done(result) => Progress::Done(result),
             Outcome::Pending => {
