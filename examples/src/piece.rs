@@ -56,10 +56,10 @@ impl Piece {
         })
     }
 
-    /// The built-in piece again and again, for `blocks` blocks but at least one; made beforehand, in some 11 MB.
+    /// The built-in piece again and again, for `blocks` blocks but at least one; made beforehand, in up to 11 MB.
     pub fn repeated(blocks: u64) -> Self {
         let (mut synth, mut block, mut made) = (Synth::default(), Block::new(0), Vec::new());
-        while synth.next_block(&mut block) {
+        while (made.len() as u64) < blocks.max(1) && synth.next_block(&mut block) {
             made.push(block.clone());
         }
         Self::Repeated(Box::new(Repeat { made, blocks: blocks.max(1), next: 0 }))
