@@ -48,7 +48,7 @@ impl Queue {
     /// The bus shows four entries, takes one back between, and uses its slot again.
     fn serve(&self) {
         let mut writer = self.writer.borrow_mut();
-        let mut publish = |writer: &mut Writer, slot, key| {
+        let publish = |writer: &mut Writer, slot, key| {
             let bell = writer.publish(&entry(slot, key));
             self.rung.set(self.rung.get() | bell);
         };

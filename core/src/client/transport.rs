@@ -76,6 +76,7 @@ pub struct Received<F> {
 
 /// What a future waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Wait {
     /// Anything that comes in or changes, or this time.
     Input(Instant),
