@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::hint::black_box;
-use std::io;
+use std::io::{self, Read, Write};
+use std::path::Path as FilePath;
+use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
@@ -12,12 +14,135 @@ use kdbus_core::WellKnownName;
 use kdbus_core::abi::NameFlags;
 use kdbus_core::client::{CALL_TIMEOUT, Connection, Hello, Message, Transport};
 use kdbus_core::engine::Config;
-use kdbus_sim::{Board, Path, Placement as SimPlacement, Policy, Sim};
-use rustix::process::Pid;
+use kdbus_linux::local::{Environment, LocalTransport, Options};
+use kdbus_sim::{Board, Path, Placement, Policy, Sim};
+use kdbusd::Daemon;
+use rustix::thread::CpuSet;
 
-use crate::contender::{Contender, Kind, Part};
-use crate::peers::SERVICE;
-use crate::placement::Placement;
+/// Environment variable that says which part this process plays for another one.
+const ROLE: &str = "KDBUS_CALIBRATE_ROLE";
+
+/// The name of the service.
+const SERVICE: &str = "org.kdbus.bench.Calibrate";
+
+/// Plays the part that this process was started for; `None` if it was started by a person.
+#[must_use]
+pub fn part() -> Option<io::Result<()>> {
+    let role = std::env::var(ROLE).ok()?;
+    Some(match role.as_str() {
+        "echo" => echo(),
+        "daemon" => daemon(),
+        _ => service_process(),
+    })
+}
+
+fn echo() -> io::Result<()> {
+    let (mut input, mut output, mut bytes) = (io::stdin().lock(), io::stdout().lock(), [0; 16]);
+    while input.read_exact(&mut bytes).is_ok() {
+        output.write_all(&bytes)?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+fn root() -> io::Result<std::path::PathBuf> {
+    std::env::var_os("KDBUS_ROOT").map(Into::into).ok_or_else(|| io::Error::other("there is no root"))
+}
+
+/// Until standard input ends.
+fn daemon() -> io::Result<()> {
+    let uid = rustix::process::geteuid().as_raw();
+    let config = kdbusd::config::Config::new(uid, root()?);
+    let mut daemon = Daemon::bind(&config).map_err(io::Error::other)?;
+    daemon.run(io::stdin()).map_err(io::Error::other)
+}
+
+fn service_process() -> io::Result<()> {
+    let bus = connect(&root()?)?;
+    bus.acquire(service().map_err(io::Error::other)?, NameFlags::empty()).map_err(io::Error::other)?;
+    let _ = bus.serve_blocking(|request| request.reply(request.payload()));
+    Ok(())
+}
+
+/// Connects as soon as the daemon lets anybody in.
+fn connect(root: &FilePath) -> io::Result<Connection<LocalTransport>> {
+    let uid = rustix::process::geteuid().as_raw();
+    let name =
+        kdbusd::config::Config::new(uid, root.into()).bus.first().map(|bus| format!("{uid}-{}", bus.name));
+    let environment =
+        Environment::current().with_root(root.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
+    let patience = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Options::new().environment(environment).connect(name.as_deref().unwrap_or_default()) {
+            Ok(transport) => return Connection::hello(transport, &Hello::new()).map_err(io::Error::other),
+            Err(error) if Instant::now() > patience => return Err(error.into()),
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// A daemon and a service as processes of their own, ended when dropped.
+struct Bus {
+    dir: tempfile::TempDir,
+    /// The service before the daemon, which ends in an orderly way when its input does.
+    processes: Vec<Child>,
+}
+
+impl Bus {
+    fn start() -> io::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("kdbus-calibrate-").tempdir()?;
+        let daemon = start("daemon", dir.path())?;
+        let mut bus = Self { dir, processes: vec![daemon] };
+        let connection = bus.connect()?;
+        bus.processes.push(start("service", bus.dir.path())?);
+        let name = service().map_err(io::Error::other)?;
+        connection.wait_for_name_blocking(name, CALL_TIMEOUT).map_err(io::Error::other)?;
+        Ok(bus)
+    }
+
+    fn connect(&self) -> io::Result<Connection<LocalTransport>> {
+        connect(self.dir.path())
+    }
+
+    /// Nanoseconds that the daemon has been on a CPU, if the system tells.
+    fn on_cpu(&self) -> Option<u64> {
+        let text =
+            std::fs::read_to_string(format!("/proc/{}/schedstat", self.processes.first()?.id())).ok()?;
+        text.split_whitespace().next()?.parse().ok()
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        while let Some(mut process) = self.processes.pop() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Starts this program again in another role. It runs on the CPUs that this process may use now.
+fn start(role: &str, root: &FilePath) -> io::Result<Child> {
+    Command::new(std::env::current_exe()?)
+        .env(ROLE, role)
+        .env("KDBUS_ROOT", root)
+        .stdin(Stdio::piped())
+        .stdout(if role == "echo" { Stdio::piped() } else { Stdio::null() })
+        .spawn()
+}
+
+/// Keeps this process, and those that it starts from now on, on the first CPU that it may use.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn pin_to_one_cpu() -> io::Result<()> {
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu));
+    let mut one = CpuSet::new();
+    one.set(first.unwrap_or(0));
+    Ok(rustix::thread::sched_setaffinity(None, &one)?)
+}
 
 /// How often each thing is done.
 #[derive(Clone, Copy, Debug)]
@@ -44,12 +169,13 @@ const fn ns(span: Duration) -> u64 {
     span.as_nanos() as u64
 }
 
-/// Measures this machine with all its CPUs, or with everything on `one` of them.
+/// Measures this machine with the CPUs that this process may use: all, or one.
 ///
 /// # Errors
 ///
 /// What failed, as the system or the bus says it.
-pub fn board(name: &str, one: Option<Placement>, effort: Effort) -> io::Result<Board> {
+pub fn board(name: &str, effort: Effort) -> io::Result<Board> {
+    let cores = thread::available_parallelism()?.get();
     let clock_ns = best(effort, || Ok(ns(Instant::now().elapsed())))?;
     let loops = 64;
     let syscall_ns = best(effort, || {
@@ -68,14 +194,8 @@ pub fn board(name: &str, one: Option<Placement>, effort: Effort) -> io::Result<B
         Ok(ns(begun.elapsed()).saturating_sub(clock_ns) * 1000 / source.len() as u64)
     })?;
     let page_fault_ns = page_fault()?;
-    let mut pipes = Contender::start(Kind::Pipe, 16)?;
-    if let Some(placement) = Placement::available()?.first() {
-        placement.apply(&pipes)?;
-    }
-    // There and back on one CPU: two switches, two writes that wake, and two reads.
-    let pipe_ns = best(effort, || Ok(ns(pipes.round_trip()?)))?;
-    drop(pipes);
-    unpin()?;
+    // There and back: two switches, two writes that wake, and two reads.
+    let pipe_ns = pipe(effort)?;
     let wake_ns = wake(effort)?.saturating_sub(syscall_ns);
     let switch_ns = (pipe_ns / 2).saturating_sub(2 * syscall_ns + wake_ns.min(pipe_ns / 4));
     let timer_slack_ns = std::fs::read_to_string("/proc/self/timerslack_ns")
@@ -84,32 +204,35 @@ pub fn board(name: &str, one: Option<Placement>, effort: Effort) -> io::Result<B
         .unwrap_or(50_000);
     let late_ns = timer(effort)?;
 
-    let mut bus = Contender::start(Kind::Kdbusd, 16)?;
-    if let Some(placement) = one {
-        placement.apply(&bus)?;
-    }
+    let bus = Bus::start()?;
+    let connection = bus.connect()?;
     let mut receive = Vec::new();
-    let busy = on_cpu(&bus);
+    let busy = bus.on_cpu();
     let mut commands = 0;
     let daemon_ns = best(effort, || {
-        let (sent, received) = bus.send_to_self()?;
-        receive.push(ns(received));
+        let begun = Instant::now();
+        connection.send(&Message::to(connection.id())).map_err(io::Error::other)?;
+        let sent = ns(begun.elapsed());
+        let begun = Instant::now();
+        let message = connection.try_recv().map_err(io::Error::other)?;
+        let is_there = message.is_some();
+        drop(message);
+        receive.push(ns(begun.elapsed()));
         commands += 1;
-        Ok(ns(sent))
+        if is_there { Ok(sent) } else { Err(io::Error::other("what was sent did not come")) }
     })?;
-    let daemon_busy_ns = match (busy, on_cpu(&bus)) {
+    let daemon_busy_ns = match (busy, bus.on_cpu()) {
         (Some(before), Some(after)) => after.saturating_sub(before) / commands.max(1),
         _ => daemon_ns / 2,
     };
-    let hop_ns = if one.is_some() { 0 } else { hop(&bus, effort)? };
+    let hop_ns = if cores == 1 { 0 } else { hop(&bus, effort)? };
     receive.sort_unstable();
     // One command takes the message out, another one gives its slice back.
     let receive_ns = receive[receive.len() / 2] / 2;
-    unpin()?;
     Ok(Board {
         name: name.to_owned(),
         basis: "measured by the program calibrate; command_ns and channel_ns are estimates".to_owned(),
-        cores: if one.is_some() { 1 } else { thread::available_parallelism()?.get() },
+        cores,
         path: Path::Daemon,
         syscall_ns,
         switch_ns,
@@ -130,11 +253,22 @@ pub fn board(name: &str, one: Option<Placement>, effort: Effort) -> io::Result<B
     })
 }
 
-/// Lets this process run on all CPUs that it may use again.
-fn unpin() -> io::Result<()> {
-    let mut all = rustix::thread::CpuSet::new();
-    (0..rustix::thread::CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
-    Ok(rustix::thread::sched_setaffinity(None, &all)?)
+/// A round trip through two pipes to another process, on one CPU if there is only one.
+fn pipe(effort: Effort) -> io::Result<u64> {
+    let mut peer = start("echo", FilePath::new("/"))?;
+    let (Some(mut to), Some(mut from)) = (peer.stdin.take(), peer.stdout.take()) else {
+        return Err(io::Error::other("a process without pipes"));
+    };
+    let mut bytes = [0; 16];
+    let took = best(effort, || {
+        let begun = Instant::now();
+        to.write_all(&bytes)?;
+        from.read_exact(&mut bytes)?;
+        Ok(ns(begun.elapsed()))
+    });
+    drop(to);
+    let _ = peer.wait();
+    took
 }
 
 /// The first use of a page of shared memory: a write of one byte by a system call, which enters the kernel as a fault does
@@ -153,7 +287,7 @@ fn page_fault() -> io::Result<u64> {
 }
 
 /// How long a message over the daemon takes from before it is sent until a thread that sleeps has received it.
-fn hop(bus: &Contender, effort: Effort) -> io::Result<u64> {
+fn hop(bus: &Bus, effort: Effort) -> io::Result<u64> {
     let (sender, receiver) = (bus.connect()?, bus.connect()?);
     let to = receiver.id();
     let times = effort.times.clamp(1, 300) * effort.rounds.max(1);
@@ -209,13 +343,6 @@ fn timer(effort: Effort) -> io::Result<u64> {
     })
 }
 
-/// Nanoseconds that the daemon of a contender has been on a CPU, if the system tells.
-fn on_cpu(bus: &Contender) -> Option<u64> {
-    let (_, pid): (Part, Pid) = bus.processes().find(|(part, _)| *part == Part::Middle)?;
-    let text = std::fs::read_to_string(format!("/proc/{}/schedstat", pid.as_raw_nonzero())).ok()?;
-    text.split_whitespace().next()?.parse().ok()
-}
-
 /// A round trip as it was measured and as it was foretold, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Comparison {
@@ -241,14 +368,17 @@ impl Comparison {
 /// # Errors
 ///
 /// What failed.
-pub fn compare(board: &Board, one: Option<Placement>, size: usize, effort: Effort) -> io::Result<Comparison> {
-    let mut bus = Contender::start(Kind::KdbusdQueued, size)?;
-    if let Some(placement) = one {
-        placement.apply(&bus)?;
-    }
-    let measured_ns = best(effort, || Ok(ns(bus.round_trip()?)))?;
-    drop(bus);
-    unpin()?;
+pub fn compare(board: &Board, size: usize, effort: Effort) -> io::Result<Comparison> {
+    let bus = Bus::start()?;
+    let connection = bus.connect()?;
+    let (service, payload) = (service().map_err(io::Error::other)?, vec![0x5a; size]);
+    let measured_ns = best(effort, || {
+        let begun = Instant::now();
+        let reply = connection.call(&Message::to_name(service).payload(&payload), CALL_TIMEOUT).wait();
+        let is_same = reply.map_err(io::Error::other)?.payload() == payload;
+        let took = ns(begun.elapsed());
+        if is_same { Ok(took) } else { Err(io::Error::other("other bytes came back than were sent")) }
+    })?;
     Ok(Comparison {
         size,
         measured_ns,
@@ -271,7 +401,7 @@ pub fn simulated_call(board: &Board, size: usize, calls: usize) -> Result<u64, k
         let process = sim.world_mut().spawn_user(name, 1000, 1000);
         let transport = sim.open(process, "1000-bench", "bus")?;
         let (results, failed, is_client) = (results.clone(), Rc::clone(&failed), name == "client");
-        sim.spawn(process, SimPlacement::from(Policy::Normal(0)), async move {
+        sim.spawn(process, Placement::from(Policy::Normal(0)), async move {
             let done =
                 if is_client { call(transport, size, calls, &results).await } else { serve(transport).await };
             if let Err(errno) = done {
@@ -291,7 +421,7 @@ pub fn simulated_call(board: &Board, size: usize, calls: usize) -> Result<u64, k
     samples.get(samples.len() / 2).copied().ok_or(kdbus_core::abi::Errno::ETIMEDOUT)
 }
 
-/// The name of the service of all contenders.
+/// The name of the service, parsed.
 fn service() -> Result<WellKnownName<'static>, kdbus_core::abi::Errno> {
     WellKnownName::parse(SERVICE).map_err(|_| kdbus_core::abi::Errno::EINVAL)
 }

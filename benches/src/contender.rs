@@ -1,234 +1,396 @@
-//! What carries a message to another process and back.
+//! One case with its processes, ready to go.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Child;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
-use kdbus_core::WellKnownName;
-use kdbus_core::client::{CALL_TIMEOUT, Connection, Hello, Message};
-use kdbus_linux::local::{Environment, LocalTransport, Options};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::pipe::PipeFlags;
-use rustix::process::Pid;
-use serde::Serialize;
+use rustix::thread::{CpuSet, sched_getaffinity};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
-use crate::peers::{BUS, Role, SERVICE};
+use crate::bus::{BusClient, BusServer};
+use crate::case::{Case, Kind, Place, SUBSCRIBERS, System};
+use crate::control::{AREA, Control, now_ns};
+use crate::count::Mark;
+use crate::dbus::{self, DbusClient, DbusServer};
+use crate::end::{Client, PacketEnd, Server};
+#[cfg(feature = "peers")]
+use crate::iceoryx::IceoryxEnd;
+use crate::job::{self, Job, Role};
+use crate::shared::{PAGE, Shared};
+use crate::socket::{self, FanOut, Node, Socket};
+#[cfg(feature = "peers")]
+use crate::zbus_end::{ZbusClient, ZbusServer};
+use crate::{floor, switches};
 
-/// A way to another process and back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// A synchronous call over kdbusd.
-    Kdbusd,
-    /// A call over kdbusd whose reply comes through the queue, as with the async API.
-    KdbusdQueued,
-    /// A process in the middle that passes packets on between two `SOCK_SEQPACKET` socket pairs, and waits for
-    /// them with epoll, as one for many clients has to.
-    EpollRelay,
-    /// The same without epoll: it knows whose turn it is. No daemon can do with less.
-    BareRelay,
-    /// A `SOCK_SEQPACKET` socket pair.
-    Seqpacket,
-    /// Two pipes.
-    Pipe,
+/// A pause before a message whose one-way latency is taken, so that everybody sleeps when it comes.
+const PAUSE: Duration = Duration::from_micros(20);
+
+/// The CPUs that places are on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Cpus {
+    /// Of the client, and of everybody on one CPU.
+    pub first: usize,
+    /// Of the server on two, if there are two.
+    pub second: Option<usize>,
 }
 
-impl Kind {
-    /// All of them, in the order of reports.
-    pub const ALL: [Self; 6] =
-        [Self::Kdbusd, Self::KdbusdQueued, Self::EpollRelay, Self::BareRelay, Self::Seqpacket, Self::Pipe];
+/// A case with its processes.
+pub struct Contender {
+    case: Case,
+    cpu: usize,
+    // In the order in which they go: the client's end first, shared memory and directory last.
+    client: Box<dyn Client>,
+    /// Ended when the contender is dropped.
+    processes: Vec<Child>,
+    buffer: Vec<u8>,
+    trips: u64,
+    subscribers: usize,
+    shared: Rc<Shared>,
+    dir: TempDir,
+}
 
-    /// What reports call it.
+/// What one turn of a contender came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn {
+    /// Messages that were measured.
+    pub messages: u64,
+    /// How long they took together, in nanoseconds.
+    pub took_ns: u64,
+    /// Messages besides these: of a stream, those that were sent one at a time.
+    pub apart: u64,
+}
+
+/// How long a turn goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Length {
+    /// At most this long.
+    pub time: Duration,
+    /// At most so many messages.
+    pub messages: u64,
+}
+
+impl Cpus {
+    /// The first and the last CPU that this process may use.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn available() -> io::Result<Self> {
+        let allowed = sched_getaffinity(None)?;
+        let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        let first = cpus.next().ok_or_else(|| io::Error::other("this process may use no CPU"))?;
+        Ok(Self { first, second: cpus.next_back() })
+    }
+
+    /// The CPU of the server.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Kdbusd => "kdbusd",
-            Self::KdbusdQueued => "kdbusd, queued reply",
-            Self::EpollRelay => "relay, epoll",
-            Self::BareRelay => "relay, bare",
-            Self::Seqpacket => "seqpacket pair",
-            Self::Pipe => "pipes",
+    pub const fn server(&self, place: Place) -> Option<usize> {
+        match place {
+            Place::OneCpu => Some(self.first),
+            Place::TwoCpus => self.second,
         }
     }
 }
 
-/// A contender with its processes, ready to go.
-pub struct Contender {
-    kind: Kind,
-    way: Way,
-    /// In the order of their names; ended when the contender is dropped.
-    processes: Vec<(Part, Child)>,
-    stamp: u64,
-    buffer: Vec<u8>,
-    dir: Option<tempfile::TempDir>,
+/// Why a system cannot be measured here, if it cannot.
+///
+/// # Errors
+///
+/// What is missing, and how to get it.
+pub fn available(system: System) -> Result<(), String> {
+    const PEERS: &str =
+        "it is not built in (cargo run --release -p kdbus-benches --features peers -- compare)";
+    match system {
+        System::DbusBroker | System::DbusDaemon => dbus::available(system),
+        System::Zbus if cfg!(feature = "peers") => dbus::available(system),
+        System::IceoryxEvents | System::IceoryxPolling if cfg!(feature = "peers") => Ok(()),
+        System::Zbus | System::IceoryxEvents | System::IceoryxPolling => Err(PEERS.into()),
+        _ => Ok(()),
+    }
 }
 
-/// What a process of a contender does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Part {
-    /// Answers.
-    Server,
-    /// Passes on between the other two.
-    Middle,
+/// The server's end of a job.
+///
+/// # Errors
+///
+/// What failed.
+pub fn server(job: &Job, shared: &Rc<Shared>) -> io::Result<Box<dyn Server>> {
+    let case = &job.case;
+    Ok(match case.system {
+        System::Channel | System::SlowPath | System::Memfd | System::Loan => Box::new(BusServer::new(job)?),
+        System::ShmFutex | System::ShmSpin => {
+            Box::new(PacketEnd::new(floor::end(shared, case, false), case.bytes))
+        }
+        System::Seqpacket => Box::new(PacketEnd::new(Socket::connect(&job.dir, socket::CLIENT)?, case.bytes)),
+        System::SeqpacketRelay => {
+            Box::new(PacketEnd::new(Socket::connect(&job.dir, socket::SERVERS)?, case.bytes))
+        }
+        System::DbusBroker | System::DbusDaemon => Box::new(DbusServer::new(job)?),
+        #[cfg(feature = "peers")]
+        System::Zbus => Box::new(ZbusServer::new(job)?),
+        #[cfg(feature = "peers")]
+        System::IceoryxEvents | System::IceoryxPolling => Box::new(IceoryxEnd::server(job)?),
+        #[cfg(not(feature = "peers"))]
+        system => return Err(io::Error::other(available(system).err().unwrap_or_default())),
+    })
 }
 
-enum Way {
-    Bus { connection: Box<Connection<LocalTransport>>, queued: bool },
-    Socket(OwnedFd),
-    Pipes { to: OwnedFd, from: OwnedFd },
+/// The client's end.
+fn client(
+    case: &Case,
+    dir: &Path,
+    shared: &Rc<Shared>,
+    node: Option<Node>,
+    servers: usize,
+) -> io::Result<Box<dyn Client>> {
+    Ok(match (case.system, node) {
+        (System::Channel | System::SlowPath | System::Memfd | System::Loan, _) => {
+            Box::new(BusClient::new(dir, case)?)
+        }
+        (System::ShmFutex | System::ShmSpin, _) => {
+            Box::new(PacketEnd::new(floor::end(shared, case, true), 0))
+        }
+        (System::Seqpacket, Some(node)) if case.kind == Kind::Broadcast => {
+            let sockets = (0..servers).map(|_| node.accept()).collect::<io::Result<_>>()?;
+            Box::new(PacketEnd::new(FanOut(sockets), 0))
+        }
+        (System::Seqpacket | System::SeqpacketRelay, Some(node)) => {
+            Box::new(PacketEnd::new(node.accept()?, 0))
+        }
+        (System::DbusBroker | System::DbusDaemon, _) => Box::new(DbusClient::new(dir, case, shared)?),
+        #[cfg(feature = "peers")]
+        (System::Zbus, _) => Box::new(ZbusClient::new(dir, case, shared)?),
+        #[cfg(feature = "peers")]
+        (System::IceoryxEvents | System::IceoryxPolling, _) => Box::new(IceoryxEnd::client(dir, case)?),
+        (system, _) => return Err(io::Error::other(available(system).err().unwrap_or_default())),
+    })
 }
 
 impl Contender {
-    /// Starts the processes of a contender for messages of `size` bytes.
+    /// Starts the processes of a case and waits until all are ready.
     ///
     /// # Errors
     ///
     /// What failed, as the system or the bus says it.
-    pub fn start(kind: Kind, size: usize) -> io::Result<Self> {
-        let mut processes = Vec::new();
-        let mut dir = None;
-        let way = match kind {
-            Kind::Kdbusd | Kind::KdbusdQueued => {
-                let root = tempfile::tempdir()?;
-                let environment = environment(&root)?;
-                processes.push((Part::Middle, start(Role::Daemon, Some(root.path()), None)?));
-                // The service is started as soon as there is a bus to connect to.
-                let connection = connect(&environment)?;
-                processes.push((Part::Server, start(Role::Service, Some(root.path()), None)?));
-                let service = WellKnownName::parse(SERVICE).map_err(io::Error::other)?;
-                connection.wait_for_name_blocking(service, CALL_TIMEOUT).map_err(io::Error::other)?;
-                dir = Some(root);
-                Way::Bus { connection: Box::new(connection), queued: kind == Kind::KdbusdQueued }
-            }
-            Kind::Seqpacket => {
-                let (near, far) = sockets()?;
-                processes.push((Part::Server, start(Role::SocketServer, None, Some((far, None)))?));
-                Way::Socket(near)
-            }
-            Kind::EpollRelay | Kind::BareRelay => {
-                let role = if kind == Kind::EpollRelay { Role::EpollRelay } else { Role::BareRelay };
-                let (near, middle) = sockets()?;
-                let (beyond, far) = sockets()?;
-                processes.push((Part::Middle, start(role, None, Some((middle, Some(beyond))))?));
-                processes.push((Part::Server, start(Role::SocketServer, None, Some((far, None)))?));
-                Way::Socket(near)
-            }
-            Kind::Pipe => {
-                let (there, to) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-                let (from, back) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-                processes.push((Part::Server, start(Role::PipeServer, None, Some((there, Some(back))))?));
-                Way::Pipes { to, from }
-            }
-        };
-        let buffer = (0..size).map(|at| at as u8).collect();
-        Ok(Self { kind, way, processes, stamp: 0, buffer, dir })
+    pub fn start(case: &Case, cpus: &Cpus) -> io::Result<Self> {
+        Self::start_with(case, cpus, SUBSCRIBERS)
     }
 
-    /// Which one it is.
-    #[must_use]
-    pub const fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Its processes besides this one.
-    pub fn processes(&self) -> impl Iterator<Item = (Part, Pid)> {
-        self.processes.iter().map(|(part, child)| (*part, Pid::from_child(child)))
-    }
-
-    /// One round trip: sends the message, waits for the same bytes, and compares them.
+    /// The same with another number of subscribers, if it is a broadcast.
     ///
     /// # Errors
     ///
-    /// What failed, or that other bytes came back.
-    pub fn round_trip(&mut self) -> io::Result<Duration> {
-        self.stamp += 1;
-        let stamp = self.stamp.to_ne_bytes();
-        // Both ends of the message tell this round trip from the last one.
+    /// What failed, as the system or the bus says it.
+    pub fn start_with(case: &Case, cpus: &Cpus, subscribers: usize) -> io::Result<Self> {
+        cpus.server(case.place).ok_or_else(|| io::Error::other("there is one CPU only"))?;
+        let dir = tempfile::Builder::new().prefix("kdbus-bench-").tempdir()?;
+        let shared = Rc::new(Shared::create(AREA + area(case))?);
+        let job = |role| Job { role, case: *case, dir: dir.path().into(), cpus: *cpus, count: subscribers };
+        let mut processes = Processes(Vec::new());
+        let servers = if case.kind == Kind::Broadcast { subscribers } else { 1 };
+        let mut node = None;
+        let middle = match case.system {
+            System::Channel | System::SlowPath | System::Memfd | System::Loan => Some(Role::Kdbusd),
+            System::DbusDaemon => Some(Role::DbusDaemon),
+            System::DbusBroker | System::Zbus => Some(Role::DbusBroker),
+            System::SeqpacketRelay => Some(Role::Relay),
+            System::Seqpacket | System::ShmFutex | System::ShmSpin => None,
+            System::IceoryxEvents | System::IceoryxPolling => None,
+        };
+        if matches!(case.system, System::Seqpacket | System::SeqpacketRelay) {
+            node = Some(Node::new(dir.path(), socket::CLIENT)?);
+        }
+        if let Some(role) = middle {
+            processes.0.push(job(role).start(Some(&shared))?);
+        }
+        for _ in 0..servers {
+            processes.0.push(job(Role::Server).start(Some(&shared))?);
+        }
+        job::pin(cpus.first)?;
+        let client = client(case, dir.path(), &shared, node, servers)?;
+        let ready = servers + usize::from(middle == Some(Role::Relay));
+        Control(&shared).wait_ready(ready, || processes.check(case))?;
+        Ok(Self {
+            case: *case,
+            cpu: cpus.first,
+            client,
+            processes: std::mem::take(&mut processes.0),
+            buffer: (0..case.bytes).map(|at| at as u8).collect(),
+            trips: 0,
+            subscribers,
+            shared,
+            dir,
+        })
+    }
+
+    /// Which case it is.
+    #[must_use]
+    pub const fn case(&self) -> &Case {
+        &self.case
+    }
+
+    /// Where its sockets are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Context switches of all of its processes so far.
+    ///
+    /// # Errors
+    ///
+    /// If `/proc` does not tell.
+    pub fn switches(&self) -> io::Result<u64> {
+        let own = switches::of_this_process()?;
+        let others = self.processes.iter().map(|child| switches::of_tree(child.id()));
+        Ok(own + others.sum::<u64>())
+    }
+
+    /// Has its turn: each latency goes to `record`, in nanoseconds.
+    ///
+    /// # Errors
+    ///
+    /// What failed, or that other bytes came back than were sent.
+    pub fn turn(&mut self, length: Length, mut record: impl FnMut(u64)) -> io::Result<Turn> {
+        job::pin(self.cpu)?;
+        if self.case.spins() {
+            Control(&self.shared).go(true);
+        }
+        let done = match self.case.kind {
+            Kind::Call | Kind::CallSpin => self.calls(length, &mut record),
+            Kind::Stream => self.stream(length, &mut record),
+            Kind::Broadcast => self.broadcasts(length, &mut |_, took| record(took)),
+        };
+        if self.case.spins() {
+            Control(&self.shared).go(false);
+        }
+        done.and_then(|turn| self.client.check().map(|()| turn))
+    }
+
+    fn calls(&mut self, length: Length, record: &mut impl FnMut(u64)) -> io::Result<Turn> {
+        let begun = Instant::now();
+        let mut turn = Turn::default();
+        while turn.messages < length.messages && begun.elapsed() < length.time {
+            let took = self.trip()?.as_nanos() as u64;
+            record(took);
+            turn.messages += 1;
+            turn.took_ns += took;
+        }
+        Ok(turn)
+    }
+
+    /// One call: sends the message, waits for the same bytes, and looks at both ends of them.
+    fn trip(&mut self) -> io::Result<Duration> {
+        self.trips += 1;
+        let stamp = self.trips.to_ne_bytes();
         let (head, tail) = (stamp.len(), self.buffer.len() - stamp.len());
         self.buffer[..head].copy_from_slice(&stamp);
         self.buffer[tail..].copy_from_slice(&stamp);
         let begun = Instant::now();
-        let is_same = match &self.way {
-            Way::Bus { connection, queued } => {
-                let service = WellKnownName::parse(SERVICE).map_err(io::Error::other)?;
-                let call = Message::to_name(service).payload(&self.buffer);
-                let reply = if *queued {
-                    connection.call(&call, CALL_TIMEOUT).wait()
-                } else {
-                    connection.call_blocking(&call, CALL_TIMEOUT)
-                };
-                reply.map_err(io::Error::other)?.payload() == self.buffer
-            }
-            Way::Socket(socket) => {
-                rustix::net::send(socket, &self.buffer, SendFlags::NOSIGNAL)?;
-                self.buffer[..head].fill(0);
-                let (_, len) = rustix::net::recv(socket, &mut self.buffer[..], RecvFlags::empty())?;
-                len == self.buffer.len()
-            }
-            Way::Pipes { to, from } => {
-                let mut sent = 0;
-                while sent < self.buffer.len() {
-                    sent += rustix::io::write(to, &self.buffer[sent..])?;
-                }
-                self.buffer[..head].fill(0);
-                let mut got = 0;
-                while got < self.buffer.len() {
-                    match rustix::io::read(from, &mut self.buffer[got..])? {
-                        0 => break,
-                        len => got += len,
-                    }
-                }
-                got == self.buffer.len()
-            }
-        };
+        self.client.call(&mut self.buffer)?;
         let took = begun.elapsed();
-        if is_same && self.buffer[..head] == stamp && self.buffer[tail..] == stamp {
-            Ok(took)
-        } else {
-            Err(io::Error::other(format!("{}: other bytes came back than were sent", self.kind.name())))
+        if self.buffer[..head] == stamp && self.buffer[tail..] == stamp {
+            return Ok(took);
         }
+        Err(io::Error::other(format!("{}: other bytes came back than were sent", self.case)))
     }
-}
 
-impl Contender {
-    /// One more connection to its bus.
+    fn stream(&mut self, length: Length, record: &mut impl FnMut(u64)) -> io::Result<Turn> {
+        let shared = self.shared.clone();
+        let control = Control(&shared);
+        // First messages that find everybody asleep, each with the time that it was sent at.
+        let begun = Instant::now();
+        let mut sent = control.so_far().0;
+        let mut paced = 0;
+        while paced <= length.messages / 10 && begun.elapsed() < length.time / 3 {
+            if !self.case.spins() {
+                std::thread::sleep(PAUSE);
+            }
+            self.buffer[..8].copy_from_slice(&now_ns().to_ne_bytes());
+            self.client.send(&self.buffer)?;
+            sent += 1;
+            paced += 1;
+            self.wait_received(sent)?;
+            record(control.so_far().1);
+        }
+        // Then as many as go through.
+        self.buffer[..8].fill(0);
+        let begun = Instant::now();
+        let mut messages = 0;
+        while messages < length.messages && begun.elapsed() < length.time / 3 * 2 {
+            // The clock is looked at now and then only: it takes as long as a short message.
+            for _ in 0..16 {
+                self.client.send(&self.buffer)?;
+            }
+            messages += 16;
+        }
+        self.wait_received(sent + messages)?;
+        Ok(Turn { messages, took_ns: begun.elapsed().as_nanos() as u64, apart: paced })
+    }
+
+    fn wait_received(&self, count: u64) -> io::Result<()> {
+        let until = Instant::now() + crate::control::PATIENCE;
+        while Control(&self.shared).so_far().0 < count {
+            if self.case.spins() {
+                std::hint::spin_loop();
+            } else {
+                rustix::thread::sched_yield();
+            }
+            if Instant::now() > until {
+                return Err(io::Error::other(format!("{}: a message was lost on its way", self.case)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Broadcasts; `record` gets the nanoseconds until the sender could go on, and until the last subscriber had it.
     ///
     /// # Errors
     ///
-    /// What failed, or that this contender has no bus.
-    pub fn connect(&self) -> io::Result<Connection<LocalTransport>> {
-        let dir = self.dir.as_ref().ok_or_else(|| io::Error::other("this contender has no bus"))?;
-        connect(&environment(dir)?)
-    }
-
-    /// Sends an empty message to its own connection and takes it out again: how long the command over the daemon and
-    /// back took, and how long receiving and giving back.
-    ///
-    /// # Errors
-    ///
-    /// What failed, or that this contender has no connection.
-    pub fn send_to_self(&mut self) -> io::Result<(Duration, Duration)> {
-        let Way::Bus { connection, .. } = &self.way else {
-            return Err(io::Error::other("only a bus has connections"));
-        };
+    /// What failed.
+    pub fn broadcasts(&mut self, length: Length, record: &mut impl FnMut(u64, u64)) -> io::Result<Turn> {
         let begun = Instant::now();
-        connection.send(&Message::to(connection.id())).map_err(io::Error::other)?;
-        let sent = begun.elapsed();
-        let begun = Instant::now();
-        let message = connection.try_recv().map_err(io::Error::other)?;
-        let is_there = message.is_some();
-        drop(message);
-        let received = begun.elapsed();
-        if is_there { Ok((sent, received)) } else { Err(io::Error::other("what was sent did not come")) }
+        let mut turn = Turn::default();
+        while turn.messages < length.messages && begun.elapsed() < length.time {
+            let sent_at = now_ns();
+            self.client.send(&self.buffer)?;
+            let sent = now_ns().saturating_sub(sent_at);
+            let took = Control(&self.shared).wait_heard(self.subscribers)?.saturating_sub(sent_at);
+            record(sent, took);
+            turn.messages += 1;
+            turn.took_ns += took;
+        }
+        Ok(turn)
     }
 }
 
 impl Drop for Contender {
     fn drop(&mut self) {
-        for (_, child) in &mut self.processes {
+        drop(Processes(std::mem::take(&mut self.processes)));
+    }
+}
+
+/// Children that are ended when they are dropped.
+struct Processes(Vec<Child>);
+
+impl Processes {
+    fn check(&mut self, case: &Case) -> io::Result<()> {
+        for child in &mut self.0 {
+            if let Some(status) = child.try_wait()? {
+                return Err(io::Error::other(format!("{case}: one of its processes ended with {status}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        // The servers first, so that none complains of what stands in the middle.
+        for child in self.0.iter_mut().rev() {
             // One that has ended by itself needs no killing.
             let _ = child.kill();
             let _ = child.wait();
@@ -236,55 +398,30 @@ impl Drop for Contender {
     }
 }
 
-/// The environment of a bus under `root`.
-fn environment(root: &tempfile::TempDir) -> io::Result<Environment> {
-    Environment::current().with_root(root.path().as_os_str().as_encoded_bytes()).map_err(io::Error::other)
-}
-
-/// Connects as soon as the daemon lets anybody in.
-fn connect(environment: &Environment) -> io::Result<Connection<LocalTransport>> {
-    let name = format!("{}-{BUS}", rustix::process::geteuid().as_raw());
-    let patience = Instant::now() + Duration::from_secs(10);
-    loop {
-        match Options::new().environment(*environment).connect(&name) {
-            Ok(transport) => return Connection::hello(transport, &Hello::new()).map_err(io::Error::other),
-            Err(error) if Instant::now() > patience => return Err(error.into()),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
+/// Bytes of shared memory besides the control page.
+const fn area(case: &Case) -> usize {
+    match (case.system, case.kind) {
+        (System::ShmFutex | System::ShmSpin, Kind::Broadcast) => PAGE + case.bytes,
+        (System::ShmFutex | System::ShmSpin, _) => floor::area(case),
+        _ => 0,
     }
 }
 
-fn sockets() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-}
-
-/// Starts this program again in another role, with one or two descriptors as its standard input and output.
-fn start(
-    role: Role,
-    root: Option<&std::path::Path>,
-    fds: Option<(OwnedFd, Option<OwnedFd>)>,
-) -> io::Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.env(Role::VARIABLE, role.name());
-    if let Some(root) = root {
-        command.env("KDBUS_ROOT", root);
+/// The client of a case whose system calls its parent counts: warm-up, a mark, messages, a mark.
+///
+/// # Errors
+///
+/// What failed.
+pub fn run_counted(job: &Job) -> io::Result<()> {
+    let mut contender = Contender::start(&job.case, &job.cpus)?;
+    contender.turn(Length { time: Duration::from_secs(10), messages: 50 }, |_| ())?;
+    if job.case.spins() {
+        Control(&contender.shared).go(true);
     }
-    let (input, output) = match fds {
-        Some((input, output)) => (Stdio::from(input), output.map_or_else(Stdio::null, Stdio::from)),
-        None => (Stdio::null(), Stdio::null()),
-    };
-    command.stdin(input).stdout(output).spawn()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reports_name_every_contender_apart() {
-        let mut names = Kind::ALL.map(Kind::name);
-        names.sort_unstable();
-        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
-        assert_eq!(Kind::ALL.len(), Kind::value_variants().len());
+    let mark = Mark::new();
+    mark.set()?;
+    for _ in 0..job.count {
+        contender.trip()?;
     }
+    mark.set()
 }

@@ -1,17 +1,38 @@
 //! Latency and throughput of kdbus beside its peers.
 //!
-//! - `queue`: core's priority queue beside a binary heap, by instructions and by time.
-//! - `round-trip`: a call to another process and back, over kdbusd and over what a program would use instead.
-//! - `calibrate`: what things cost on this machine, as a board for the simulator, and how well it foretells.
+//! - [`compare`]: kdbus-rt, the floor under it and its peers, in one run.
+//! - [`round_trip`]: one of these cases alone, for a look at it under another tool.
+//! - [`calibrate`]: what things cost on this machine, as a board for the simulator, and how well it foretells.
+//! - [`queue`]: core's priority queue beside a binary heap, by instructions and by time.
 //!
-//! Nothing is special-cased: every contender carries the same bytes between the same processes, checks them, and
-//! takes its turn in each round. `docs/performance.md` has the figures and what they consist of.
+//! Nothing is special-cased: every contender carries the same bytes between the same processes, looks at both ends of
+//! them, and takes its turn in each round. `docs/performance.md` has the figures and what they consist of.
+#![deny(unsafe_code)]
 
+pub mod bus;
 pub mod calibrate;
 pub mod callgrind;
+pub mod case;
+pub mod compare;
 pub mod contender;
-pub mod peers;
-pub mod placement;
+pub mod control;
+pub mod count;
+pub mod dbus;
+pub mod end;
+pub mod floor;
+#[cfg(feature = "peers")]
+pub mod iceoryx;
+pub mod job;
+pub mod machine;
+pub mod marshal;
 pub mod plot;
+pub mod queue;
 pub mod report;
+pub mod round_trip;
 pub mod rounds;
+pub mod scale;
+pub mod shared;
+pub mod socket;
+pub mod switches;
+#[cfg(feature = "peers")]
+pub mod zbus_end;

@@ -1,38 +1,74 @@
 //! The benches run, and what they say is complete.
 
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
-#[test]
-fn every_contender_brings_its_message_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let plot = dir.path().join("latency.svg");
-    let output = Command::new(env!("CARGO_BIN_EXE_round-trip"))
-        .args(["--rounds", "2", "--trips", "20", "--warm-up", "1", "--one-cpu", "--json", "--plot"])
-        .arg(&plot)
-        .output()
-        .unwrap();
+const OURS_AND_FLOOR: [&str; 6] =
+    ["kdbus-rt slow path", "kdbus-rt memfd", "kdbus-rt loan", "shm+futex", "seqpacket", "seqpacket relay"];
+/// What is handed over is no broadcast's.
+const COPIED_ONLY: [&str; 2] = ["kdbus-rt memfd", "kdbus-rt loan"];
+
+fn run(arguments: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_kdbus-benches")).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let sections = result["round_trips"].as_array().unwrap();
-    assert_eq!(
-        sections.iter().map(|section| section["bytes"].as_u64().unwrap()).collect::<Vec<_>>(),
-        [64, 65_536]
-    );
-    for section in sections {
-        let lines = section["lines"].as_array().unwrap();
-        assert_eq!(lines.len(), 6, "{section}");
-        assert!(lines.iter().all(|line| line["p50_ns"].as_u64() > Some(0)), "{section}");
-        assert_eq!(lines[0]["ratio"], 1.0);
+    output
+}
+
+#[test]
+fn every_system_that_is_here_brings_its_messages_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let (json, svg) = (dir.path().join("x.json"), dir.path().join("svg"));
+    let output = run(&[
+        "compare",
+        "--quick",
+        "--no-scaling",
+        "--markdown",
+        "--bytes=64,1048576",
+        "--only=slow-path,memfd,loan,shm-futex,shm-spin,seqpacket,seqpacket-relay,dbus-broker,dbus-daemon",
+        "--places=one-cpu",
+        "--json",
+        json.to_str().unwrap(),
+        "--svg",
+        svg.to_str().unwrap(),
+    ]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let result: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let is_here = |system: &str, kind: &str, bytes: u64| {
+        result["cases"].as_array().unwrap().iter().any(|case| {
+            case["system"] == system
+                && case["kind"] == kind
+                && case["bytes"] == bytes
+                && case["p50_ns_lowest_round"].as_u64() > Some(0)
+                && case["per_second"].as_f64() > Some(0.0)
+        })
+    };
+    for system in OURS_AND_FLOOR {
+        for bytes in [64, 1 << 20] {
+            assert!(is_here(system, "call", bytes) && is_here(system, "stream", bytes), "{system}\n{text}");
+        }
+        assert!(COPIED_ONLY.contains(&system) || is_here(system, "broadcast-8", 64), "{system}\n{text}");
     }
-    assert!(std::fs::read_to_string(plot).unwrap().contains("65536 bytes"));
+    for system in ["dbus-broker raw", "dbus-daemon raw"] {
+        // Where it is not installed, that is said.
+        let absent = text.contains(&format!("absent: {system}: there is no "));
+        assert!(is_here(system, "call", 64) != absent, "{system}\n{text}");
+    }
+    let picture = std::fs::read_to_string(svg.join("latency.svg")).unwrap();
+    assert!(picture.contains("call, 1 MiB, one-cpu") && svg.join("payload.svg").exists());
+}
+
+#[test]
+fn one_case_runs_alone() {
+    let output = run(&["round-trip", "slow-path", "--messages", "50", "--warm-up", "5"]);
+    let line = String::from_utf8(output.stdout).unwrap();
+    assert!(line.starts_with("kdbus-rt slow path, call, 64 bytes, one-cpu: p50 "), "{line}");
 }
 
 #[test]
 fn every_queue_is_timed() {
-    let output = Command::new(env!("CARGO_BIN_EXE_queue"))
-        .args(["--rounds", "1", "--pairs", "1024", "--json"])
+    let output = Command::new(env!("CARGO_BIN_EXE_kdbus-benches"))
+        .args(["queue", "--rounds", "1", "--pairs", "1024", "--json"])
         // Without valgrind on the path, what is left out is said.
         .env("PATH", "/nowhere")
         .output()

@@ -7,6 +7,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod fmt;
+
 pub mod abi;
 pub mod channel;
 pub mod client;

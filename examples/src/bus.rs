@@ -10,9 +10,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use kdbus_linux::local::{ConnectError, Environment, LocalTransport, PlaceError};
+use kdbus_linux::rt;
 use kdbusd::Daemon;
-use kdbusd::config::{Config, LogLevel, Policy, Schedule};
-use kdbusd::process::schedule;
+use kdbusd::config::{Config, LogLevel};
 
 /// Priority of an own daemon in `SCHED_FIFO`: above all stages, for each of them waits for it at some time.
 const URGENCY: u32 = 45;
@@ -184,7 +184,7 @@ pub fn run_daemon(arguments: &DaemonArguments) -> bool {
     let bound = Daemon::bind(&config);
     if arguments.in_time {
         // Without it the daemon serves as it is.
-        let _ = schedule(&Schedule { policy: Policy::Fifo, priority: URGENCY });
+        let _ = rt::schedule(rt::Class::Fifo, URGENCY);
     }
     let mut daemon = match bound {
         Ok(daemon) => daemon,

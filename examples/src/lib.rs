@@ -26,7 +26,6 @@ pub mod piece;
 pub mod plot;
 pub mod process;
 pub mod progress;
-pub mod realtime;
 pub mod record;
 pub mod report;
 pub mod simulated;

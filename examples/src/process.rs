@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use kdbus_core::Instant;
 use kdbus_core::client::Connection;
 use kdbus_linux::local::LocalTransport;
+use kdbus_linux::rt::{Memory, RealTime};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::control::Schedule;
@@ -19,7 +20,6 @@ use crate::controller::Controller;
 use crate::equalise::Equalise;
 use crate::equaliser::Equaliser;
 use crate::piece::Piece;
-use crate::realtime::Granted;
 use crate::record::{Counts, Record};
 use crate::sink::Sink;
 use crate::source::Source;
@@ -218,7 +218,13 @@ impl Run<'_> {
     /// Tells the coordinator that the stage is ready, and waits for the time to start.
     fn begin(&mut self) -> Result<Pace, Fault> {
         let granted = match self.arguments.blocks_ahead {
-            Some(_) => Granted::ask(self.arguments.stage.urgency()).to_string(),
+            // Only the memory that is there by now: growth is not limited by what may be locked.
+            Some(_) => RealTime::new()
+                .fifo(self.arguments.stage.urgency())
+                .lock_memory(Memory::Now)
+                .prefault_stack()
+                .ask()
+                .to_string(),
             None => String::new(),
         };
         self.tell(&Record::Ready(granted))?;

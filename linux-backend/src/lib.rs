@@ -2,6 +2,7 @@
 //!
 //! - [`local`]: over kdbusd, on any stock kernel.
 //! - [`kernel`]: over the kdbus module, where the kernel has it.
+//! - [`rt`]: what a thread asks of the system before it keeps time.
 //!
 //! The crate needs neither `std` nor libc nor an allocator. Feature `std` (default) adds error conversions.
 #![no_std]
@@ -13,6 +14,7 @@ extern crate std;
 mod clock;
 pub mod kernel;
 pub mod local;
+pub mod rt;
 
 /// The examples of the README, compiled.
 #[cfg(all(doctest, feature = "std"))]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kdbus_core::abi::{AttachFlags, Errno};
-use kdbus_core::engine::{Credentials, EndpointId, FileId, FileKind, HandleId, Host, Node};
+use kdbus_core::engine::{Credentials, EndpointId, FileId, FileKind, HandleId, Host, Id, Node};
 
 use crate::fd::{FdTable, File, Files};
 
@@ -290,6 +290,12 @@ impl Host for SimHost<'_> {
         }
         self.cancel = Some(file);
         Ok(())
+    }
+
+    fn id_seen(&mut self, by: HandleId, id: Id) -> Option<u32> {
+        // A user namespace of a process' own has a name for its own ids, and it is 0.
+        let own = &self.machine.process(*self.machine.owners.get(&by)?).credentials;
+        (id == Id::User(own.uid) || id == Id::Group(own.gid)).then_some(0)
     }
 
     fn process_exists(&mut self, _: HandleId, pid: u32) -> bool {

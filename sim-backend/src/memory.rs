@@ -142,10 +142,8 @@ impl Words for Mapping {
         self.word(index).map_or(0, |word| word.replace(value))
     }
 
-    fn set_bits(&self, index: usize, bits: u64) {
-        if let Some(word) = self.word(index) {
-            word.set(word.get() | bits);
-        }
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        self.word(index).map_or(0, |word| word.replace(word.get() | bits))
     }
 
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kdbus_benches::calibrate::{Effort, board, compare};
-use kdbus_benches::peers::{MESSAGE_MAX, Role};
-use kdbus_benches::placement::Placement;
+use kdbus_benches::calibrate::{Effort, board, compare, part, pin_to_one_cpu};
 use kdbus_sim::Board;
+
+/// Bytes of a message at most.
+const MESSAGE_MAX: usize = 1 << 20;
 
 /// Measures what things cost on this machine and writes it down as a board for the simulator.
 ///
@@ -44,11 +45,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let done = match Role::of_this_process() {
-        Some(role) => role.play(),
-        None => run(&Arguments::parse()),
-    };
-    match done {
+    match part().unwrap_or_else(|| run(&Arguments::parse())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell if this fails.
@@ -63,10 +60,12 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         return Err(io::Error::other(format!("--size {size}: give 16 to {MESSAGE_MAX} bytes")));
     }
     let effort = Effort { times: arguments.times, rounds: arguments.rounds };
-    let one = if arguments.one_cpu { Placement::available()?.first().copied() } else { None };
+    if arguments.one_cpu {
+        pin_to_one_cpu()?;
+    }
     let board = match &arguments.board {
         Some(path) => Board::from_toml(&std::fs::read_to_string(path)?).map_err(io::Error::other)?,
-        None => board(&arguments.name, one, effort)?,
+        None => board(&arguments.name, effort)?,
     };
     match &arguments.output {
         Some(path) => std::fs::write(path, board.to_toml())?,
@@ -76,7 +75,7 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     if arguments.compare {
         writeln!(io::stdout(), "# a call over kdbusd and back, median in ns: measured, simulated, error")?;
         for size in &arguments.size {
-            let result = compare(&board, one, *size, effort)?;
+            let result = compare(&board, *size, effort)?;
             let error = result.error_permille();
             writeln!(
                 io::stdout(),

@@ -7,6 +7,7 @@ use kdbus_core::abi::{
 use zerocopy::FromBytes;
 
 use crate::build::{Arg, Hello, Item, Message, bus_make};
+use crate::record;
 use crate::world::{Body, Skip, World};
 
 /// How a case ends if it does not fail.
@@ -105,6 +106,7 @@ impl<W: World> Bench<W> {
     }
 
     pub(crate) fn run_on(&mut self, handle: &W::Handle, arg: &mut Arg) -> Result<(), Errno> {
+        record::note(arg.command, &arg.bytes, &[]);
         self.world.ioctl(handle, arg.command.request(), &mut arg.bytes)
     }
 
@@ -137,6 +139,7 @@ impl<W: World> Bench<W> {
         arg: &mut Arg,
         message: &mut Message,
     ) -> Result<(), Errno> {
+        record::note(Command::Send, &arg.bytes, &message.bytes);
         let body = Body { message: &mut message.bytes, payload: &message.payload };
         self.world.send(&conn.handle, &mut arg.bytes, Some(body))
     }
@@ -147,6 +150,7 @@ impl<W: World> Bench<W> {
     }
 
     pub(crate) fn start_with(&mut self, conn: &Conn<W>, arg: Arg, message: &Message) -> W::Call {
+        record::note(Command::Send, &arg.bytes, &message.bytes);
         self.world.start(&conn.handle, arg.bytes, message.bytes.clone(), message.payload.clone())
     }
 

@@ -13,6 +13,7 @@
 mod bench;
 mod build;
 mod list;
+mod record;
 mod suite;
 mod transport;
 mod world;
@@ -36,6 +37,7 @@ mod quota;
 mod recv;
 mod sync;
 
+pub use record::{Recorded, record};
 pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table, try_run};
 pub use transport::{Client, OverTransport, TransportHandle, Transported};
 pub use world::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who, World};

@@ -287,6 +287,8 @@ macro_rules! __conformance_list {
                 [427] a_waiting_caller_goes_on_receiving;
                 [428] a_bus_that_dies_ends_the_wait;
                 [459] one_connection_waits_for_several_replies;
+                [473] who_comes_back_learns_that_the_callee_is_gone;
+                [474] who_comes_back_learns_that_the_reply_did_not_fit;
             }
             matches {
                 [241] a_broadcast_is_a_signal;
@@ -440,6 +442,8 @@ macro_rules! __conformance_list {
                 [350] messages_carry_what_receivers_ask;
                 [351] who_asks_nothing_gets_no_metadata;
                 [352] faked_identity_does_not_travel;
+                [353] users_have_no_name_in_other_namespaces;
+                [354] processes_have_no_number_in_other_namespaces;
                 [355] receivers_of_a_broadcast_see_one_message;
                 [356] sequence_numbers_increase;
                 [357] a_failed_import_leaves_a_gap;
@@ -457,6 +461,9 @@ macro_rules! __conformance_list {
                 [465] a_faked_label_is_shown_and_does_not_travel;
                 [466] faked_process_ids_are_shown;
                 [467] a_label_travels_as_it_is;
+                [475] who_is_out_of_sight_says_what_it_gives_out;
+                [476] queries_answer_in_numbers_of_the_asker;
+                [477] foreign_numbers_make_no_policy;
             }
         }
     };

@@ -2,7 +2,7 @@
 
 use kdbus_core::abi::{AttachFlags, Command, Creds, Errno, HelloFlags, ItemType, ListFlags, NameFlags, Pids};
 
-use crate::bench::{Bench, Outcome, info_arg, owned_name};
+use crate::bench::{Bench, Conn, Outcome, Queried, info_arg, owned_name};
 use crate::build::{Arg, Hello, Item, Message};
 use crate::world::World;
 
@@ -130,6 +130,94 @@ pub(crate) fn faked_identity_does_not_travel<W: World>(t: &mut Bench<W>) -> Outc
     let info = t.conn_info(&b, a.id, AttachFlags::all()).unwrap();
     assert_eq!(info.record::<Creds>(ItemType::CREDS), Some(faked));
     assert!(info.all(ItemType::PIDS).is_empty());
+    Ok(())
+}
+
+/// Two connections of one user, the second in namespaces of its own.
+fn parted<W: World>(t: &mut Bench<W>) -> Result<(Conn<W>, Conn<W>), crate::world::Skip> {
+    let user = t.world.user(1)?;
+    let apart = t.world.apart(user)?;
+    Ok((t.hello_as(user, &Hello::default()), t.hello_as(apart, &Hello::default())))
+}
+
+pub(crate) fn users_have_no_name_in_other_namespaces<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (user, apart) = parted(t)?;
+    let (owner, who) = (t.connect(), t.world.who(t.owner));
+    t.send(&owner, &Message::to(apart.id)).unwrap();
+    let received = t.recv(&apart).unwrap();
+    let creds: Creds = received.record(ItemType::CREDS).unwrap();
+    assert_eq!([creds.uid, creds.euid, creds.suid, creds.fsuid], [65534; 4]);
+    assert_eq!([creds.gid, creds.egid, creds.sgid, creds.fsgid], [65534; 4]);
+    let groups: Vec<u8> =
+        vec![65534_u64; who.groups.len()].iter().flat_map(|gid| gid.to_ne_bytes()).collect();
+    assert_eq!(received.all(ItemType::AUXGROUPS), [&groups[..]]);
+    assert!(received.all(ItemType::AUDIT).is_empty());
+    // Who has a name there is known by it, and the other way round nothing is hidden.
+    t.send(&user, &Message::to(apart.id)).unwrap();
+    let creds: Creds = t.recv(&apart).unwrap().record(ItemType::CREDS).unwrap();
+    assert_eq!((creds.uid, creds.gid), (0, 0));
+    t.send(&apart, &Message::to(user.id)).unwrap();
+    let creds: Creds = t.recv(&user).unwrap().record(ItemType::CREDS).unwrap();
+    let who = t.world.who(user.user);
+    assert_eq!((creds.uid, creds.gid), (u64::from(who.uid), u64::from(who.gid)));
+    Ok(())
+}
+
+pub(crate) fn processes_have_no_number_in_other_namespaces<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (user, apart) = parted(t)?;
+    t.send(&user, &Message::to(apart.id)).unwrap();
+    let pids: Pids = t.recv(&apart).unwrap().record(ItemType::PIDS).unwrap();
+    assert_eq!((pids.pid, pids.tid, pids.ppid), (0, 0, 0));
+    t.send(&apart, &Message::to(user.id)).unwrap();
+    let pids: Pids = t.recv(&user).unwrap().record(ItemType::PIDS).unwrap();
+    assert_eq!(pids.pid, u64::from(t.world.who(apart.user).pid));
+    t.send(&apart, &Message::to(apart.id)).unwrap();
+    let pids: Pids = t.recv(&apart).unwrap().record(ItemType::PIDS).unwrap();
+    assert_eq!((pids.pid, pids.ppid), (1, 0));
+    Ok(())
+}
+
+pub(crate) fn who_is_out_of_sight_says_what_it_gives_out<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (giving, apart) = parted(t)?;
+    let quiet = t.hello_as(giving.user, &Hello::default().gives(AttachFlags::empty()));
+    t.send(&giving, &Message::to(apart.id)).unwrap();
+    assert!(t.recv(&apart).unwrap().has(ItemType::PID_COMM));
+    t.send(&quiet, &Message::to(apart.id)).unwrap();
+    let received = t.recv(&apart).unwrap();
+    let told = [ItemType::TID_COMM, ItemType::PID_COMM, ItemType::EXE, ItemType::CMDLINE, ItemType::SECLABEL];
+    assert!(told.iter().all(|kind| !received.has(*kind)));
+    assert!(received.has(ItemType::CREDS) && received.has(ItemType::TIMESTAMP));
+    // Who sees the process gets what it asks for, given out or not.
+    t.send(&quiet, &Message::to(giving.id)).unwrap();
+    assert!(t.recv(&giving).unwrap().has(ItemType::PID_COMM));
+    Ok(())
+}
+
+pub(crate) fn queries_answer_in_numbers_of_the_asker<W: World>(t: &mut Bench<W>) -> Outcome {
+    let (user, apart) = parted(t)?;
+    let mask = AttachFlags::CREDS | AttachFlags::PIDS;
+    let told = |info: Queried| {
+        let (creds, pids): (Creds, Pids) =
+            (info.record(ItemType::CREDS).unwrap(), info.record(ItemType::PIDS).unwrap());
+        (creds.uid, creds.gid, pids.pid)
+    };
+    assert_eq!(told(t.conn_info(&apart, user.id, mask).unwrap()), (0, 0, 0));
+    assert_eq!(told(t.conn_info(&apart, apart.id, mask).unwrap()), (0, 0, 1));
+    let who = t.world.who(apart.user);
+    let expected = (u64::from(who.uid), u64::from(who.gid), u64::from(who.pid));
+    assert_eq!(told(t.conn_info(&user, apart.id, mask).unwrap()), expected);
+    Ok(())
+}
+
+pub(crate) fn foreign_numbers_make_no_policy<W: World>(t: &mut Bench<W>) -> Outcome {
+    let apart = t.world.apart(t.owner)?;
+    let hello = |access| Hello::policy_holder(NAME, &[access]);
+    // Users and groups have other numbers there, and what they would be here is not for anybody in there to say.
+    for kind in [1, 2] {
+        let refused = t.try_hello_as(apart, &hello(Item::access(kind, 1, 7)));
+        assert_eq!(refused.map(|_| ()), Err(Errno::EINVAL));
+    }
+    assert!(t.try_hello_as(apart, &hello(Item::access(3, 1, 0))).is_ok());
     Ok(())
 }
 

@@ -73,11 +73,8 @@ impl CaseInfo {
 }
 
 /// Cases that commands alone cannot bring about, with the reason.
-pub const NOT_EXPRESSED: &[(u16, &str)] = &[
-    (160, "needs the receiver to leave between lookup and delivery, which no command order brings about"),
-    (353, "needs connections in several user namespaces"),
-    (354, "needs connections in several process-id namespaces"),
-];
+pub const NOT_EXPRESSED: &[(u16, &str)] =
+    &[(160, "needs the receiver to leave between lookup and delivery, which no command order brings about")];
 
 /// Makes a `#[test]` for each case. `$make` is a function or closure that takes the case's [`CaseInfo`] and
 /// returns a new world for it.

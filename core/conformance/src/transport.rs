@@ -185,6 +185,10 @@ impl<W: Transported> World for OverTransport<W> {
         self.0.sibling(of)
     }
 
+    fn apart(&mut self, of: W::User) -> Result<W::User, Skip> {
+        self.0.apart(of)
+    }
+
     fn who(&mut self, user: W::User) -> Who {
         self.0.who(user)
     }

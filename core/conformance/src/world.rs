@@ -35,6 +35,8 @@ pub struct Who {
     pub pid: u32,
     /// Security label, if it is known whether there is one and which.
     pub label: Option<String>,
+    /// Whether it is in namespaces of its own, in which it is user 0 and process 1.
+    pub apart: bool,
 }
 
 /// What `poll` reports.
@@ -128,6 +130,17 @@ pub trait World {
     ///
     /// [`Skip`] where there is one process only.
     fn sibling(&mut self, of: Self::User) -> Result<Self::User, Skip>;
+
+    /// Another process with the ids of `of`, in user and pid namespaces of its own. It is user 0, group 0 and
+    /// process 1 there, and nobody else has a name.
+    ///
+    /// # Errors
+    ///
+    /// [`Skip`] where processes cannot be put there.
+    fn apart(&mut self, of: Self::User) -> Result<Self::User, Skip> {
+        let _ = of;
+        Err(Skip::because("needs processes in namespaces of their own"))
+    }
 
     /// Who a user is.
     fn who(&mut self, user: Self::User) -> Who;

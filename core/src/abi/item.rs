@@ -409,7 +409,27 @@ impl<'a> ItemWriter<'a> {
     ///
     /// [`NoRoom`] leaves the buffer as it was.
     pub fn parts(&mut self, kind: ItemType, parts: &[&[u8]]) -> Result<(), NoRoom> {
-        let payload: usize = parts.iter().map(|part| part.len()).sum();
+        let mut rest = self.place(kind, parts.iter().map(|part| part.len()).sum())?;
+        for part in parts {
+            let (place, behind) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Appends an item whose payload is `len` zero bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] leaves the buffer as it was.
+    pub fn zeros(&mut self, kind: ItemType, len: usize) -> Result<(), NoRoom> {
+        self.place(kind, len)?.fill(0);
+        Ok(())
+    }
+
+    /// Appends the header of an item with `payload` bytes, and gives those out.
+    fn place(&mut self, kind: ItemType, payload: usize) -> Result<&mut [u8], NoRoom> {
         let start = align8(self.end as u64) as usize;
         let size = ITEM_HEADER + payload;
         let area = self.buffer.get_mut(self.end..).ok_or(NoRoom)?;
@@ -417,17 +437,13 @@ impl<'a> ItemWriter<'a> {
         if area.len() < padding + size {
             return Err(NoRoom);
         }
-        area[..padding].fill(0);
-        let (header, mut rest) = area[padding..].split_at_mut(ITEM_HEADER);
+        let (before, item) = area[..padding + size].split_at_mut(padding);
+        before.fill(0);
+        let (header, place) = item.split_at_mut(ITEM_HEADER);
         header[..8].copy_from_slice(&(size as u64).to_ne_bytes());
         header[8..].copy_from_slice(&kind.0.to_ne_bytes());
-        for part in parts {
-            let (place, behind) = rest.split_at_mut(part.len());
-            place.copy_from_slice(part);
-            rest = behind;
-        }
         self.end = start + size;
-        Ok(())
+        Ok(place)
     }
 
     /// Appends an item with `payload`.

@@ -2,22 +2,38 @@
 //!
 //! - [`Words`]: the one way to shared words, a hook for simulators and model checkers.
 //! - [`InboxWriter`] and [`InboxReader`]: the queue in which a bus shows messages to a client, and the way back.
+//! - [`Ledger`]: buffers that one process lends to another, and that come back.
+//! - [`LaneWriter`], [`LaneReader`], [`LaneGate`]: messages from one client to another past the bus, and what
+//!   the bus does to let them and to stop them. [`CallWord`]: how a call ends, once.
 //! - [`Order`]: merges what several lanes brought by time, into one queue.
 //!
 //! The other side may write anything at any time. Each word is loaded once, the copy is checked, and the
 //! copy is used; no index, length or count out of shared memory is trusted.
 
+mod call;
 mod entry;
 mod inbox;
+mod lane;
+mod loan;
 mod order;
+mod verdict;
 mod words;
 
+pub use call::{CALL_MAX, CallState, CallWord};
 pub use entry::{Entry, Return};
 pub use inbox::{
     AttachError, DEPTH_MAX, InboxLayout, InboxReader, InboxWriter, LayoutError, RETURNS_MAX, ReturnsFull,
 };
+pub use lane::{
+    LaneGate, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane, RING_MAX, RING_MIN, Reserved,
+    Violation,
+};
+pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
 pub use order::{Arrived, Batch, Order};
+pub use verdict::Verdict;
 pub use words::Words;
 
+#[cfg(all(test, target_has_atomic = "64"))]
+mod lane_tests;
 #[cfg(all(test, target_has_atomic = "64"))]
 mod tests;

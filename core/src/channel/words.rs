@@ -24,8 +24,8 @@ pub trait Words {
     /// Stores `value` at `index` and returns the word before, acquiring and releasing.
     fn swap(&self, index: usize, value: u64) -> u64;
 
-    /// Sets the bits of `bits` at `index`, acquiring and releasing.
-    fn set_bits(&self, index: usize, bits: u64);
+    /// Sets the bits of `bits` at `index` and returns the word before, acquiring and releasing.
+    fn set_bits(&self, index: usize, bits: u64) -> u64;
 
     /// Stores `new` at `index` if the word there is `expected`, acquiring and releasing. True if so.
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool;
@@ -58,8 +58,8 @@ impl<T: Words + ?Sized> Words for &T {
     }
 
     #[inline]
-    fn set_bits(&self, index: usize, bits: u64) {
-        T::set_bits(self, index, bits);
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        T::set_bits(self, index, bits)
     }
 
     #[inline]
@@ -99,10 +99,8 @@ impl Words for [core::sync::atomic::AtomicU64] {
     }
 
     #[inline]
-    fn set_bits(&self, index: usize, bits: u64) {
-        if let Some(word) = self.get(index) {
-            word.fetch_or(bits, Ordering::AcqRel);
-        }
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        self.get(index).map_or(0, |word| word.fetch_or(bits, Ordering::AcqRel))
     }
 
     #[inline]
@@ -124,7 +122,7 @@ mod tests {
         let array = [AtomicU64::new(7)];
         let words: &[AtomicU64] = &array;
         words.store(1, 9);
-        words.set_bits(usize::MAX, 9);
+        assert_eq!(words.set_bits(usize::MAX, 9), 0);
         assert_eq!((words.load(1), words.swap(1, 9), words.replace(1, 0, 9)), (0, 0, false));
         assert_eq!((words.count(), words.load(0)), (1, 7));
     }

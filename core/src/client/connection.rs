@@ -4,7 +4,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt;
 
 use super::call::{Outcome, Slot};
-use super::error::{Broken, ByebyeError, HelloError, SendError, UpdateError};
+use super::error::{ByebyeError, HelloError, RecvError, SendError, UpdateError};
 use super::error_reply::{ERROR_TEXT_MAX, ErrorReply, PAYLOAD_ERROR};
 use super::hello::{self, Bus, Hello, HelloBuffer};
 use super::inbox::Inbox;
@@ -283,6 +283,16 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         [calls, self.waiters.next()].into_iter().flatten().min()
     }
 
+    /// Whether a loop gains anything by watching [`fd`](Self::fd) now.
+    ///
+    /// False while the inbox is full of messages that nobody receives: what waits behind them keeps the
+    /// descriptor readable, and [`process`](Self::process) leaves it there. A loop that is told of levels then
+    /// watches the descriptor for hang-ups only, until the application has received something. `O(1)`.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        !self.inbox.borrow().is_full()
+    }
+
     /// Takes in what has come for waiting calls and wakes the tasks that have something to do. To be called
     /// when [`fd`](Self::fd) is readable and at [`poll_timeout`](Self::poll_timeout).
     ///
@@ -291,12 +301,20 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// # Errors
     ///
-    /// [`Broken`] if the bus is gone; then everybody is woken and learns of it.
-    pub fn process(&self, now: Instant) -> Result<(), Broken> {
-        if let Err(Failure::Broken(errno)) = self.pump() {
+    /// [`RecvError::Broken`] if the bus is gone; then everybody is woken and learns of it.
+    /// [`RecvError::Refused`] if the bus gave nothing out, for want of memory or descriptors: what came stays
+    /// there, and the descriptor readable. Deadlines have passed and tasks were woken all the same.
+    pub fn process(&self, now: Instant) -> Result<(), RecvError> {
+        self.turn(now).map_err(RecvError::from)
+    }
+
+    /// As [`process`](Self::process), for whoever tells refusals apart otherwise.
+    pub(super) fn turn(&self, now: Instant) -> Result<(), Failure> {
+        let pumped = self.pump();
+        if let Err(Failure::Broken(_)) = pumped {
             self.calls.iter().for_each(Slot::wake);
             self.waiters.wake_all();
-            return Err(Broken::new(errno));
+            return pumped;
         }
         for slot in self.calls.iter().filter(|slot| slot.deadline().is_some_and(|at| at <= now)) {
             slot.complete(Outcome::TimedOut);
@@ -308,7 +326,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             self.waiters.wake(Want::Name);
         }
         self.waiters.wake_due(now);
-        Ok(())
+        pumped
     }
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Script {
     /// What waiting brings, one step for each wait that is not over at once.
     pub(super) steps: RefCell<VecDeque<Step>>,
     pub(super) broken: Cell<bool>,
+    /// What every receive is refused with.
+    pub(super) unreceivable: Cell<Option<Errno>>,
     pub(super) lost: Cell<u64>,
     pub(super) now: Cell<u64>,
     pub(super) watches_room: Cell<bool>,
@@ -139,6 +141,9 @@ impl Transport for Fake {
 
     fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<u32>, Failure> {
         self.0.check()?;
+        if let Some(errno) = self.0.unreceivable.get() {
+            return Err(Failure::Refused(errno));
+        }
         let dropped = self.0.lost.replace(0);
         let mut queue = self.0.queue.borrow_mut();
         let urgency = |bytes: &Bytes| Msg::read_from_prefix(&bytes.bytes).map_or(0, |(msg, _)| msg.priority);

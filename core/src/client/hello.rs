@@ -237,6 +237,7 @@ pub(super) fn introduce<T: Transport>(transport: &T, arg: &mut [u8]) -> Result<(
         .filter(topic::is_valid)
         .ok_or(HelloError::Malformed)?;
     let flags = MakeFlags::from_bits_retain(answer.bus_flags);
+    crate::event!(info, "connected as {}", answer.id);
     Ok((answer.id, Bus { id128: answer.id128, flags, bloom }))
 }
 

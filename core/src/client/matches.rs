@@ -127,7 +127,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// # Errors
     ///
-    /// [`MatchError`]; with [`MatchError::TooMany`] the removed ones stay removed.
+    /// [`MatchError`]; nothing has changed: with [`MatchError::TooMany`] there was no match with this cookie.
     pub fn replace_match(&self, cookie: u64, rules: &[Rule<'_>]) -> Result<(), MatchError> {
         self.match_rules(cookie, MatchFlags::REPLACE, rules)
     }
@@ -160,11 +160,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             // Before the match is there, so that no notification that it passes is taken for one's own.
             self.hears_names.set(true);
         }
-        let added = self.link.add_match(cookie, flags, rules);
-        if flags.contains(MatchFlags::REPLACE) && matches!(added, Ok(()) | Err(MatchError::TooMany)) {
+        self.link.add_match(cookie, flags, rules)?;
+        if flags.contains(MatchFlags::REPLACE) {
             self.forget_matches(cookie);
         }
-        added?;
         let mut buffer = [0; super::REGISTRY_SIZE];
         let mut items = ItemWriter::new(&mut buffer);
         let written = rules.iter().try_for_each(|rule| rule.write(&mut items));

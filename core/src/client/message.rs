@@ -351,9 +351,8 @@ impl<'a, F: Copy> Message<'a, F> {
                 }
                 let size = bloom.size as usize;
                 let at = align8(items.len() as u64) as usize + ITEM_HEADER + 8;
-                items
-                    .parts(ItemType::BLOOM_FILTER, &[&0_u64.to_ne_bytes(), &ZEROS[..size]])
-                    .map_err(too_large)?;
+                // Generation 0, and no bit yet.
+                items.zeros(ItemType::BLOOM_FILTER, 8 + size).map_err(too_large)?;
                 topic_bits = Some((topic, at..at + size));
             }
             Filter::Bits { generation, bits } => {
@@ -401,8 +400,6 @@ impl<const N: usize> Buffer<N> {
 
 type Small<'a> = heapless::Vec<&'a [u8], SMALL_PARTS>;
 type Large<'a> = heapless::Vec<&'a [u8], PAYLOAD_PARTS_MAX>;
-
-static ZEROS: [u8; FILTER_MAX] = [0; FILTER_MAX];
 
 /// The transport replaces the address; it only must not be that of a run of zeros.
 const SOME_ADDRESS: u64 = 1;

@@ -3,7 +3,7 @@
 use super::connection::{Connection, Stats};
 use super::deadline::Deadline;
 use super::delivery::Delivery;
-use super::error::{Broken, HelloError, QueryError, RecvError, UpdateError};
+use super::error::{HelloError, QueryError, RecvError, UpdateError};
 use super::hello::{Bus, Hello};
 use super::query::{Listing, PeerInfo};
 use super::transport::Transport;
@@ -129,8 +129,8 @@ impl<T: Transport> Monitor<T> {
     ///
     /// # Errors
     ///
-    /// [`Broken`].
-    pub fn process(&self, now: Instant) -> Result<(), Broken> {
+    /// [`RecvError`].
+    pub fn process(&self, now: Instant) -> Result<(), RecvError> {
         self.connection.process(now)
     }
 }

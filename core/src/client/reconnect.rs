@@ -75,6 +75,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
                     Ok(()) => restored.matches += 1,
                     Err(error) => {
                         restored.refused += 1;
+                        crate::event!(warn, "match {:#x} is not restored: {:?}", key, error);
                         refused(NotRestored::Match(key, error));
                     }
                 },
@@ -84,6 +85,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
                         Ok(acquired) => count(acquired, &mut restored),
                         Err(error) => {
                             restored.refused += 1;
+                            crate::event!(warn, "name {:?} is not restored: {:?}", name.as_str(), error);
                             refused(NotRestored::Name(name.as_str(), error));
                         }
                     }

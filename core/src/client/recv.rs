@@ -200,7 +200,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub(super) fn wait(&self, until: Instant) -> Result<(), Failure> {
         let next = self.poll_timeout().map_or(until, |next| next.min(until));
         self.link.transport.wait((next != Instant::FAR).then_some(next))?;
-        self.process(self.now()).map_err(|broken| Failure::Broken(broken.errno()))
+        self.turn(self.now())
     }
 
     /// Takes messages out of the transport for as long as somebody waits for something else, at most until
@@ -320,6 +320,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// application.
     fn sort(&self, incoming: Incoming<T::Fd>) -> Option<Delivery<'_, T>> {
         let Some(message) = Delivery::new(&self.link.transport, incoming) else {
+            crate::event!(warn, "a message is malformed and goes");
             self.link.count(|stats| stats.malformed += 1);
             return None;
         };
@@ -342,6 +343,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         match slot {
             Some(slot) => slot.complete(outcome),
             None => {
+                crate::event!(debug, "an answer to {:#x} comes too late", cookie);
                 self.link.count(|stats| stats.late += 1);
                 self.discard(outcome);
             }
@@ -389,6 +391,7 @@ mod tests {
     use super::super::fake::{Script, connect, message, notification, plain, reply};
     use super::super::message::Message;
     use super::*;
+    use crate::abi::Errno;
     use crate::abi::{IdChange, ItemType, MsgFlags};
     use core::pin::pin;
     use core::task::Waker;
@@ -447,6 +450,29 @@ mod tests {
         assert_eq!(connection.try_recv_priority(0).unwrap().unwrap().cookie(), 2);
         assert!(connection.try_recv().is_err());
         drop(call);
+    }
+
+    #[test]
+    fn a_refused_receive_is_reported_and_does_not_stop_deadlines() {
+        let (connection, script) = connect::<2, 2>();
+        let mut call = pin!(connection.call(&Message::to(3), Duration::from_nanos(5)));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(call.as_mut().poll(&mut cx).is_pending());
+        script.unreceivable.set(Some(Errno::ENOMEM));
+        let now = Instant::from_nanos(script.now.get() + 5);
+        assert_eq!(connection.process(now), Err(RecvError::Refused(Errno::ENOMEM)));
+        assert!(call.as_mut().poll(&mut cx).is_ready(), "its time has come");
+        assert_eq!(connection.recv_blocking(now).err(), Some(RecvError::Refused(Errno::ENOMEM)));
+    }
+
+    #[test]
+    fn a_full_inbox_wants_no_input_until_somebody_receives() {
+        let (connection, _script) = filled(&[(1, 0), (2, 0), (3, 0)], &[]);
+        assert!(connection.wants_input());
+        let (connection, _script) = filled(&[(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)], &[]);
+        assert!(!connection.wants_input());
+        assert_eq!(connection.try_recv().unwrap().unwrap().cookie(), 1);
+        assert!(connection.wants_input());
     }
 
     #[test]

@@ -76,7 +76,8 @@ impl<'c, T: Transport> Request<'c, T> {
             }
             Err(_) => Ok(()),
         };
-        if sent.is_err() {
+        if let Err(error) = &sent {
+            crate::event!(warn, "a call is left without an answer: error {}", error.code());
             self.link.count(|stats| stats.unanswered += 1);
         }
         !self.stop.get()

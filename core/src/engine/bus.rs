@@ -159,6 +159,7 @@ impl Domain<'_> {
         let bus = &mut self.buses[place];
         (bus.default_endpoint, bus.gathered) = (endpoint, gathered);
         self.handles[handle].state = HandleState::BusOwner(place);
+        crate::event!(info, "bus {:?} is there", name.as_str());
         Ok(())
     }
 
@@ -167,6 +168,7 @@ impl Domain<'_> {
     /// Cost: a disconnect for each connection.
     pub(super) fn remove_bus(&mut self, host: &mut dyn Host, at: Clock, bus: BusIx) {
         self.buses[bus].dying = true;
+        crate::event!(info, "bus {:?} goes", self.buses[bus].name.as_str());
         let custom = |domain: &Self| {
             let mut endpoints = domain.endpoints.iter();
             endpoints.find(|(_, endpoint)| endpoint.bus == bus && endpoint.custom).map(|(place, _)| place)

@@ -64,6 +64,8 @@ pub(super) enum Return {
     Waiting,
     /// The reply had come meanwhile.
     Answered(MsgInfo),
+    /// The call had ended meanwhile, without a reply.
+    Failed(Errno),
 }
 
 impl Domain<'_> {
@@ -161,6 +163,10 @@ impl Domain<'_> {
                 self.made_room(host, conn);
                 Return::Answered(info)
             }
+            (CallState::Interrupted, Some(Resumed::Ended(Err(reason)))) => {
+                self.forget_call(place);
+                Return::Failed(reason)
+            }
             _ => Return::New,
         }
     }
@@ -183,9 +189,11 @@ impl Domain<'_> {
         };
         match self.deposit(host, conn, parcel) {
             Err(error) => {
-                self.end_tracker(Some(tracker));
                 let told = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
-                self.end_call(place, Err(told));
+                if !self.replies.settle(tracker, Err(told)) {
+                    self.end_tracker(Some(tracker));
+                    self.end_call(place, Err(told));
+                }
                 Err(error)
             }
             Ok(deposit) => {
@@ -236,11 +244,20 @@ impl Domain<'_> {
 
     /// Tells one of those who await a reply of a connection that goes; false if there is none.
     pub(super) fn fail_awaited(&mut self, host: &mut dyn Host, at: Clock, conn: ConnIx) -> bool {
-        let Some(ended) = self.replies.take_owed_by(index(conn)) else {
+        let Some(tracker) = self.replies.owed_by(index(conn)) else {
             return false;
         };
-        self.call_failed(host, at, ended, Errno::EPIPE);
+        self.unanswered(host, at, tracker);
         true
+    }
+
+    /// Ends a pending call that nobody will answer. A caller that is away learns it when it comes back.
+    fn unanswered(&mut self, host: &mut dyn Host, at: Clock, tracker: TrackerId) {
+        if !self.replies.settle(tracker, Err(Errno::EPIPE))
+            && let Some(ended) = self.replies.close(tracker)
+        {
+            self.call_failed(host, at, ended, Errno::EPIPE);
+        }
     }
 
     /// The call whose message leaves a queue unread has no reply any more.
@@ -248,10 +265,10 @@ impl Domain<'_> {
         let Some(tracker) = tracker else {
             return;
         };
-        let ended = self.replies.get(tracker).and_then(|_| self.replies.close(tracker));
+        let pending = self.replies.get(tracker).is_some();
         self.replies.drop_carrier(tracker);
-        if let Some(ended) = ended {
-            self.call_failed(host, at, ended, Errno::EPIPE);
+        if pending {
+            self.unanswered(host, at, tracker);
         }
     }
 

@@ -226,6 +226,38 @@ fn an_interrupted_call_goes_on_when_its_caller_comes_back() {
 }
 
 #[test]
+fn who_comes_back_to_an_interrupted_call_learns_how_it_ended() {
+    for ended in [Errno::EPIPE, Errno::ENOBUFS, Errno::ETIMEDOUT] {
+        let (mut bed, a, b) = pair();
+        let small = bed.open(OWNER);
+        let caller = bed.hello(small, HelloFlags::empty(), 4096, &[]).unwrap();
+        let call = message(b.id, 1).sync(LATER);
+        let token = bed.start(caller, &call);
+        let at = bed.at();
+        bed.domain.cancel(&mut bed.host, at, caller.handle, token, Errno::EINTR);
+        bed.collect();
+        assert_eq!(bed.answers(), [(token, Err(Errno::EINTR))]);
+        match ended {
+            Errno::EPIPE => bed.close(b.handle),
+            Errno::ENOBUFS => {
+                let large = message(caller.id, 2).reply_to(1).vec(&[0; 3000]);
+                assert_eq!(bed.send(b, &large), Err(Errno::ENOBUFS));
+            }
+            _ => bed.timeout(LATER),
+        }
+        assert_eq!(bed.send_any(caller, &call).0, Outcome::Done(Err(ended)));
+        assert_eq!((bed.answers(), bed.cookies(caller)), (Vec::new(), Vec::new()));
+        // The call is over: the next one with its cookie is sent.
+        let again = message(a.id, 1).sync(2 * LATER);
+        bed.start(caller, &again);
+        assert_eq!(bed.cookies(a), [1]);
+        bed.close(caller.handle);
+        bed.close(b.handle);
+        assert_eq!((bed.domain.usage().calls, bed.domain.usage().trackers), (0, 0));
+    }
+}
+
+#[test]
 fn an_answer_that_nobody_fetches_leaves_nothing_behind() {
     let (mut bed, a, b) = pair();
     for round in 1..200 {

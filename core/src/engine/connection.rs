@@ -14,7 +14,9 @@ use super::Domain;
 use super::call::{OwnCalls, index};
 use super::deliver::Deposit;
 use super::domain::{HandleState, chunk};
-use super::host::{Clock, Credentials, Host};
+use super::host::{Clock, Credentials, Host, Spaces};
+use super::inspect::Counters;
+use super::lanes::Lanes;
 use super::limits::POLICY_NAMES_PER_CONNECTION;
 use super::matches::OwnMatches;
 use super::metadata::{Gathered, READ};
@@ -22,6 +24,7 @@ use super::notify::Notice;
 use super::policy::{Database, OwnPolicy, Policy};
 use super::pool::{Pool, PoolHead};
 use super::quota::QuotaHead;
+use super::registry::place;
 use super::slice::{ItemSink, Measure, SliceWriter};
 use super::table::{Blank, BusIx, ConnIx, EndpointIx, HandleIx, Place, UserIx};
 use super::user::Counted;
@@ -71,6 +74,7 @@ pub(super) struct Connection {
     /// Broadcasts lost since the last RECV, and ever.
     pub(super) lost: u64,
     pub(super) lost_ever: u64,
+    pub(super) counters: Counters,
     pub(super) matches: OwnMatches,
     policy: OwnPolicy,
     pub(super) calls: OwnCalls,
@@ -114,6 +118,7 @@ impl Blank for Connection {
         quota: QuotaHead::new(),
         lost: 0,
         lost_ever: 0,
+        counters: Counters::ZERO,
         matches: OwnMatches::NONE,
         policy: OwnPolicy::NONE,
         calls: OwnCalls::NONE,
@@ -243,6 +248,13 @@ impl Domain<'_> {
         self.handles[handle].state = HandleState::Connected(conn);
         let bus = &self.buses[bus];
         (cmd.bus_flags, cmd.id, cmd.id128) = (bus.flags, id, bus.uuid);
+        crate::event!(
+            info,
+            "connection {} is there, on bus {:?}, with flags {:?}",
+            id,
+            bus.name.as_str(),
+            flags
+        );
         (cmd.offset, cmd.items_size, cmd.return_flags) = (offset, items_size, 0);
         put_record(frame.bytes, &cmd);
         Ok(())
@@ -298,8 +310,11 @@ impl Domain<'_> {
         identity: &mut Credentials,
     ) -> Result<Option<AttachFlags>, Errno> {
         let mut faked = AttachFlags::empty();
+        let space = self.handles[handle].creds.spaces;
         if let Some(creds) = frame.item(ItemType::CREDS).and_then(|item| item.record::<Creds>()) {
-            let id = |id: u64| u32::try_from(id).map_err(|_| Errno::EINVAL);
+            // Numbers of other namespaces have no meaning here, and are not guessed at.
+            let known = |id: &u32| space.users == 0 || *id == u32::MAX;
+            let id = |id: u64| u32::try_from(id).ok().filter(known).ok_or(Errno::EINVAL);
             identity.uid = id(creds.uid)?;
             identity.euid = id(creds.euid)?;
             identity.suid = id(creds.suid)?;
@@ -314,7 +329,11 @@ impl Domain<'_> {
             let from = self.handle_id(handle);
             let mut pid = |pid: u64| {
                 let pid = u32::try_from(pid).map_err(|_| Errno::EINVAL)?;
-                if pid == 0 || host.process_exists(from, pid) { Ok(pid) } else { Err(Errno::EINVAL) }
+                if pid == 0 || space.pids == 0 && host.process_exists(from, pid) {
+                    Ok(pid)
+                } else {
+                    Err(Errno::EINVAL)
+                }
             };
             (identity.pid, identity.tid, identity.ppid) = (pid(pids.pid)?, pid(pids.tid)?, pid(pids.ppid)?);
             faked |= AttachFlags::PIDS;
@@ -322,6 +341,9 @@ impl Domain<'_> {
         if let Some(label) = frame.item(ItemType::SECLABEL).and_then(|item| item.c_str()) {
             identity.label = heapless::Vec::from_slice(label).map_err(|_| Errno::ENOMEM)?;
             faked |= AttachFlags::SECLABEL;
+        }
+        if !faked.is_empty() {
+            identity.spaces = Spaces::HOST;
         }
         Ok(Some(faked).filter(|kinds| !kinds.is_empty()))
     }
@@ -363,6 +385,9 @@ impl Domain<'_> {
             None => self.members(bus, monitor).first = Some(place),
         }
         self.conns[place].prev = last;
+        if monitor {
+            self.close_lanes_on(host, bus);
+        }
         Ok(place)
     }
 
@@ -388,15 +413,24 @@ impl Domain<'_> {
             let names = &mut self.buses[bus].names;
             let acquired = self.names.add_activator(names, index(conn), name);
             let acquired = acquired.map_err(|error| error.errno())?;
-            if let Some(change) = acquired.change {
-                self.name_changed(host, at, bus, &change);
+            match acquired.change {
+                Some(change) => self.name_changed(host, at, bus, &change),
+                // From here on what is sent to the name may have to wait for its next owner.
+                None => {
+                    let name = self.names.find(&self.buses[bus].names, name.as_str().as_bytes());
+                    if let Some(owner) = name.and_then(|name| self.names.owner(name)) {
+                        self.close_lanes_into(host, place(owner.connection));
+                    }
+                }
             }
         }
         if flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::POLICY_HOLDER) {
             let wildcards = !flags.contains(HelloFlags::ACTIVATOR);
-            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards)?;
+            let foreign = self.has_foreign_users(self.conns[conn].handle);
+            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards, foreign)?;
             let own = &mut self.conns[conn].policy;
             self.policy.replace(own, Database::Bus(bus), frame.items())?;
+            self.close_lanes_on(host, bus);
         }
         Ok(())
     }
@@ -415,7 +449,7 @@ impl Domain<'_> {
     }
 
     /// UPDATE. Cost: `O(items · log of all policy entries)`.
-    pub(super) fn update(&mut self, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
+    pub(super) fn update(&mut self, host: &mut dyn Host, conn: ConnIx, arg: &mut [u8]) -> Result<(), Errno> {
         let frame = Frame::check(arg, Command::Update.shape(), false).map_err(FrameError::errno)?;
         if frame.negotiate {
             return Ok(());
@@ -440,9 +474,14 @@ impl Domain<'_> {
             if !record.is_policy_holder() {
                 return Err(Errno::EOPNOTSUPP);
             }
-            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true)?;
-            let database = Database::Bus(record.bus);
-            self.policy.replace(&mut self.conns[conn].policy, database, frame.items())?;
+            let foreign = self.has_foreign_users(record.handle);
+            Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true, foreign)?;
+            let bus = record.bus;
+            self.policy.replace(&mut self.conns[conn].policy, Database::Bus(bus), frame.items())?;
+            self.close_lanes_on(host, bus);
+        }
+        if self.conns[conn].attach_recv != attach_recv {
+            self.close_lanes_into(host, conn);
         }
         let record = &mut self.conns[conn];
         (record.attach_send, record.attach_recv) = (attach_send, attach_recv);
@@ -463,6 +502,9 @@ impl Domain<'_> {
         }
         self.drain(host, conn);
         if !self.conns[conn].queue.is_empty() {
+            return Err(Errno::EBUSY);
+        }
+        if !host.lanes_retire(self.handle_id(self.conns[conn].handle)) {
             return Err(Errno::EBUSY);
         }
         self.disconnect(host, at, conn);
@@ -500,8 +542,12 @@ impl Domain<'_> {
         if let HandleState::Connected(_) = self.handles[handle].state {
             self.wake(handle);
         }
+        host.lanes_close(Lanes::Of(self.handle_id(handle)));
         self.end_calls(host, conn, Errno::ECONNRESET);
         self.end_watches(host, conn);
+        if self.conns[conn].flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::POLICY_HOLDER) {
+            self.close_lanes_on(host, bus);
+        }
         self.policy.clear(&mut self.conns[conn].policy);
         let _ = self.ids.remove(self.conns.records, conn.index());
         match prev {
@@ -579,6 +625,7 @@ impl Domain<'_> {
     fn finish_leave(&mut self, host: &mut dyn Host, at: Clock, conn: ConnIx) {
         let record = &self.conns[conn];
         let (bus, handle, user, change) = (record.bus, record.handle, record.user, record.change());
+        crate::event!(info, "connection {} is gone", record.id);
         if !record.is_monitor() {
             self.announce(host, at, bus, &Notice::Id { added: false, change });
         }
@@ -595,6 +642,11 @@ impl Domain<'_> {
         let found = self.ids.find(self.conns.records, |_, record| record.item.id.cmp(&id))?;
         let conn = ConnIx::new(found);
         (self.conns[conn].bus == bus).then_some(conn)
+    }
+
+    /// Whether who opened a handle counts users otherwise than the host.
+    pub(super) fn has_foreign_users(&self, handle: HandleIx) -> bool {
+        self.handles[handle].creds.spaces.users != 0
     }
 
     fn members(&mut self, bus: BusIx, monitor: bool) -> &mut super::bus::Members {

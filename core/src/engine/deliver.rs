@@ -10,7 +10,7 @@ use crate::abi::{
 use super::call::index;
 use super::examine::received_len;
 use super::host::{Clock, Credentials, Host};
-use super::metadata::{PROCESS, emit_process};
+use super::metadata::{PROCESS, emit_process, translate, visible};
 use super::pool::{Slice, SliceId};
 use super::reply::TrackerId;
 use super::slice::{ItemSink, Measure, SliceWriter};
@@ -63,6 +63,13 @@ pub(super) struct Charge {
     pub(super) fds: u32,
 }
 
+/// What a message shows of its sender to one receiver.
+struct Shown {
+    attach: AttachFlags,
+    /// Who sends it, where the receiver knows that by other numbers.
+    who: Option<Credentials>,
+}
+
 /// A message in its receiver's pool, charged but not queued.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deposit {
@@ -90,6 +97,8 @@ impl Domain<'_> {
         tracker: Option<TrackerId>,
     ) -> Result<(), Errno> {
         let deposit = self.deposit(host, to, parcel)?;
+        let (from, cookie) = (parcel.header.src_id, parcel.header.cookie);
+        crate::event!(trace, "message {} of {} to {}", cookie, from, self.conns[to].id);
         self.enqueue(host, at, to, deposit, parcel.header.priority, name, tracker)
     }
 
@@ -112,10 +121,10 @@ impl Domain<'_> {
         if parcel.fds > 0 && !receiver.is_monitor() && !receiver.accepts_fds() {
             return Err(Errno::ECOMM);
         }
-        let attach = self.attached(parcel, to);
-        self.gather(host, parcel, attach);
+        let shown = self.shown(host, parcel, to);
+        self.gather(host, parcel, shown.attach);
         let mut measure = Measure::default();
-        self.emit_metadata(parcel, attach, &mut measure);
+        self.emit_metadata(parcel, &shown, &mut measure);
         let sent = (Msg::SIZE + parcel.items.len()) as u64;
         let size = received_len(sent, measure.len());
         let base = align8(size);
@@ -131,7 +140,7 @@ impl Domain<'_> {
                 return Err(error.errno());
             }
         };
-        if let Err(error) = self.write_message(host, to, parcel, attach, slice, size) {
+        if let Err(error) = self.write_message(host, to, parcel, &shown, slice, size) {
             let _ = self.pool(to).release(slice.id);
             self.discharge(to, charge);
             return Err(error);
@@ -163,7 +172,9 @@ impl Domain<'_> {
             self.discard(host, to, deposit);
             return Err(Errno::ENOBUFS);
         };
-        let handle = self.conns[to].handle;
+        let receiver = &mut self.conns[to];
+        receiver.counters.queued += 1;
+        let handle = receiver.handle;
         let (offset, size) = (slice.offset, slice.size);
         let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
         host.publish(self.handle_id(handle), shown);
@@ -212,6 +223,7 @@ impl Domain<'_> {
         let (handle, first, ever) = (conn.handle, conn.lost == 1, conn.lost_ever);
         host.lost(self.handle_id(handle), ever);
         if first {
+            crate::event!(warn, "connection {} loses broadcasts, {} by now", self.conns[to].id, ever);
             self.wake(handle);
         }
     }
@@ -256,13 +268,23 @@ impl Domain<'_> {
     }
 
     /// What of its metadata a message shows to this receiver.
-    fn attached(&self, parcel: &Parcel<'_>, to: ConnIx) -> AttachFlags {
+    fn shown(&self, host: &mut dyn Host, parcel: &Parcel<'_>, to: ConnIx) -> Shown {
         let wanted = parcel.attach.unwrap_or(self.conns[to].attach_recv);
-        match parcel.from {
-            // kdbus: faked credentials do not travel with messages, and neither do the real ones then.
-            Some(from) if self.conns[from].faked.is_some() => wanted.difference(PROCESS),
-            _ => wanted,
+        let Some(from) = parcel.from else {
+            return Shown { attach: wanted, who: None };
+        };
+        // kdbus: faked credentials do not travel with messages, and neither do the real ones then.
+        if self.conns[from].faked.is_some() {
+            return Shown { attach: wanted.difference(PROCESS), who: None };
         }
+        let (who, space) = (self.sender(parcel, from), &self.conn_creds(to).spaces);
+        let attach = visible(wanted, self.conns[from].attach_send, &who.spaces, space);
+        Shown { attach, who: translate(host, self.handle_id(self.conns[to].handle), space, who) }
+    }
+
+    /// Who sends a message.
+    fn sender<'a>(&'a self, parcel: &Parcel<'a>, from: ConnIx) -> &'a Credentials {
+        parcel.caller.unwrap_or_else(|| self.conn_creds(from))
     }
 
     fn gather(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, attach: AttachFlags) {
@@ -272,9 +294,10 @@ impl Domain<'_> {
         }
     }
 
-    fn emit_metadata(&self, parcel: &Parcel<'_>, attach: AttachFlags, sink: &mut dyn ItemSink) {
+    fn emit_metadata(&self, parcel: &Parcel<'_>, shown: &Shown, sink: &mut dyn ItemSink) {
+        let attach = shown.attach;
         if let Some(from) = parcel.from {
-            let who = parcel.caller.unwrap_or(&self.handles[self.conns[from].handle].creds);
+            let who = shown.who.as_ref().unwrap_or_else(|| self.sender(parcel, from));
             emit_process(attach, who, &self.gathered, self.scratch, sink);
             self.emit_connection(from, attach, sink);
         }
@@ -301,7 +324,7 @@ impl Domain<'_> {
         host: &mut dyn Host,
         to: ConnIx,
         parcel: &Parcel<'_>,
-        attach: AttachFlags,
+        shown: &Shown,
         slice: Slice,
         size: u64,
     ) -> Result<(), Errno> {
@@ -333,7 +356,7 @@ impl Domain<'_> {
             }
         }
         writer.bytes(&parcel.items[written..]);
-        self.emit_metadata(parcel, attach, &mut writer);
+        self.emit_metadata(parcel, shown, &mut writer);
         writer.pad();
         debug_assert_eq!(writer.at(), slice.offset + base, "metadata is as long as it was measured");
         if parcel.payload > 0 {

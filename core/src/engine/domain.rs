@@ -143,10 +143,14 @@ impl<'s> Domain<'s> {
     /// Its cost is that of the command. Effects may wait afterwards.
     pub fn handle(&mut self, host: &mut dyn Host, arrival: Arrival<'_>) -> Outcome {
         let Arrival { at, from, caller, request } = arrival;
+        let request_number = request.number;
         match self.dispatch(host, at, from, caller, request) {
             Ok(Progress::Done) => Outcome::Done(Ok(())),
             Ok(Progress::Pending) => Outcome::Pending,
-            Err(error) => Outcome::Done(Err(error)),
+            Err(error) => {
+                self.log_refusal(from, request_number, error);
+                Outcome::Done(Err(error))
+            }
         }
     }
 
@@ -258,6 +262,16 @@ impl<'s> Domain<'s> {
         Ok(self.handle_id(place))
     }
 
+    /// Messages that find no room, and receives that find none, are everyday; other refusals are of interest.
+    fn log_refusal(&self, from: HandleId, number: u32, error: Errno) {
+        match Command::from_request(number) {
+            Some(command @ (Command::Send | Command::Recv | Command::Free)) => {
+                crate::event!(trace, "{:?} of {:?} is refused: {:?}", command, from, error);
+            }
+            command => crate::event!(debug, "{:?} of {:?} is refused: {:?}", command, from, error),
+        }
+    }
+
     /// Finds out whether a handle takes a command, in the order that decides which refusal is reported.
     fn dispatch(
         &mut self,
@@ -295,7 +309,7 @@ impl<'s> Domain<'s> {
                 if command != Command::EndpointUpdate {
                     return Err(Errno::EBADFD);
                 }
-                self.endpoint_update(endpoint, request.arg)?;
+                self.endpoint_update(handle, endpoint, request.arg)?;
                 Ok(Progress::Done)
             }
             HandleState::Connected(conn) => self.command(host, at, conn, caller, command, request),
@@ -343,7 +357,7 @@ impl<'s> Domain<'s> {
             Command::MatchAdd => self.match_add(conn, arg),
             Command::MatchRemove => self.match_remove(conn, arg),
             Command::Byebye => self.byebye(host, at, conn, arg),
-            Command::Update => self.update(conn, arg),
+            Command::Update => self.update(host, conn, arg),
             Command::ConnInfo => self.conn_info(host, conn, caller, arg),
             Command::BusCreatorInfo => self.bus_creator_info(host, conn, arg),
             Command::List => self.list(host, conn, caller, arg),

@@ -217,3 +217,14 @@ fn a_connection_can_show_later_what_it_was_at_hello() {
     let (_, items) = bed.info(b, Command::ConnInfo, ask, &[]).unwrap();
     assert_eq!(items, [(ItemType::TID_COMM, b"thread\0".to_vec())]);
 }
+
+#[test]
+fn numbers_of_a_connection_are_for_its_user_and_the_owner_of_the_bus() {
+    let mut bed = Bed::new();
+    let (owner, mine, other) = (bed.connect(), bed.connect_as(2001), bed.connect_as(2002));
+    let mut ask = |from: Peer, of: u64| bed.domain.peer(&mut bed.host, from.handle, of);
+    assert_eq!(ask(mine, mine.id).map(|view| view.id), Ok(mine.id));
+    assert_eq!(ask(owner, mine.id).map(|view| view.id), Ok(mine.id));
+    assert_eq!(ask(other, mine.id), Err(Errno::EPERM));
+    assert_eq!(ask(mine, 99), Err(Errno::ENXIO));
+}

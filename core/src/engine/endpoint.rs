@@ -97,12 +97,17 @@ impl Domain<'_> {
     }
 
     /// ENDPOINT_UPDATE. Cost: `O(items · log of all policy entries)`.
-    pub(super) fn endpoint_update(&mut self, endpoint: EndpointIx, arg: &mut [u8]) -> Result<(), Errno> {
+    pub(super) fn endpoint_update(
+        &mut self,
+        handle: HandleIx,
+        endpoint: EndpointIx,
+        arg: &mut [u8],
+    ) -> Result<(), Errno> {
         let frame = Frame::check(arg, Command::EndpointUpdate.shape(), false).map_err(FrameError::errno)?;
         if frame.negotiate {
             return Ok(());
         }
-        Policy::check(frame.items(), usize::MAX, true)?;
+        Policy::check(frame.items(), usize::MAX, true, self.has_foreign_users(handle))?;
         let own = &mut self.endpoints[endpoint].policy;
         self.policy.replace(own, Database::Endpoint(endpoint), frame.items())
     }

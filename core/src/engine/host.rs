@@ -4,6 +4,8 @@ use crate::Instant;
 use crate::abi::{AttachFlags, Errno, MsgInfo};
 use crate::channel::{Entry, Return};
 
+use super::lanes::{LaneGrant, Lanes, NoLane};
+
 /// A number that names one open handle of a domain: a control file, an endpoint file or a connection.
 ///
 /// Numbers are reused with another generation, so that a stale one is recognised.
@@ -47,6 +49,34 @@ pub const GROUPS_MAX: usize = 64;
 /// Bytes that are kept of a security label.
 pub const LABEL_MAX: usize = 128;
 
+/// The namespaces that a process lives in, by numbers of the host's own; 0 is the one that the host lives in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spaces {
+    /// Where its users and groups have their numbers.
+    pub users: u64,
+    /// Where processes have their numbers.
+    pub pids: u64,
+    /// Its own number there; of no meaning where `pids` is 0.
+    pub pid: u32,
+    /// Its root directory.
+    pub root: u64,
+}
+
+impl Spaces {
+    /// Those of the host.
+    pub const HOST: Self = Self { users: 0, pids: 0, pid: 0, root: 0 };
+}
+
+/// A user or a group, by the host's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Id {
+    /// A user.
+    User(u32),
+    /// A group.
+    Group(u32),
+}
+
 /// Who opened a handle, by the host's own word and pinned at that moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
@@ -78,6 +108,8 @@ pub struct Credentials {
     pub label: heapless::Vec<u8, LABEL_MAX>,
     /// Holds `CAP_IPC_OWNER`, or what the host takes in its place.
     pub privileged: bool,
+    /// Where it lives. All other numbers here are the host's.
+    pub spaces: Spaces,
 }
 
 impl Credentials {
@@ -97,6 +129,7 @@ impl Credentials {
         ppid: 0,
         label: heapless::Vec::new(),
         privileged: false,
+        spaces: Spaces::HOST,
     };
 }
 
@@ -299,6 +332,14 @@ pub trait Host {
         None
     }
 
+    /// What the process behind `by` calls a user or group, or `None` if it has no name for it.
+    ///
+    /// Asked only for processes whose [`Spaces::users`] is not the host's.
+    fn id_seen(&mut self, by: HandleId, id: Id) -> Option<u32> {
+        let _ = (by, id);
+        None
+    }
+
     /// Shows a newly queued message to a client that reads its queue in shared memory.
     fn publish(&mut self, to: HandleId, entry: Entry) {
         let _ = (to, entry);
@@ -328,5 +369,27 @@ pub trait Host {
     /// Shows how many broadcasts this connection has lost so far, all in all.
     fn lost(&mut self, to: HandleId, total: u64) {
         let _ = (to, total);
+    }
+
+    /// Opens a lane, by which one client sends to another without the bus.
+    ///
+    /// # Errors
+    ///
+    /// [`NoLane::Off`] without lanes, [`NoLane::Full`] if the receiver has none left.
+    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+        let _ = grant;
+        Err(NoLane::Off)
+    }
+
+    /// Closes lanes. On return nothing more is sent by any of them; what was sent is delivered.
+    fn lanes_close(&mut self, which: Lanes) {
+        let _ = which;
+    }
+
+    /// Closes the lanes into a connection that wants to end. False if one holds a message that it has not
+    /// received: then they are as open as before.
+    fn lanes_retire(&mut self, of: HandleId) -> bool {
+        let _ = of;
+        true
     }
 }

@@ -1,7 +1,9 @@
 //! Looking into a domain: for tools, and for checks of what must always hold.
 
+use crate::abi::Errno;
+
 use super::Domain;
-use super::host::HandleId;
+use super::host::{HandleId, Host};
 use super::quota;
 use super::reply::CALLS_MAX;
 use super::table::ConnIx;
@@ -37,6 +39,22 @@ pub struct Usage {
     pub watches: usize,
 }
 
+/// What a connection did since its HELLO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Counters {
+    /// Messages it sent that the bus took.
+    pub sent: u64,
+    /// Messages that were queued for it. A synchronous reply passes by the queue.
+    pub queued: u64,
+    /// Messages to it that were refused because it had no room.
+    pub refused: u64,
+}
+
+impl Counters {
+    pub(super) const ZERO: Self = Self { sent: 0, queued: 0, refused: 0 };
+}
+
 /// One connection, as a tool shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -49,8 +67,14 @@ pub struct ConnectionView {
     pub bus: u64,
     /// Messages that wait.
     pub queued: usize,
+    /// Messages that can wait.
+    pub queue_depth: usize,
     /// Broadcasts lost since its last RECV.
     pub lost: u64,
+    /// Broadcasts lost since its HELLO.
+    pub lost_ever: u64,
+    /// What else it did since then.
+    pub counters: Counters,
     /// Bytes of its pool.
     pub pool_size: u64,
     /// Bytes of messages that wait.
@@ -168,6 +192,28 @@ impl Domain<'_> {
         Some(self.view(conn))
     }
 
+    /// Connection `id` on the bus of `from`, as its owner sees it now.
+    ///
+    /// Those see it who could also end its process: its own user, the owner of the bus and privileged users.
+    /// It is looked into its shared queue first, so what it received is not counted as waiting.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` if there is no such connection, or none that `from` may see; `EPERM` if it belongs to another user.
+    pub fn peer(&mut self, host: &mut dyn Host, from: HandleId, id: u64) -> Result<ConnectionView, Errno> {
+        let asking = self.connected(from)?;
+        let of = self.find_connection(self.conns[asking].bus, id).ok_or(Errno::ENXIO)?;
+        let creds = self.conn_creds(asking);
+        if of != asking && !self.sees_connection(asking, creds, of) {
+            return Err(Errno::ENXIO);
+        }
+        if !self.conns[asking].owner && creds.euid != self.conn_creds(of).uid {
+            return Err(Errno::EPERM);
+        }
+        self.drain(host, of);
+        Ok(self.view(of))
+    }
+
     /// Calls `each` with everybody whose messages wait at a connection.
     pub fn each_holder(&mut self, handle: HandleId, mut each: impl FnMut(Holder)) {
         let Ok(conn) = self.connected(handle) else {
@@ -192,7 +238,10 @@ impl Domain<'_> {
             id: record.id,
             bus: self.buses[record.bus].id,
             queued: record.queue.len(),
+            queue_depth: self.config.queue_depth,
             lost: record.lost,
+            lost_ever: record.lost_ever,
+            counters: record.counters,
             pool_size: record.pool.size(),
             accounted_size: record.pool.accounted_size(),
             slices: 0,

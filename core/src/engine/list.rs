@@ -12,7 +12,7 @@ use super::call::index;
 use super::connection::{put_record, record};
 use super::domain::chunk_ref;
 use super::host::{Credentials, HandleId, Host};
-use super::metadata::{PROCESS, emit_process};
+use super::metadata::{PROCESS, emit_process, translate, visible};
 use super::slice::{ItemSink, Measure, SliceWriter};
 use super::table::ConnIx;
 
@@ -59,15 +59,16 @@ impl Domain<'_> {
         };
         self.drain(host, conn);
         let shown = wanted & self.conns[target].attach_send;
+        let (shown, who) = self.shown_to(host, conn, shown, &self.conns[target].identity);
         let mut measure = Measure::default();
-        self.emit_conn_info(target, shown, &mut measure);
+        self.emit_conn_info(target, shown, who.as_ref(), &mut measure);
         let size = INFO + align8(measure.len());
         let offset = self.answer_slice(conn, size, |domain, owner, offset| {
             let record = &domain.conns[target];
             let info = Info { size, id: record.id, flags: record.flags.bits() };
             let mut writer = SliceWriter::new(host, owner, offset);
             writer.bytes(info.as_bytes());
-            domain.emit_conn_info(target, shown, &mut writer);
+            domain.emit_conn_info(target, shown, who.as_ref(), &mut writer);
             writer.pad();
         })?;
         (cmd.offset, cmd.info_size, cmd.return_flags) = (offset, size, 0);
@@ -91,14 +92,15 @@ impl Domain<'_> {
         let bus = self.conns[conn].bus;
         self.drain(host, conn);
         let shown = wanted & self.buses[bus].shown;
+        let (shown, who) = self.shown_to(host, conn, shown, &self.buses[bus].creator);
         let mut measure = Measure::default();
-        self.emit_creator(conn, shown, &mut measure);
+        self.emit_creator(conn, shown, who.as_ref(), &mut measure);
         let size = INFO + align8(measure.len());
         let offset = self.answer_slice(conn, size, |domain, owner, offset| {
             let info = Info { size, id: domain.buses[bus].id, flags: domain.buses[bus].flags };
             let mut writer = SliceWriter::new(host, owner, offset);
             writer.bytes(info.as_bytes());
-            domain.emit_creator(conn, shown, &mut writer);
+            domain.emit_creator(conn, shown, who.as_ref(), &mut writer);
             writer.pad();
         })?;
         (cmd.offset, cmd.info_size, cmd.return_flags) = (offset, size, 0);
@@ -189,22 +191,47 @@ impl Domain<'_> {
         }
     }
 
-    fn emit_conn_info(&self, target: ConnIx, shown: AttachFlags, sink: &mut dyn ItemSink) {
+    /// What a query shows of somebody to a connection, and by which numbers if they are not the host's.
+    fn shown_to(
+        &self,
+        host: &mut dyn Host,
+        conn: ConnIx,
+        shown: AttachFlags,
+        who: &Credentials,
+    ) -> (AttachFlags, Option<Credentials>) {
+        let (by, space) = (self.handle_id(self.conns[conn].handle), &self.conn_creds(conn).spaces);
+        // kdbus: in queries, what the target gives out alone decides.
+        (visible(shown, AttachFlags::all(), &who.spaces, space), translate(host, by, space, who))
+    }
+
+    fn emit_conn_info(
+        &self,
+        target: ConnIx,
+        shown: AttachFlags,
+        who: Option<&Credentials>,
+        sink: &mut dyn ItemSink,
+    ) {
         let conn = &self.conns[target];
         // kdbus: of a connection with faked credentials, only what was given is known.
         let process = conn.faked.unwrap_or(PROCESS);
         let buffer = chunk_ref(self.info, target, self.config.info_bytes);
-        emit_process(shown & process, &conn.identity, &conn.gathered, buffer, sink);
+        emit_process(shown & process, who.unwrap_or(&conn.identity), &conn.gathered, buffer, sink);
         self.emit_connection(target, shown, sink);
     }
 
-    fn emit_creator(&self, conn: ConnIx, shown: AttachFlags, sink: &mut dyn ItemSink) {
+    fn emit_creator(
+        &self,
+        conn: ConnIx,
+        shown: AttachFlags,
+        who: Option<&Credentials>,
+        sink: &mut dyn ItemSink,
+    ) {
         let place = self.conns[conn].bus;
         let bus = &self.buses[place];
         sink.item(ItemType::MAKE_NAME, &[bus.name.as_bytes(), &[0]]);
         let pieces = self.info.get(self.config.connections * self.config.info_bytes..).unwrap_or_default();
         let buffer = chunk_ref(pieces, place, self.config.info_bytes);
-        emit_process(shown, &bus.creator, &bus.gathered, buffer, sink);
+        emit_process(shown, who.unwrap_or(&bus.creator), &bus.gathered, buffer, sink);
     }
 }
 

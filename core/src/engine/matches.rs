@@ -153,11 +153,7 @@ impl<'s> Matches<'s> {
         }
         let new = Match { cookie, conn: Some(conn), next_own: own.first, ..Match::BLANK };
         let place = self.matches.insert(new).ok_or(Errno::ENOMEM)?;
-        for item in items {
-            // kdbus: an item that probes for item types is no rule.
-            if item.kind == ItemType::NEGOTIATE {
-                continue;
-            }
+        for item in items.filter(is_rule) {
             if !self.rules.add(&mut self.matches[place].rules, &item, bloom_size) {
                 self.free(place);
                 return Err(Errno::ENOMEM);
@@ -169,6 +165,33 @@ impl<'s> Matches<'s> {
             self.list(place, self.bucket(bus, key));
         }
         Ok(())
+    }
+
+    /// As [`add`](Self::add), in the place of every own match with that cookie. `O(own matches)` besides.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add); nothing is added and nothing removed.
+    pub(super) fn replace<'m>(
+        &mut self,
+        own: &mut OwnMatches,
+        conn: ConnIx,
+        bus: BusIx,
+        cookie: u64,
+        items: impl Iterator<Item = Item<'m>> + Clone,
+        bloom_size: u64,
+    ) -> Result<(), Errno> {
+        let former = || self.own(own).filter(|old| old.cookie == cookie).map(|old| old.rules);
+        let count = former().count();
+        if own.len - count as u32 >= MATCHES_PER_CONNECTION {
+            return Err(Errno::EMFILE);
+        }
+        let rules = items.clone().filter(is_rule);
+        if self.matches.room() + count == 0 || !self.rules.have_room(rules, former()) {
+            return Err(Errno::ENOMEM);
+        }
+        self.remove(own, cookie);
+        self.add(own, conn, bus, cookie, items, bloom_size)
     }
 
     /// Removes every own match with that cookie and says how many there were. `O(own matches)`.
@@ -206,14 +229,7 @@ impl<'s> Matches<'s> {
 
     /// Whether any match of a connection passes `subject`, in `O(own matches)`.
     pub(super) fn any(&self, own: &OwnMatches, subject: Subject<'_>) -> bool {
-        let mut at = own.first;
-        while let Some(place) = at {
-            if self.rules.pass(self.matches[place].rules, subject) {
-                return true;
-            }
-            at = self.matches[place].next_own;
-        }
-        false
+        self.own(own).any(|listed| self.rules.pass(listed.rules, subject))
     }
 
     /// Starts a walk over the matches that may pass a broadcast.
@@ -250,6 +266,16 @@ impl<'s> Matches<'s> {
     /// Matches of all connections.
     pub(super) const fn len(&self) -> usize {
         self.matches.len()
+    }
+
+    /// The matches of a connection, newest first.
+    fn own(&self, own: &OwnMatches) -> impl Iterator<Item = &Match> {
+        let mut at = own.first;
+        core::iter::from_fn(move || {
+            let listed = &self.matches[at?];
+            at = listed.next_own;
+            Some(listed)
+        })
     }
 
     fn free(&mut self, place: MatchIx) {
@@ -361,6 +387,11 @@ impl<'s> Matches<'s> {
     }
 }
 
+/// Whether an item of a match is a rule. One that probes for item types is none.
+fn is_rule(item: &Item<'_>) -> bool {
+    item.kind != ItemType::NEGOTIATE
+}
+
 /// The keys under which a match that passes a signal is listed, one at each stage.
 fn signal_key(stage: &mut u32, sender: u64, filter: &[u8]) -> Option<Key> {
     let at = *stage;
@@ -409,7 +440,7 @@ impl super::Domain<'_> {
         Matches::check(frame.items(), bloom_size)?;
         let own = &mut self.conns[conn].matches;
         if MatchFlags::from_bits_truncate(frame.flags).contains(MatchFlags::REPLACE) {
-            self.matches.remove(own, cmd.cookie);
+            return self.matches.replace(own, conn, bus, cmd.cookie, frame.items(), bloom_size);
         }
         self.matches.add(own, conn, bus, cmd.cookie, frame.items(), bloom_size)
     }

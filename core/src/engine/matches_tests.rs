@@ -213,3 +213,35 @@ fn a_probe_for_item_types_is_no_rule() {
     bed.send(peer, &broadcast()).unwrap();
     assert_eq!(bed.drain(peer).len(), 1);
 }
+
+#[test]
+fn a_replacement_without_room_leaves_the_former_match() {
+    let mut bed = Bed::with(&Config { match_rules: 2, match_rule_bytes: 128, ..Config::SMALL });
+    let peer = bed.connect();
+    let replace = crate::abi::CmdMatch { flags: 1, cookie: 1, ..Default::default() };
+    let add = crate::abi::Command::MatchAdd;
+    let (mask, wide) = ([1; BLOOM], [1; 3 * BLOOM]);
+    let mut filter = [0; BLOOM];
+    filter.copy_from_slice(&mask);
+    bed.add_match(peer, 1, &[(ItemType::BLOOM_MASK, &mask)]).unwrap();
+    let too_much: [&[(ItemType, &[u8])]; 3] = [
+        &[(ItemType::BLOOM_MASK, &wide)],
+        &[(ItemType::ID, &[0; 8]), (ItemType::ID, &[0; 8]), (ItemType::ID, &[0; 8])],
+        &[(ItemType::BLOOM_MASK, &[0; 2 * BLOOM]), (ItemType::NAME, b"a.b\0")],
+    ];
+    for items in too_much {
+        assert_eq!(bed.run(peer.handle, add, &mut arg(replace, items)), Err(Errno::ENOMEM));
+        bed.send(peer, &signal(u64::MAX, filter)).unwrap();
+        assert_eq!(bed.drain(peer).len(), 1, "{items:?}");
+    }
+    // What the former one had counts as room.
+    for _ in 0..5 {
+        let items: [(ItemType, &[u8]); 2] = [
+            (ItemType::BLOOM_MASK, &mask),
+            (ItemType::NAME_ADD, &[[0xff; 32].as_slice(), b"a.b\0"].concat()),
+        ];
+        assert_eq!(bed.run(peer.handle, add, &mut arg(replace, &items)), Ok(()));
+    }
+    assert_eq!(bed.remove_match(peer, 1), Ok(()));
+    assert_eq!(bed.remove_match(peer, 1), Err(Errno::EBADSLT));
+}

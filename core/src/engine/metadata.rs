@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use crate::abi::{AttachFlags, Creds, ItemType, Pids};
 
-use super::host::{Credentials, GROUPS_MAX, HandleId, Host};
+use super::host::{Credentials, GROUPS_MAX, HandleId, Host, Id, Spaces};
 use super::slice::ItemSink;
 
 /// Kinds that describe a process, and not its connection.
@@ -25,6 +25,12 @@ pub(super) const READ: AttachFlags = AttachFlags::TID_COMM
     .union(AttachFlags::CGROUP)
     .union(AttachFlags::CAPS)
     .union(AttachFlags::AUDIT);
+
+/// Kinds that a process finds in /proc, if it finds the other process there at all.
+const PROC: AttachFlags = READ.union(AttachFlags::SECLABEL);
+
+/// What a user or group is to those who have no name for it.
+const NOBODY: u32 = 65534;
 
 /// The kinds of a process in the order of their items.
 const ORDER: [(AttachFlags, ItemType); 11] = [
@@ -93,6 +99,56 @@ impl Gathered {
         let span = self.spans.get(index).filter(|span| span.len > 0)?;
         buffer.get(span.at as usize..(span.at + span.len) as usize)
     }
+}
+
+/// What of the kinds in `wanted` a process in other namespaces gets to know about `who`, who gives out `granted`.
+pub(super) fn visible(wanted: AttachFlags, granted: AttachFlags, who: &Spaces, by: &Spaces) -> AttachFlags {
+    let mut shown = wanted;
+    // kdbus: without a number in the receiver's namespace, /proc has nothing to tell; the sender may.
+    if by.pids != 0 && by.pids != who.pids {
+        shown &= granted | PROC.complement();
+    }
+    // A path means another file under another root, and a login user is one of the host's.
+    if by.root != 0 {
+        shown -= AttachFlags::EXE;
+    }
+    if by.users != 0 {
+        shown -= AttachFlags::AUDIT;
+    }
+    shown
+}
+
+/// The credentials `who` in the numbers of the process behind `by`; `None` where they are the host's.
+pub(super) fn translate(
+    host: &mut dyn Host,
+    by: HandleId,
+    space: &Spaces,
+    who: &Credentials,
+) -> Option<Credentials> {
+    if space.users == 0 && space.pids == 0 {
+        return None;
+    }
+    let mut seen = who.clone();
+    if space.users != 0 {
+        let mut name = |id: Id, number: u32| match number {
+            // kdbus: an id that was given as unset stays so.
+            u32::MAX => u32::MAX,
+            _ => host.id_seen(by, id).unwrap_or(NOBODY),
+        };
+        for user in [&mut seen.uid, &mut seen.euid, &mut seen.suid, &mut seen.fsuid] {
+            *user = name(Id::User(*user), *user);
+        }
+        let groups = [&mut seen.gid, &mut seen.egid, &mut seen.sgid, &mut seen.fsgid];
+        for group in groups.into_iter().chain(&mut seen.groups) {
+            *group = name(Id::Group(*group), *group);
+        }
+    }
+    if space.pids != 0 {
+        let pid = if who.spaces.pids == space.pids { who.spaces.pid } else { 0 };
+        let tid = if who.tid == who.pid { pid } else { 0 };
+        (seen.pid, seen.tid, seen.ppid) = (pid, tid, 0);
+    }
+    Some(seen)
 }
 
 /// Emits the items of a process, in the order that every receiver sees.

@@ -7,12 +7,15 @@
 //!   is, and whose memory that is.
 //! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
 //! - `send`, [`examine`], `deliver`, `receive`, `call`, `registry`, `list`: the commands.
+//! - `lanes`: who may exchange messages past the bus, and until when.
 //! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `rules`, `policy`, `files`: tables that change their own
 //!   state and return what follows.
 
 mod access;
 mod bus;
 mod call;
+#[cfg(test)]
+mod chaos;
 mod config;
 mod connection;
 mod deliver;
@@ -23,12 +26,15 @@ pub mod examine;
 mod files;
 mod host;
 mod inspect;
+mod lanes;
 pub mod limits;
 mod list;
 mod matches;
 mod metadata;
+mod name_entry;
 pub mod names;
 mod notify;
+mod owner;
 mod policy;
 pub mod pool;
 pub mod quota;
@@ -49,8 +55,9 @@ pub use crate::channel::{Entry, Return};
 pub use config::{Config, ConfigError};
 pub use domain::Domain;
 pub use host::{
-    Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, LABEL_MAX,
-    Node, Outcome, Readiness, Request,
+    Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, Id,
+    LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
-pub use inspect::{ConnectionView, Holder, Usage, Violation};
+pub use inspect::{ConnectionView, Counters, Holder, Usage, Violation};
+pub use lanes::{LaneGrant, Lanes, NoLane};
 pub use storage::{Allocate, StaticStorage, Storage};

@@ -2,6 +2,7 @@ extern crate std;
 use std::vec::Vec;
 
 use super::*;
+use crate::abi::Errno;
 
 const FLAGS: NameFlags = NameFlags::empty();
 const ALLOW: NameFlags = NameFlags::ALLOW_REPLACEMENT;

@@ -114,6 +114,8 @@ impl Domain<'_> {
         dead: bool,
     ) {
         let notice = Notice::Reply { dead, cookie, caller: self.conns[caller].id };
+        let end = if dead { "can never be answered" } else { "was not answered in time" };
+        crate::event!(debug, "call {} of {} {}", cookie, self.conns[caller].id, end);
         let mut buffer = [0; ITEM_MAX];
         let len = notice.write(&mut buffer);
         let bus = self.conns[caller].bus;

@@ -122,11 +122,13 @@ impl<'s> Policy<'s> {
     /// # Errors
     ///
     /// `E2BIG` beyond `names_max` names; `EINVAL` for malformed names and records, for a record before the
-    /// first name, and for a wildcard where none is allowed.
+    /// first name, for a wildcard where none is allowed, and for users and groups of a caller whose numbers are
+    /// `foreign`.
     pub(super) fn check<'m>(
         items: impl Iterator<Item = Item<'m>>,
         names_max: usize,
         wildcards: bool,
+        foreign: bool,
     ) -> Result<(), Errno> {
         let mut names = 0;
         for item in items {
@@ -145,7 +147,10 @@ impl<'s> Policy<'s> {
                     if names == 0 {
                         return Err(Errno::EINVAL);
                     }
-                    record(&item)?;
+                    let (covers, _) = record(&item)?;
+                    if foreign && !matches!(covers, Covers::World) {
+                        return Err(Errno::EINVAL);
+                    }
                 }
                 _ => {}
             }
@@ -337,103 +342,5 @@ fn record(item: &Item<'_>) -> Result<(Covers, Level), Errno> {
 }
 
 #[cfg(test)]
-mod tests {
-    extern crate std;
-    use std::vec::Vec;
-
-    use super::*;
-    use crate::abi::{ItemWriter, Items};
-    use zerocopy::IntoBytes;
-
-    /// Kind, access and id.
-    type Access = (u64, u64, u64);
-
-    /// Items for names, each with its records.
-    fn items(names: &[(&str, &[Access])]) -> Vec<u8> {
-        let mut buffer = std::vec![0; 4096];
-        let mut writer = ItemWriter::new(&mut buffer);
-        for (name, records) in names {
-            writer.c_str(ItemType::NAME, name).unwrap();
-            for (kind, access, id) in *records {
-                let access = PolicyAccess { kind: *kind, access: *access, id: *id };
-                writer.bytes(ItemType::POLICY_ACCESS, access.as_bytes()).unwrap();
-            }
-        }
-        let end = writer.len();
-        buffer.truncate(end);
-        buffer
-    }
-
-    fn read(area: &[u8]) -> impl Iterator<Item = Item<'_>> {
-        Items::new(area).map(Result::unwrap)
-    }
-
-    fn who(euid: u32, egid: u32) -> Credentials {
-        Credentials { euid, egid, ..Credentials::default() }
-    }
-
-    fn bus() -> Database {
-        Database::Bus(BusIx::new(0))
-    }
-
-    fn storage() -> ([Record<PolicyEntry>; 4], [Record<PolicyRecord>; 8]) {
-        (core::array::from_fn(|_| Record::default()), core::array::from_fn(|_| Record::default()))
-    }
-
-    #[test]
-    fn the_highest_matching_record_counts_whatever_the_order() {
-        let (mut entries, mut records) = storage();
-        let mut policy = Policy::new(&mut entries, &mut records);
-        let mut own = OwnPolicy::NONE;
-        let area = items(&[("a.b", &[(1, 2, 7), (3, 0, 0), (2, 1, 5)])]);
-        policy.replace(&mut own, bus(), read(&area)).unwrap();
-        assert_eq!(policy.level(bus(), &who(7, 0), "a.b"), Some(Level::Own));
-        assert_eq!(policy.level(bus(), &who(8, 5), "a.b"), Some(Level::Talk));
-        assert_eq!(policy.level(bus(), &who(8, 6), "a.b"), Some(Level::See));
-        assert_eq!(policy.level(bus(), &who(7, 0), "a.c"), None);
-        assert_eq!(policy.level(Database::Staging, &who(7, 0), "a.b"), None);
-    }
-
-    #[test]
-    fn wildcards_cover_one_more_element_and_exact_entries_hide_them() {
-        let (mut entries, mut records) = storage();
-        let mut policy = Policy::new(&mut entries, &mut records);
-        let mut own = OwnPolicy::NONE;
-        let area = items(&[("x.y.*", &[(3, 2, 0)]), ("x.y.z", &[])]);
-        policy.replace(&mut own, bus(), read(&area)).unwrap();
-        assert_eq!(policy.level(bus(), &who(1, 1), "x.y.w"), Some(Level::Own));
-        assert_eq!(policy.level(bus(), &who(1, 1), "x.y.z"), None);
-        assert_eq!(policy.level(bus(), &who(1, 1), "x.y"), None);
-        assert_eq!(policy.level(bus(), &who(1, 1), "x.y.w.v"), None);
-    }
-
-    #[test]
-    fn a_failed_replacement_leaves_everything_as_it_was() {
-        let (mut entries, mut records) = storage();
-        let mut policy = Policy::new(&mut entries, &mut records);
-        let (mut a, mut b) = (OwnPolicy::NONE, OwnPolicy::NONE);
-        policy.replace(&mut a, bus(), read(&items(&[("a.b", &[(3, 1, 0)])]))).unwrap();
-        policy.replace(&mut b, bus(), read(&items(&[("a.c", &[(3, 1, 0)])]))).unwrap();
-        assert_eq!(policy.replace(&mut b, bus(), read(&items(&[("a.b", &[])]))), Err(Errno::EEXIST));
-        assert_eq!(policy.level(bus(), &who(1, 1), "a.c"), Some(Level::Talk));
-        let twice = items(&[("a.d", &[]), ("a.d", &[])]);
-        assert_eq!(policy.replace(&mut b, bus(), read(&twice)), Err(Errno::EEXIST));
-        policy.replace(&mut b, bus(), read(&items(&[("a.c", &[(3, 0, 0)])]))).unwrap();
-        assert_eq!(policy.level(bus(), &who(1, 1), "a.c"), Some(Level::See));
-        policy.clear(&mut a);
-        policy.clear(&mut b);
-        assert_eq!((policy.entries.len(), policy.records.len()), (0, 0));
-    }
-
-    #[test]
-    fn malformed_sequences_are_refused() {
-        let check = |area: &[u8], max| Policy::check(read(area), max, true);
-        assert_eq!(check(&items(&[("a.b", &[]), ("a.c", &[])]), 1), Err(Errno::E2BIG));
-        assert_eq!(check(&items(&[("a", &[])]), 1), Err(Errno::EINVAL));
-        assert_eq!(check(&items(&[("a.b", &[(4, 0, 0)])]), 1), Err(Errno::EINVAL));
-        assert_eq!(check(&items(&[("a.b", &[(1, 3, 0)])]), 1), Err(Errno::EINVAL));
-        let area = items(&[("a.b", &[(1, 0, 0)])]);
-        assert_eq!(check(&area[24..], 1), Err(Errno::EINVAL), "a record needs a name before it");
-        assert_eq!(Policy::check(read(&items(&[("a.*", &[])])), 1, false), Err(Errno::EINVAL));
-    }
-}
+#[path = "policy_tests.rs"]
+mod tests;

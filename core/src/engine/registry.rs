@@ -75,6 +75,10 @@ impl Domain<'_> {
 
     /// Moves what was sent to a name to its new owner, if an activator is concerned, and announces it.
     pub(super) fn name_changed(&mut self, host: &mut dyn Host, at: Clock, bus: BusIx, change: &OwnerChange) {
+        // Before the notification takes its key, so that it follows the last message to the old owner.
+        if let Some(old) = change.old {
+            self.close_lanes_into(host, place(old.connection));
+        }
         if let Some(hand_over) = change.hand_over() {
             self.hand_over(host, at, hand_over);
         }
@@ -85,6 +89,7 @@ impl Domain<'_> {
             })
         };
         let (old, new) = (side(change.old), side(change.new));
+        crate::event!(debug, "name {:?} goes from {} to {}", change.name.as_str(), old.id, new.id);
         self.announce(host, at, bus, &Notice::Name { old, new, name: change.name.as_str() });
     }
 

@@ -412,12 +412,17 @@ impl<'a> ReplyTable<'a> {
         self.end(index)
     }
 
-    /// Ends one call that awaits its reply from `replier`, in `O(log n)`; `None` if there is none.
+    /// A call that awaits its reply from `replier`, in `O(log n)`; `None` if there is none.
     ///
-    /// For a replier that goes; its calls end in order of name number and age.
-    pub fn take_owed_by(&mut self, replier: ConnectionIndex) -> Option<EndedCall> {
+    /// For a replier that goes and [settles](Self::settle) or [closes](Self::close) each; they come in order of
+    /// name number and age.
+    #[must_use]
+    pub fn owed_by(&self, replier: ConnectionIndex) -> Option<TrackerId> {
         let index = self.owed_from((replier, 0, 0))?;
-        if self.trackers.get(index as usize)?.replier == replier { self.end(index) } else { None }
+        if self.trackers.get(index as usize)?.replier != replier {
+            return None;
+        }
+        self.arena.slots.id_at(self.trackers, index).map(TrackerId)
     }
 
     /// Forgets one call of `caller`, in `O(log n)`; `None` if there is none.

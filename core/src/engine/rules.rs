@@ -44,6 +44,18 @@ pub(super) enum Test {
     },
 }
 
+impl Test {
+    /// The bytes it keeps.
+    const fn bytes(self) -> Option<Bytes> {
+        match self {
+            Self::Bloom { bits, .. } => Some(bits),
+            Self::Name(name) => Some(name),
+            Self::NameChange { name, .. } => name,
+            Self::Never | Self::Sender(_) | Self::Destination(_) | Self::IdChange { .. } => None,
+        }
+    }
+}
+
 /// Bytes in a chain of blocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bytes {
@@ -125,6 +137,36 @@ impl<'s> Rules<'s> {
             _ => Some(Test::Never),
         };
         test.is_some_and(|test| self.push(first, test))
+    }
+
+    /// Whether the rules of `items` find room once those from each of `freed` on are gone.
+    pub(super) fn have_room<'m>(
+        &self,
+        items: impl Iterator<Item = Item<'m>>,
+        freed: impl Iterator<Item = Option<RuleIx>>,
+    ) -> bool {
+        let (mut rules, mut blocks) = (self.rules.room(), self.blocks.room());
+        for test in freed.flat_map(|first| self.tests(first)) {
+            rules += 1;
+            blocks += test.bytes().map_or(0, |bytes| (bytes.len as usize).div_ceil(BLOCK_BYTES));
+        }
+        for item in items {
+            let bytes = match item.kind {
+                ItemType::BLOOM_MASK => item.payload.len(),
+                ItemType::NAME => item.c_str().map_or(0, <[u8]>::len),
+                ItemType::NAME_ADD | ItemType::NAME_REMOVE | ItemType::NAME_CHANGE => {
+                    let len = item.name_change().map_or(0, |(_, _, name)| name.len());
+                    if len > WELL_KNOWN_NAME_MAX { 0 } else { len }
+                }
+                _ => 0,
+            };
+            let needed = bytes.div_ceil(BLOCK_BYTES);
+            if rules == 0 || blocks < needed {
+                return false;
+            }
+            (rules, blocks) = (rules - 1, blocks - needed);
+        }
+        true
     }
 
     /// Removes the rules from `first` on.
@@ -301,12 +343,7 @@ impl<'s> Rules<'s> {
     }
 
     fn drop_bytes(&mut self, test: Test) {
-        let bytes = match test {
-            Test::Bloom { bits, .. } => bits,
-            Test::Name(name) | Test::NameChange { name: Some(name), .. } => name,
-            _ => return,
-        };
-        let mut at = bytes.first;
+        let mut at = test.bytes().and_then(|bytes| bytes.first);
         while let Some(block) = at {
             at = self.blocks.remove(block).and_then(|block| block.next);
         }

@@ -120,6 +120,9 @@ impl Domain<'_> {
             Route::Reply(cookie) => self.reply(host, at, &sending, cookie),
         };
         self.files.release(host, files);
+        if sent.is_ok() {
+            self.conns[conn].counters.sent += 1;
+        }
         sent
     }
 
@@ -192,6 +195,7 @@ impl Domain<'_> {
                 Return::New => {}
                 Return::Waiting => return Ok(Sent::Waiting),
                 Return::Answered(info) => return Ok(Sent::Done(Some(info))),
+                Return::Failed(reason) => return Err(reason),
             }
             if timeout_ns >= DEADLINE_END || timeout_ns <= at.monotonic.as_nanos() {
                 return Err(Errno::ETIMEDOUT);
@@ -297,6 +301,7 @@ impl Domain<'_> {
     fn note_refusal(&mut self, from: ConnIx, to: ConnIx, result: Result<(), Errno>) -> Result<(), Errno> {
         if let Err(Errno::ENOBUFS | Errno::EMFILE | Errno::EXFULL) = result {
             self.refused(from, to);
+            self.conns[to].counters.refused += 1;
         }
         result
     }

@@ -47,6 +47,12 @@ pub(super) struct TestHost {
     pub(super) asked: Vec<(HandleId, crate::abi::AttachFlags)>,
     pub(super) lost: BTreeMap<HandleId, u64>,
     pub(super) watched: BTreeMap<HandleId, bool>,
+    pub(super) lanes_opened: Vec<LaneGrant>,
+    /// What was closed, and how many messages had been shown to anybody by then.
+    pub(super) lanes_closed: Vec<(Lanes, usize)>,
+    /// A message waits in a lane.
+    pub(super) lane_waits: bool,
+    pub(super) retired: Vec<HandleId>,
     random: u8,
 }
 
@@ -164,6 +170,21 @@ impl Host for TestHost {
 
     fn lost(&mut self, to: HandleId, total: u64) {
         self.lost.insert(to, total);
+    }
+
+    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+        self.lanes_opened.push(grant);
+        Ok(())
+    }
+
+    fn lanes_close(&mut self, which: Lanes) {
+        let shown = self.published.values().map(Vec::len).sum();
+        self.lanes_closed.push((which, shown));
+    }
+
+    fn lanes_retire(&mut self, of: HandleId) -> bool {
+        self.retired.push(of);
+        !self.lane_waits
     }
 }
 
@@ -286,7 +307,8 @@ impl Outgoing {
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut buffer = vec![0; 1 << 16];
+        let room = self.items.iter().map(|(_, payload)| ITEM_HEADER + payload.len() + 8).sum::<usize>();
+        let mut buffer = vec![0; Msg::SIZE + room];
         let mut writer = ItemWriter::behind(&mut buffer, Msg::SIZE).unwrap();
         for (kind, payload) in &self.items {
             writer.bytes(*kind, payload).unwrap();
@@ -301,7 +323,8 @@ impl Outgoing {
 
 /// A record and items as a command's argument.
 pub(super) fn arg<T: IntoBytes + zerocopy::Immutable>(record: T, items: &[(ItemType, &[u8])]) -> Vec<u8> {
-    let mut buffer = vec![0; 1 << 16];
+    let room = items.iter().map(|(_, payload)| ITEM_HEADER + payload.len() + 8).sum::<usize>();
+    let mut buffer = vec![0; size_of::<T>() + room];
     let mut writer = ItemWriter::behind(&mut buffer, size_of::<T>()).unwrap();
     for (kind, payload) in items {
         writer.bytes(*kind, payload).unwrap();
@@ -313,8 +336,17 @@ pub(super) fn arg<T: IntoBytes + zerocopy::Immutable>(record: T, items: &[(ItemT
     buffer
 }
 
-pub(super) struct Bed {
-    pub(super) domain: Domain<'static>,
+/// A domain in memory that is never given back.
+pub(super) fn domain(config: &Config) -> Domain<'static> {
+    Domain::new(config, Storage::allocate(config, &mut Leak)).unwrap()
+}
+
+/// A bus in memory that is never given back.
+pub(super) type Bed = BedOver<'static>;
+
+/// A bus in somebody's domain, and the host that drives it.
+pub(super) struct BedOver<'s> {
+    pub(super) domain: Domain<'s>,
     pub(super) host: TestHost,
     pub(super) now: u64,
     pub(super) bus: HandleId,
@@ -333,7 +365,13 @@ impl Bed {
     }
 
     pub(super) fn with(config: &Config) -> Self {
-        let domain = Domain::new(config, Storage::allocate(config, &mut Leak)).unwrap();
+        Self::over(domain(config))
+    }
+}
+
+impl<'s> BedOver<'s> {
+    /// As [`Bed::new`], in this domain.
+    pub(super) fn over(domain: Domain<'s>) -> Self {
         let bus = HandleId { index: 0, generation: 0 };
         let host = TestHost::default();
         let mut bed = Self { domain, host, now: 1_000_000, bus, effects: Vec::new(), tokens: 0 };

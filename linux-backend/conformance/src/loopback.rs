@@ -331,6 +331,9 @@ unsafe impl Seam for Loopback {
                 state.domain.open(id, &who)?
             }
         };
+        if who.spaces.users != 0 {
+            state.machine.apart.insert(handle, (who.uid, who.gid));
+        }
         state.adopt(handle)
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use kdbus_core::abi::{AttachFlags, Errno, ItemType, Items, Memfd, Msg};
-use kdbus_core::engine::{Credentials, EndpointId, FileId, FileKind, HandleId, Host, Node};
+use kdbus_core::engine::{Credentials, EndpointId, FileId, FileKind, HandleId, Host, Id, Node};
 use kdbus_linux::local::map::{self, ReadMap, Seal, WriteMap};
 use rustix::fs::{FileType, SealFlags};
 use zerocopy::FromBytes;
@@ -58,6 +58,8 @@ pub(crate) struct Machine {
     files: Vec<Option<OwnedFd>>,
     /// Descriptors that may still be installed, if there is a limit.
     pub(crate) spare: Option<usize>,
+    /// User and group of each client in a user namespace of its own.
+    pub(crate) apart: BTreeMap<HandleId, (u32, u32)>,
 }
 
 impl Machine {
@@ -105,6 +107,7 @@ impl Machine {
     /// Forgets a handle that is closed.
     pub(crate) fn forget(&mut self, handle: HandleId) {
         self.pools.remove(&handle);
+        self.apart.remove(&handle);
     }
 
     /// Files that messages hold.
@@ -193,6 +196,12 @@ impl Host for LoopHost<'_> {
         }
         self.cancel = Some(file);
         Ok(())
+    }
+
+    fn id_seen(&mut self, by: HandleId, id: Id) -> Option<u32> {
+        // A namespace of one's own has a name for one's own ids, and it is 0.
+        let (uid, gid) = *self.machine.apart.get(&by)?;
+        (id == Id::User(uid) || id == Id::Group(gid)).then_some(0)
     }
 
     fn process_exists(&mut self, _: HandleId, pid: u32) -> bool {

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kdbus_conformance::{Needs, Node, Skip, Who};
-use kdbus_core::engine::{Config, Credentials};
+use kdbus_core::engine::{Config, Credentials, Spaces};
 use kdbus_linux::kernel::{Module, Seam};
 use rustix::thread::{Gid, Uid};
 
@@ -31,6 +31,11 @@ pub trait Platform: Clone + std::fmt::Debug + Send + Sync + 'static {
 
     /// A process number for a new process; that of this one where there is one process only.
     fn new_pid(&self) -> u32;
+
+    /// Whether processes can be in namespaces of their own.
+    fn has_namespaces(&self) -> bool {
+        false
+    }
 
     /// The security label of every process, if it is known.
     fn label(&self) -> Option<String> {
@@ -71,7 +76,14 @@ pub(crate) fn user(platform: &impl Platform, number: usize) -> Who {
     if platform.has_users() {
         let id = OWNER + 10 * number as u32;
         let groups = vec![id + 5000, id + 5001];
-        return Who { uid: id, gid: id, groups, pid: platform.new_pid(), label: platform.label() };
+        return Who {
+            uid: id,
+            gid: id,
+            groups,
+            pid: platform.new_pid(),
+            label: platform.label(),
+            apart: false,
+        };
     }
     Who {
         uid: rustix::process::geteuid().as_raw(),
@@ -79,6 +91,7 @@ pub(crate) fn user(platform: &impl Platform, number: usize) -> Who {
         groups: rustix::process::getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).collect(),
         pid: platform.new_pid(),
         label: platform.label(),
+        apart: false,
     }
 }
 
@@ -144,6 +157,10 @@ impl Platform for LoopbackPlatform {
         *last
     }
 
+    fn has_namespaces(&self) -> bool {
+        true
+    }
+
     fn label(&self) -> Option<String> {
         Some("loop-back".to_owned())
     }
@@ -187,6 +204,11 @@ fn credentials(who: &Who) -> Credentials {
         ppid: 1,
         label: who.label.iter().flat_map(|label| label.bytes()).collect(),
         privileged: who.uid == 0,
+        spaces: if who.apart {
+            Spaces { users: 1, pids: who.pid.into(), pid: 1, root: 0 }
+        } else {
+            Spaces::HOST
+        },
     }
 }
 

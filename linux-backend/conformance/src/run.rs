@@ -36,6 +36,8 @@ const KNOWN_OF_A_MODULE: &[(u16, &str)] = &[
     (417, "O1: a late deadline holds up an early one"),
     (422, "B14: a reply to an interrupted call is lost"),
     (423, "O2: a reply to an interrupted call stays for good"),
+    (473, "B14: what ends an interrupted call is lost, and the call is sent again"),
+    (474, "B14: what ends an interrupted call is lost, and the call is sent again"),
 ];
 
 /// The case that every bus passes: a message to oneself.
@@ -227,6 +229,6 @@ mod tests {
     fn numbers_without_a_case_are_refused() {
         assert_eq!(choose(&[17, 18]).map(|chosen| chosen.len()).ok(), Some(2));
         assert!(choose(&[9999]).unwrap_err().contains("--list"));
-        assert!(choose(&[353]).unwrap_err().contains("user namespaces"));
+        assert!(choose(&[160]).unwrap_err().contains("between lookup and delivery"));
     }
 }

@@ -320,6 +320,14 @@ impl<P: Platform> World for SeamWorld<P> {
         Ok(self.add(who))
     }
 
+    fn apart(&mut self, of: User) -> Result<User, Skip> {
+        if !self.platform.has_namespaces() {
+            return Err(Skip::because("needs processes in namespaces of their own"));
+        }
+        let who = Who { pid: self.platform.new_pid(), apart: true, ..self.users[of.0].clone() };
+        Ok(self.add(who))
+    }
+
     fn who(&mut self, user: User) -> Who {
         self.users[user.0].clone()
     }
@@ -445,10 +453,8 @@ impl<P: Platform> World for SeamWorld<P> {
             return Ok(());
         }
         // A signal that comes before the command or after it does nothing.
-        for _ in 0..100 {
-            if call.progress.has_ended() {
-                break;
-            }
+        let patient = std::time::Instant::now() + PATIENCE;
+        while !call.progress.has_ended() && std::time::Instant::now() < patient {
             signal::interrupt(&call.thread, false);
             call.progress.wait(GRACE, |state| state.ended.is_some());
         }

@@ -14,7 +14,7 @@ use crate::text::{shown, user};
 use crate::{Global, output};
 
 /// Bytes of the pool: a listing of a thousand connections with long names fits.
-const POOL: u64 = 4 << 20;
+pub(crate) const POOL: u64 = 4 << 20;
 
 /// Arguments of `list`. Without a filter, everything is listed; this program's own connection never is.
 #[derive(Debug, Args)]
@@ -99,7 +99,20 @@ impl List {
     }
 }
 
+/// Everybody but this program: their ids, and what people call them.
+pub(crate) fn titles(bus: &Bus) -> Result<Vec<(u64, String)>, Failure> {
+    let everybody = List { unique: false, names: false, activators: false, queued: false };
+    Ok(everybody.collect(bus)?.iter().map(|entry| (entry.id, entry.title())).collect())
+}
+
 impl Entry {
+    /// What people call it: a name, else its description, else its process.
+    fn title(&self) -> String {
+        let owned = self.names.iter().find(|claim| claim.state != "queued").map(|claim| &claim.name);
+        let title = owned.or(self.description.as_ref()).or(self.process.as_ref());
+        title.cloned().unwrap_or_else(|| format!("({})", self.kind))
+    }
+
     const fn new(id: u64, flags: HelloFlags) -> Self {
         Self {
             id,

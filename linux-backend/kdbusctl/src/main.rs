@@ -6,6 +6,7 @@
 mod bus;
 mod bus_info;
 mod call;
+mod complete;
 mod failure;
 mod info;
 mod list;
@@ -13,8 +14,11 @@ mod listen;
 mod output;
 mod own;
 mod payload;
+mod quota;
+mod recv;
 mod send;
 mod signal;
+mod stats;
 mod text;
 mod wait;
 
@@ -52,6 +56,7 @@ enum Command {
     /// List connections: who they are, and which names they own or wait for
     List(list::List),
     /// Show everything that a connection gives out about itself
+    #[command(visible_alias = "status")]
     Info(info::Info),
     /// Show the bus itself: who made it, its id, its bloom filters
     Bus(bus_info::BusInfo),
@@ -63,10 +68,18 @@ enum Command {
     Signal(signal::Signal),
     /// Print signals as they come
     Listen(listen::Listen),
+    /// Print messages as they come, without answering them
+    Recv(recv::Recv),
+    /// Show connections in numbers: queue, pool, losses, rates
+    Stats(stats::StatsOf),
+    /// Show whose messages wait at whom, and how much they take
+    Quota(quota::Quota),
     /// Wait until somebody owns a name, and print who
     Wait(wait::Wait),
     /// Own a name, and print and answer what is sent to it
     Own(own::Own),
+    /// Print a script that completes this program's command line in a shell
+    Completions(complete::Complete),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +95,10 @@ fn main() -> ExitCode {
         Command::Listen(listen) => listen.run(global),
         Command::Wait(wait) => wait.run(global),
         Command::Own(own) => own.run(global),
+        Command::Recv(recv) => recv.run(global),
+        Command::Stats(stats) => stats.run(global),
+        Command::Quota(quota) => quota.run(global),
+        Command::Completions(complete) => complete.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -122,16 +122,10 @@ impl Own {
         bytes: &[u8],
         answered: Result<(), ErrorReply>,
     ) -> Result<(), Failure> {
-        let kind = match request.kind() {
-            Kind::Call => "call",
-            Kind::Reply => "reply",
-            Kind::Signal => "signal",
-            Kind::Plain | Kind::Notification => "message",
-        };
         let unanswered = answered.err().map(|error| error.text().to_owned());
         if global.json {
             return output::line(json!({
-                "kind": kind,
+                "kind": payload::kind(request.kind()),
                 "sender": request.sender(),
                 "cookie": request.cookie(),
                 "priority": request.priority(),
@@ -139,8 +133,7 @@ impl Own {
                 "unanswered": unanswered,
             }));
         }
-        let text = payload::text(bytes, self.hex);
-        output::line(format_args!("{kind} from {}: {}", Id(request.sender()), text.trim_end()))?;
+        output::line(payload::message(false, request, bytes, self.hex))?;
         match unanswered {
             Some(error) => output::line(format_args!("no answer to {}: {error}", Id(request.sender()))),
             None => Ok(()),

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use kdbus_core::client::{Delivery, ReceivedPart};
+use kdbus_core::client::{Delivery, Kind, ReceivedPart, Transport};
 use kdbus_linux::local::LocalTransport;
 use serde_json::{Value, json};
 
+use crate::bus::Id;
 use crate::failure::{Exit, Failure};
 use crate::text::{hex, unhex};
 
@@ -73,6 +74,37 @@ pub(crate) fn text(bytes: &[u8], as_hex: bool) -> String {
 /// A payload for programs: its length, its hex digits, and its text if it is UTF-8.
 pub(crate) fn value(bytes: &[u8]) -> Value {
     json!({ "bytes": bytes.len(), "hex": hex(bytes), "text": std::str::from_utf8(bytes).ok() })
+}
+
+/// A message on one line, for people or for programs.
+pub(crate) fn message<T: Transport>(
+    json: bool,
+    message: &Delivery<'_, T>,
+    bytes: &[u8],
+    hex: bool,
+) -> String {
+    let kind = kind(message.kind());
+    if json {
+        return json!({
+            "kind": kind,
+            "sender": message.sender(),
+            "cookie": message.cookie(),
+            "priority": message.priority(),
+            "payload": value(bytes),
+        })
+        .to_string();
+    }
+    format!("{kind} from {}: {}", Id(message.sender()), text(bytes, hex).trim_end())
+}
+
+/// What a message is, in one word.
+pub(crate) const fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Call => "call",
+        Kind::Reply => "reply",
+        Kind::Signal => "signal",
+        Kind::Plain | Kind::Notification => "message",
+    }
 }
 
 #[cfg(test)]

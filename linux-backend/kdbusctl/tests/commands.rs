@@ -371,3 +371,61 @@ fn own_follows_a_name_from_hand_to_hand() {
     assert_eq!(waiting.json()["payload"]["text"], "last");
     assert_eq!(waiting.exit_code(), 0);
 }
+
+#[test]
+fn numbers_come_from_the_bus_and_name_who_holds_what() {
+    let bus = Bus::start();
+    let receiver = bus.connect("receiver");
+    let sender = bus.connect("sender");
+    for _ in 0..3 {
+        sender.send(&kdbus_core::client::Message::to(receiver.id()).payload(b"wait")).unwrap();
+    }
+
+    let id = receiver.id().to_string();
+    let stats = bus.json(&["stats", "--interval", "0", &id]);
+    let row = &stats["connections"][0];
+    assert_eq!((&row["queued"], &row["received"], &row["sent"]), (&json!(3), &json!(3), &json!(0)));
+    assert!(row["pool_used"].as_u64().unwrap() > 0 && row["sent_per_second"].is_null());
+    let everybody = bus.json(&["stats", "--interval", "20ms"]);
+    let sent =
+        everybody["connections"].as_array().unwrap().iter().find(|row| row["who"] == "sender").unwrap();
+    assert_eq!((&sent["sent"], &sent["sent_per_second"]), (&json!(3), &json!(0.0)));
+
+    let quota = bus.json(&["quota", &id]);
+    let holder = &quota["connections"][0]["holders"][0];
+    assert_eq!((&holder["messages"], &holder["fds"]), (&json!(3), &json!(0)));
+    assert_eq!(holder["uid"], json!(rustix::process::geteuid().as_raw()));
+    while receiver.drop_next().unwrap() {}
+    assert_eq!(bus.json(&["quota", &id])["connections"][0]["holders"], json!([]));
+    assert!(bus.text(&["stats", "--interval", "0"]).contains("QUEUE"));
+    assert!(bus.text(&["quota"]).contains("nobody"));
+}
+
+#[test]
+fn messages_are_received_without_an_answer() {
+    let bus = Bus::start();
+    let mut receiving =
+        bus.background(&["--json", "recv", "org.example.Ear", "--count", "1", "--timeout", STUCK]);
+    let first: Value = serde_json::from_str(&receiving.line()).unwrap();
+    assert_eq!(first["receiving"], "org.example.Ear");
+    bus.text(&["send", "org.example.Ear", "hello"]);
+    let message: Value = serde_json::from_str(&receiving.line()).unwrap();
+    assert_eq!((&message["kind"], &message["payload"]["text"]), (&json!("message"), &json!("hello")));
+}
+
+#[test]
+fn status_is_another_word_for_info() {
+    let bus = Bus::start();
+    let peer = bus.connect("somebody");
+    let id = peer.id().to_string();
+    assert_eq!(bus.json(&["status", &id]), bus.json(&["info", &id]));
+}
+
+#[test]
+fn shells_can_complete_every_subcommand() {
+    let bus = Bus::start();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = bus.text(&["completions", shell]);
+        assert!(script.contains("stats") && script.contains("quota"), "{shell}");
+    }
+}

@@ -12,6 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::identity::Process;
 use crate::raw::Foreign;
+use crate::spaces::Names;
 
 /// Descriptors for the answer to HELLO, in the order of the protocol.
 pub(crate) type HelloFds = [OwnedFd; HELLO_FDS];
@@ -56,6 +57,8 @@ pub(crate) struct Client {
     pub(crate) uid: u32,
     pub(crate) pid: u32,
     pub(crate) process: Option<Process>,
+    /// Its names for users and groups, if it lives in a user namespace of its own.
+    pub(crate) names: Option<Box<Names>>,
     pub(crate) shared: Option<Shared>,
     /// The write end of its bell. It stays when the connection ends and its handle does not.
     pub(crate) bell: Option<OwnedFd>,
@@ -77,6 +80,7 @@ impl Client {
         uid: u32,
         pid: u32,
         process: Option<Process>,
+        names: Option<Box<Names>>,
     ) -> Self {
         Self {
             id,
@@ -84,6 +88,7 @@ impl Client {
             uid,
             pid,
             process,
+            names,
             shared: None,
             bell: None,
             hello: None,
@@ -317,12 +322,12 @@ mod tests {
     fn a_place_belongs_to_one_generation() {
         let mut clients = Clients::new(2);
         let (socket, _other) = rustix::pipe::pipe().unwrap();
-        assert!(clients.insert(Client::new(B, socket.into(), 0, 0, None)));
+        assert!(clients.insert(Client::new(B, socket.into(), 0, 0, None, None)));
         assert!(clients.get(A).is_none() && clients.get(B).is_some());
         assert!(clients.remove(A).is_none() && clients.remove(B).is_some());
         let (socket, _other) = rustix::pipe::pipe().unwrap();
         let far = HandleId { index: 2, generation: 0 };
-        assert!(!clients.insert(Client::new(far, socket.into(), 0, 0, None)));
+        assert!(!clients.insert(Client::new(far, socket.into(), 0, 0, None, None)));
     }
 
     #[test]

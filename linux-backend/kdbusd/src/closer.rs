@@ -9,11 +9,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use kdbus_linux::local::socket::Descriptors;
+use kdbus_linux::rt;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, StatxFlags};
-
-use crate::config::Policy;
-use crate::raw;
 
 /// Descriptors that can wait to be closed; a process that may open more leaks them beyond that.
 const WAITING: usize = 1 << 14;
@@ -74,7 +72,7 @@ impl Closer {
 
     fn run(&'static self) {
         // The loop's class is inherited, and closing is not urgent. Going down is always permitted.
-        let _ = raw::schedule(Policy::Other, 0);
+        let _ = rt::schedule(rt::Class::Other, 0);
         loop {
             let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(file) = next else {

@@ -2,7 +2,7 @@
 
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::InboxLayout;
-use kdbus_core::engine::{EndpointId, Entry, FileId, FileKind, HandleId, Host, Node, Return};
+use kdbus_core::engine::{EndpointId, Entry, FileId, FileKind, HandleId, Host, Id, Node, Return};
 use kdbus_linux::local::wire::{FDS_MAX, Payload};
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, test_kill_process};
@@ -247,6 +247,10 @@ impl Host for Turn<'_> {
         // The client waits for it itself; here it only has to be a descriptor.
         let at = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
         self.fds.get(at).and_then(Option::as_ref).map(|_| ()).ok_or(Errno::EBADF)
+    }
+
+    fn id_seen(&mut self, by: HandleId, id: Id) -> Option<u32> {
+        self.state.clients.get_mut(by)?.names.as_ref()?.name(id)
     }
 
     fn process_exists(&mut self, _from: HandleId, pid: u32) -> bool {

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::raw::{self, PeerIds};
 
 /// Bytes of a `status` or `cgroup` file that are looked at.
-const FILE_MAX: usize = 4096;
+pub(crate) const FILE_MAX: usize = 4096;
 
 /// Reads the credentials that the kernel pinned for the peer of `socket`.
 ///
@@ -108,7 +108,8 @@ impl Process {
     pub fn metadata(&self, proc: &Proc, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {
         let directory = self.directory(proc)?;
         match kind {
-            // Which thread sends is not told: the number in PIDS is that of the process, and so is this name.
+            // Which thread sends is not told, so its name is known only where there is no choice.
+            AttachFlags::TID_COMM if Self::threads(&directory)? != 1 => None,
             AttachFlags::TID_COMM | AttachFlags::PID_COMM => {
                 let length = read(&directory, "comm", buffer)?.trim_ascii_end().len();
                 terminate(buffer, length)
@@ -150,8 +151,13 @@ impl Process {
         }
     }
 
+    fn threads(directory: &OwnedFd) -> Option<u32> {
+        let mut text = [0; FILE_MAX];
+        field(read(directory, "status", &mut text)?, b"Threads:")?.parse().ok()
+    }
+
     /// Its directory in /proc, which stays that of this process whatever happens to the number.
-    fn directory(&self, proc: &Proc) -> Option<OwnedFd> {
+    pub(crate) fn directory(&self, proc: &Proc) -> Option<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let name = DecInt::new(self.pid.as_raw_nonzero().get());
         let directory = fs::openat(&proc.root, name, flags, Mode::empty()).ok()?;
@@ -169,8 +175,9 @@ impl Process {
 #[derive(Debug)]
 pub struct Proc {
     root: OwnedFd,
-    root_directory: Option<(u64, u64)>,
-    users: Option<(u64, u64)>,
+    pub(crate) root_directory: Option<(u64, u64)>,
+    pub(crate) users: Option<(u64, u64)>,
+    pub(crate) pids: Option<(u64, u64)>,
     last_capability: Option<u32>,
 }
 
@@ -187,6 +194,7 @@ impl Proc {
         Ok(Self {
             root_directory: file_number(numbers_of(&root, "/")),
             users: file_number(numbers_of(&root, "self/ns/user")),
+            pids: file_number(numbers_of(&root, "self/ns/pid")),
             last_capability: read(&root, "sys/kernel/cap_last_cap", &mut text).and_then(number),
             root,
         })
@@ -195,11 +203,11 @@ impl Proc {
 
 /// What tells a file from all others. The root of a process may be a file system that waits when it is asked, so
 /// what the kernel knows by itself is enough.
-fn numbers_of(directory: impl AsFd, name: &str) -> io::Result<fs::Statx> {
+pub(crate) fn numbers_of(directory: impl AsFd, name: &str) -> io::Result<fs::Statx> {
     fs::statx(directory, name, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)
 }
 
-fn file_number(stat: io::Result<fs::Statx>) -> Option<(u64, u64)> {
+pub(crate) fn file_number(stat: io::Result<fs::Statx>) -> Option<(u64, u64)> {
     stat.ok().map(|stat| (u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor), stat.stx_ino))
 }
 
@@ -211,7 +219,7 @@ fn terminate(buffer: &mut [u8], length: usize) -> Option<usize> {
 }
 
 /// The beginning of a file, as much as the buffer holds.
-fn read<'a>(directory: impl AsFd, name: &str, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+pub(crate) fn read<'a>(directory: impl AsFd, name: &str, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     let file = fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut length = 0;
     while length < buffer.len() {
@@ -229,7 +237,7 @@ fn number(text: &[u8]) -> Option<u32> {
 }
 
 /// The value behind a name at the start of a line.
-fn field<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a str> {
+pub(crate) fn field<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a str> {
     let value = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name))?;
     Some(std::str::from_utf8(value).ok()?.trim())
 }
@@ -307,6 +315,27 @@ mod tests {
         assert_eq!(process.metadata(&proc, AttachFlags::CAPS, &mut buffer), Some(36));
         assert_eq!(process.metadata(&proc, AttachFlags::CREDS, &mut buffer), None, "pinned, not read");
         assert_eq!(process.parent(&proc), std::os::unix::process::parent_id());
+    }
+
+    #[test]
+    fn a_thread_is_named_only_where_there_is_but_one() {
+        let proc = Proc::open().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let process =
+            |pid| Process { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap() };
+        let single = process(Pid::from_child(&child));
+        let mut buffer = [0; 64];
+        // The child may still be on its way to its program.
+        while single.metadata(&proc, AttachFlags::TID_COMM, &mut buffer) != Some(6) {
+            std::thread::yield_now();
+        }
+        assert_eq!(&buffer[..6], b"sleep\0");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Tests run in threads of their own.
+        let several = process(rustix::process::getpid());
+        assert_eq!(several.metadata(&proc, AttachFlags::TID_COMM, &mut buffer), None);
+        assert!(several.metadata(&proc, AttachFlags::PID_COMM, &mut buffer).is_some());
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod process;
 mod raw;
 mod ready;
 mod serve;
+mod spaces;
 mod tree;
 
 pub use daemon::{Daemon, Running, StartError};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use kdbus_linux::rt;
 use rustix::io::Errno;
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -43,7 +44,13 @@ pub enum ProcessError {
 /// [`ProcessError::Schedule`].
 pub fn schedule(schedule: &Schedule) -> Result<(), ProcessError> {
     let Schedule { policy, priority } = *schedule;
-    raw::schedule(policy, priority).map_err(|error| ProcessError::Schedule { policy, priority, error })
+    let class = match policy {
+        Policy::Inherit => return Ok(()),
+        Policy::Other => rt::Class::Other,
+        Policy::Fifo => rt::Class::Fifo,
+        Policy::Rr => rt::Class::RoundRobin,
+    };
+    rt::schedule(class, priority).map_err(|error| ProcessError::Schedule { policy, priority, error })
 }
 
 /// Keeps all memory of the process resident, now and later.

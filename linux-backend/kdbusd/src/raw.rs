@@ -8,7 +8,6 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{self, Errno};
 
 use crate::closer;
-use crate::config::Policy;
 
 /// A descriptor that a client had a hand in. Dropping it does not wait (see [`closer`]).
 #[derive(Debug)]
@@ -55,20 +54,6 @@ pub(crate) fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<PeerIds> {
     Ok(PeerIds { pid: u32::try_from(ids.pid).unwrap_or(0), uid: ids.uid, gid: ids.gid })
 }
 
-/// Gives the calling thread a scheduling class and priority.
-pub(crate) fn schedule(policy: Policy, priority: u32) -> io::Result<()> {
-    let class = match policy {
-        Policy::Inherit => return Ok(()),
-        Policy::Other => libc::SCHED_OTHER,
-        Policy::Fifo => libc::SCHED_FIFO,
-        Policy::Rr => libc::SCHED_RR,
-    };
-    let priority = c_int::try_from(priority).map_err(|_| Errno::INVAL)?;
-    let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: thread 0 is the calling one, and `parameters` outlives the call, which only reads it.
-    check(unsafe { libc::sched_setscheduler(0, class, &raw const parameters) })
-}
-
 /// Takes over a descriptor that the process was started with.
 pub(crate) fn inherited(fd: c_int) -> io::Result<OwnedFd> {
     // The standard ones are not ours to close.
@@ -97,11 +82,5 @@ mod tests {
     fn a_socket_without_a_peer_has_no_ids() {
         let file = std::fs::File::open("/proc/self/status").unwrap();
         assert_eq!(peer_ids(file.as_fd()), Err(Errno::NOTSOCK));
-    }
-
-    #[test]
-    fn an_impossible_priority_is_refused() {
-        assert_eq!(schedule(Policy::Fifo, 1000), Err(Errno::INVAL));
-        assert_eq!(schedule(Policy::Inherit, 0), Ok(()));
     }
 }

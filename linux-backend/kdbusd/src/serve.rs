@@ -4,8 +4,12 @@ use std::fmt;
 use std::time::Duration;
 
 use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno, RecvFlags};
-use kdbus_core::engine::{Arrival, Clock, Credentials, Effect, EndpointId, HandleId, Outcome, Request};
+use kdbus_core::engine::quota::Charge;
+use kdbus_core::engine::{
+    Arrival, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, Outcome, Request,
+};
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
+use kdbus_linux::local::stats::{Holder, Report, Stats};
 use kdbus_linux::local::wire::{
     FDS_MAX, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
 };
@@ -24,6 +28,7 @@ use crate::identity::{self, Process};
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
 use crate::raw::Foreign;
+use crate::spaces;
 
 /// Connections that are accepted at one node in one turn.
 const ACCEPTS: usize = 8;
@@ -200,9 +205,11 @@ impl Daemon {
     ) -> Result<(), Errno> {
         let (uid, pid) = (credentials.uid, credentials.pid);
         let state = &mut self.state;
+        let mut names = None;
         let process = state.proc.as_ref().and_then(|proc| {
             let process = Process::of(socket.as_fd(), pid, uid, proc)?;
             credentials.ppid = process.parent(proc);
+            (credentials.spaces, names) = spaces::of(&process, proc);
             Some(process)
         });
         if !state.budget.open_client(uid) {
@@ -215,7 +222,7 @@ impl Daemon {
         let id = opened.inspect_err(|_| state.budget.close_client(uid))?;
         let added = state.poller.add_client(&socket, id).map_err(errno);
         let inserted = added.and_then(|()| {
-            let client = Client::new(id, socket, uid, pid, process);
+            let client = Client::new(id, socket, uid, pid, process, names);
             if state.clients.insert(client) { Ok(()) } else { Err(Errno::EMFILE) }
         });
         if inserted.is_err() {
@@ -324,6 +331,10 @@ impl Daemon {
                 let result = self.domain.watch_room(&mut Turn::idle(&mut self.state), from, header.key);
                 self.finish(from, &header, result, arg, message.as_deref(), false);
             }
+            Kind::Stats => {
+                let result = self.report(from, header.key, arg);
+                self.finish(from, &header, result, arg, message.as_deref(), false);
+            }
             Kind::Cancel => {
                 if let Some(token) = self.state.pending.find(from, header.key) {
                     let mut turn = Turn::idle(&mut self.state);
@@ -333,6 +344,26 @@ impl Daemon {
             Kind::Returns => self.domain.handle_returns(&mut Turn::idle(&mut self.state), at, from),
             _ => self.state.doom(from, WireError::Kind(header.kind)),
         }
+    }
+
+    /// Shows a connection in numbers.
+    fn report(&mut self, from: HandleId, id: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+        let view = self.domain.peer(&mut Turn::idle(&mut self.state), from, id)?;
+        let mut report = Report { stats: stats(&view), holders: heapless::Vec::new() };
+        self.domain.each_holder(view.handle, |holder| {
+            let uid = match (holder.kernel, holder.uid) {
+                (true, _) => Holder::BUS,
+                (false, Some(uid)) => uid.into(),
+                (false, None) => Holder::ENDPOINT,
+            };
+            let Charge { size, messages, fds } = holder.charge;
+            if messages > 0 {
+                // With more of them the rest stays unnamed: the answer is bounded.
+                let _ = report.holders.push(Holder { uid, size, messages: messages.into(), fds: fds.into() });
+            }
+        });
+        report.write(bytes);
+        Ok(())
     }
 
     /// Carries out a command of the ABI.
@@ -542,6 +573,23 @@ impl Daemon {
             // What waits at a connection was shown in its queue, and the end of one as well: both ring.
             _ => {}
         }
+    }
+}
+
+fn stats(view: &ConnectionView) -> Stats {
+    Stats {
+        id: view.id,
+        queued: view.queued as u64,
+        queue_depth: view.queue_depth as u64,
+        pool_size: view.pool_size,
+        pool_used: view.accounted_size,
+        slices: view.slices as u64,
+        calls: view.calls as u64,
+        sent: view.counters.sent,
+        received: view.counters.queued,
+        lost: view.lost_ever,
+        refused: view.counters.refused,
+        holders: 0,
     }
 }
 

@@ -37,6 +37,10 @@ fn main() {
         ),
         ("clients_killed_at_any_time_harm_nobody", clients_killed_at_any_time_harm_nobody),
         ("another_user_is_who_the_kernel_says", another_user_is_who_the_kernel_says),
+        (
+            "who_lives_in_other_namespaces_sees_its_own_numbers",
+            who_lives_in_other_namespaces_sees_its_own_numbers,
+        ),
         ("modes_of_nodes_keep_others_out", modes_of_nodes_keep_others_out),
         ("the_program_starts_says_so_and_stops", the_program_starts_says_so_and_stops),
         ("a_second_daemon_is_told_of_the_first", a_second_daemon_is_told_of_the_first),
@@ -61,7 +65,9 @@ fn client(role: &str, path: &str) {
         Err(ConnectError::Denied(_)) => return println!("denied"),
         Err(error) => return println!("{error}"),
     };
-    let bus: common::Client = match Connection::with_capacities(transport, &Hello::new()) {
+    let hello =
+        Hello::new().ask_metadata(if role == "apart" { AttachFlags::all() } else { AttachFlags::empty() });
+    let bus: common::Client = match Connection::with_capacities(transport, &hello) {
         Ok(bus) => bus,
         Err(error) => return println!("{error}"),
     };
@@ -92,6 +98,23 @@ fn client(role: &str, path: &str) {
             // Stays until the other end has read, so that its process is there to be looked at.
             let _ = std::io::stdin().read(&mut [0]);
         }
+        // Tells who calls it, as it sees that, and who it is itself.
+        "apart" => {
+            println!("ready {}", bus.id());
+            for _ in 0..2 {
+                let call = bus.recv_blocking(SOON).unwrap();
+                let seen = call.metadata();
+                let (creds, pids) = (seen.creds().unwrap(), seen.pids().unwrap());
+                let named = seen.process_name().is_some();
+                println!("uid {} gid {} pid {} named {named}", creds.uid, creds.gid, pids.pid);
+                bus.reply(call.reply_to(), b"").unwrap();
+            }
+            bus.send(&Message::to(bus.id())).unwrap();
+            let own = bus.recv_blocking(SOON).unwrap();
+            let (creds, pids) = (own.metadata().creds().unwrap(), own.metadata().pids().unwrap());
+            println!("uid {} pid {} ppid {}", creds.uid, pids.pid, pids.ppid);
+            let _ = std::io::stdin().read(&mut [0]);
+        }
         _ => println!("unknown role"),
     }
 }
@@ -104,7 +127,18 @@ struct Process {
 
 impl Process {
     fn start(role: &str, bus: &Path, user: Option<u32>) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::by(Command::new(std::env::current_exe().unwrap()), role, bus, user)
+    }
+
+    /// In user and pid namespaces of its own, where it is user 0 and process 1.
+    fn apart(role: &str, bus: &Path, user: u32) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
+        command.arg(std::env::current_exe().unwrap());
+        Self::by(command, role, bus, Some(user))
+    }
+
+    fn by(mut command: Command, role: &str, bus: &Path, user: Option<u32>) -> Self {
         command.args(["client", role]).arg(bus).stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(user) = user {
             command.uid(user).gid(user).current_dir("/");
@@ -223,6 +257,35 @@ fn another_user_is_who_the_kernel_says() -> Result<(), String> {
     assert_eq!(message.metadata().executable(), Some(exe.as_os_str().as_encoded_bytes()));
     let caps = message.metadata().capabilities().unwrap();
     assert_eq!(caps.effective, 0);
+    Ok(())
+}
+
+fn who_lives_in_other_namespaces_sees_its_own_numbers() -> Result<(), String> {
+    need_root()?;
+    let possible =
+        Command::new("unshare").args(["-Urpf", "true"]).uid(4242).gid(4242).current_dir("/").status();
+    if !possible.is_ok_and(|status| status.success()) {
+        return Err("needs unshare, and users who may make namespaces".to_owned());
+    }
+    let bus = Bus::start();
+    let mut client = Process::apart("apart", &node(&bus), 4242);
+    let ready = client.line();
+    let id = ready.strip_prefix("ready ").expect("it says so").parse().unwrap();
+    let mut told = Vec::new();
+    for given in [AttachFlags::all(), AttachFlags::empty()] {
+        let caller = bus.hello(&Hello::new().ask_metadata(AttachFlags::all()).send_metadata(given));
+        let answer = caller.call_blocking(&Message::to(id), SOON).unwrap();
+        told.push(client.line());
+        // Out here it is who the daemon knows.
+        let creds = answer.metadata().creds().unwrap();
+        assert_eq!([creds.uid, creds.gid], [4242; 2]);
+        let pids = answer.metadata().pids().unwrap();
+        assert!(pids.pid != 1 && pids.ppid == u64::from(client.child.id()), "{pids:?}");
+        assert_eq!(answer.metadata().capabilities().unwrap().effective, 0);
+    }
+    // Nobody has a name for this process in there; what /proc says of it is told if it gives that out.
+    assert_eq!(told, ["uid 65534 gid 65534 pid 0 named true", "uid 65534 gid 65534 pid 0 named false"]);
+    assert_eq!(client.line(), "uid 0 pid 1 ppid 0");
     Ok(())
 }
 

@@ -181,6 +181,14 @@ mod tests {
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         // SAFETY: without an argument nothing is named.
         let result = unsafe { Module.ioctl(reader.as_fd(), 0x4018_9582, null_mut()) };
+        if result.is_err_and(|errno| errno.raw() == rustix::io::Errno::NOSYS.raw_os_error()) {
+            // Not captured: it has to be seen.
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                b"skipped: ioctl of another kind: this emulator carries no unknown ioctl to the kernel\n",
+            );
+            return;
+        }
         assert_eq!(result, Err(Errno::ENOTTY));
     }
 

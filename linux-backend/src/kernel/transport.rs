@@ -87,7 +87,9 @@ impl<S: Seam> KernelTransport<S> {
     }
 
     fn fail(&self, errno: Errno) -> Failure {
-        self.broken.set(Some(errno));
+        if self.broken.replace(Some(errno)).is_none() {
+            kdbus_core::event!(error, "the connection to the module is gone: {:?}", errno);
+        }
         Failure::Broken(errno)
     }
 

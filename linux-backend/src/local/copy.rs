@@ -15,6 +15,27 @@ pub(super) unsafe fn into_shared(to: *mut u8, bytes: &[u8]) {
     unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
 }
 
+/// Copies the bytes from `from` on into `bytes`, while another process may write them: each byte is read once, and any
+/// mixture of old and new ones may come out.
+///
+/// # Safety
+///
+/// `from` is the start of `bytes.len()` readable bytes of a mapping.
+pub(super) unsafe fn out_of_shared(from: *const u8, bytes: &mut [u8]) {
+    // SAFETY: the caller's promise; `bytes` is borrowed, so it is no part of the mapping.
+    unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+}
+
+/// The word at `from`, read once, whatever another process writes there.
+///
+/// # Safety
+///
+/// `from` is the start of eight readable bytes of a mapping.
+pub(super) unsafe fn word(from: *const u8) -> u64 {
+    // SAFETY: the caller's promise; bytes of any alignment are read, and all values are valid.
+    u64::from_ne_bytes(unsafe { from.cast::<[u8; 8]>().read_volatile() })
+}
+
 /// Fills `len` bytes from `to` on with zeros.
 ///
 /// # Safety

@@ -12,6 +12,7 @@ use super::map::{self, Block, ReadMap, WordMap};
 use super::place::NodePath;
 use super::socket::{self, Descriptors, PARTS_MAX, Wait};
 use super::staging::Staging;
+use super::stats::{Report, STATS_BYTES};
 use super::wire::{self, FDS_MAX, HELLO_FDS, Header, Kind, PACKET_MAX, Packet};
 use super::{bell, wire::INLINE_MAX};
 
@@ -83,7 +84,9 @@ impl Handle {
     ///
     /// [`ConnectError`].
     pub fn open(path: NodePath, staging: u64, prefault: bool) -> Result<Self, ConnectError> {
-        let socket = socket::connect(path.as_bytes()).map_err(|error| ConnectError::new(path, error))?;
+        let socket = socket::connect(path.as_bytes()).map_err(|error| ConnectError::new(path, error));
+        let socket = socket.inspect_err(|error| kdbus_core::event!(debug, "not connected: {:?}", error))?;
+        kdbus_core::event!(debug, "connected to {:?}", path);
         Self::over(socket, path, staging, prefault)
     }
 
@@ -183,6 +186,19 @@ impl Handle {
         Ok(())
     }
 
+    /// Asks for connection `id` in numbers, and for who occupies it. A process may ask for itself and for those of
+    /// its own user; the owner of the bus and root may ask for everybody.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such connection, `EPERM` if it is another user's.
+    pub fn stats(&self, id: u64) -> Result<Report, Failure> {
+        let header = Header { key: id, ..Header::new(Kind::Stats, self.next_serial()) };
+        let mut bytes = [0; STATS_BYTES];
+        self.transact(header, &mut bytes, None, Attachments::default())?;
+        Report::read(&bytes).ok_or_else(|| self.fail(EPROTO))
+    }
+
     /// Tells kdbusd that something stands in the return ring, without waiting for anything.
     pub(super) fn report_returns(&self) {
         // A full socket holds packets that kdbusd reads later, one of these among them: while there is no
@@ -235,6 +251,7 @@ impl Handle {
         if self.broken.replace(Some(first)).is_none() {
             // kdbusd learns now, not when the handle is dropped.
             let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+            kdbus_core::event!(error, "the bus at {:?} is gone: {:?}", self.path, first);
         }
         Failure::Broken(first)
     }
@@ -267,7 +284,10 @@ impl Handle {
             }
             self.submit(header, arg, message.unwrap_or(&[]), with)?;
         }
-        self.await_answer(header.serial, arg, message, with.cancel)
+        let (number, serial) = (header.number, header.serial);
+        let answer = self.await_answer(serial, arg, message, with.cancel);
+        kdbus_core::event!(trace, "command {:#x}, the {}th: {:?}", number, serial, answer.as_ref().err());
+        answer
     }
 
     fn submit(
@@ -395,6 +415,7 @@ impl Handle {
         // A second HELLO is refused by kdbusd.
         self.pool.set(pool).map_err(|_| self.fail(EPROTO))?;
         *self.queue.borrow_mut() = Some(Queue { posted, shared, bell });
+        kdbus_core::event!(debug, "a pool of {} bytes is mapped", hello.pool_size);
         Ok(answer)
     }
 }

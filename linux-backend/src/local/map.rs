@@ -164,6 +164,15 @@ impl WriteMap {
         self.pages.len == 0
     }
 
+    /// The `len` bytes at `offset`, to be filled in place; `None` if they are not all in the mapping.
+    #[must_use]
+    pub fn bytes_mut(&mut self, offset: u64, len: u64) -> Option<&mut [u8]> {
+        let range = self.pages.range(offset, len)?;
+        // SAFETY: the range lies in the mapping, which is writable, initialised (a file's pages are) and exclusively
+        // borrowed; the file is sealed against shrinking and new writers, so other processes read it at most.
+        Some(unsafe { core::slice::from_raw_parts_mut(self.pages.at(range.start), range.len()) })
+    }
+
     /// Writes `bytes` at `offset`.
     ///
     /// # Errors
@@ -202,7 +211,7 @@ impl WriteMap {
     ) -> Result<(), OutOfRange> {
         let to = self.pages.range(offset, len).ok_or(OutOfRange)?;
         let source = from.pages.range(from_offset, len).ok_or(OutOfRange)?;
-        // SAFETY: both ranges lie in their mappings; nothing ever borrows the bytes of a `WriteMap`.
+        // SAFETY: both ranges lie in their mappings, and whoever borrowed bytes of one has borrowed it.
         unsafe {
             copy::between_shared(from.pages.at(source.start), self.pages.at(to.start), source.len());
         };
@@ -289,6 +298,56 @@ impl ReadMap {
     }
 }
 
+/// Bytes that another process may write while they are read here: a slab at its borrower.
+#[derive(Debug)]
+pub struct RacingMap {
+    pages: Pages,
+}
+
+impl RacingMap {
+    /// Maps the first `len` bytes of `file` for reading, with all pages in place.
+    ///
+    /// # Errors
+    ///
+    /// What `mmap` reports.
+    pub fn new(file: impl AsFd, len: u64) -> Result<Self, Errno> {
+        Ok(Self { pages: Pages::of_file(file, len, ProtFlags::READ, true)? })
+    }
+
+    /// Copies the bytes from `offset` on into `bytes`: each is read once, and may be old or new.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`]; nothing is read.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        let range = self.pages.range(offset, bytes.len() as u64).ok_or(OutOfRange)?;
+        // SAFETY: the range lies in the mapping, and its file is sealed against shrinking, so its pages are there.
+        unsafe { copy::out_of_shared(self.pages.at(range.start), bytes) };
+        Ok(())
+    }
+
+    /// The word at `offset`, in native byte order, read once.
+    #[must_use]
+    pub fn word(&self, offset: u64) -> Option<u64> {
+        let range = self.pages.range(offset, size_of::<u64>() as u64)?;
+        // SAFETY: the range lies in the mapping, and its file is sealed against shrinking, so its pages are there.
+        Some(unsafe { copy::word(self.pages.at(range.start)) })
+    }
+
+    /// The `len` bytes at `offset`, where they lie.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes them while the slice is borrowed: the caller trusts the writing process as it trusts itself.
+    #[must_use]
+    pub unsafe fn as_slice(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let range = self.pages.range(offset, len)?;
+        // SAFETY: the range lies in the mapping, and its file is sealed against shrinking, so its pages are there; that
+        // nobody writes them is the caller's promise.
+        Some(unsafe { core::slice::from_raw_parts(self.pages.at(range.start), range.len()) })
+    }
+}
+
 /// Words that several processes share.
 #[derive(Debug)]
 pub struct WordMap {
@@ -355,8 +414,8 @@ impl Words for WordMap {
     }
 
     #[inline]
-    fn set_bits(&self, index: usize, bits: u64) {
-        self.for_writing().set_bits(index, bits);
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        self.for_writing().set_bits(index, bits)
     }
 
     #[inline]

@@ -8,6 +8,7 @@ mod bell;
 mod copy;
 mod error;
 mod handle;
+mod loan;
 pub mod map;
 mod memfd;
 mod place;
@@ -15,6 +16,7 @@ pub mod raw;
 mod receive;
 pub mod socket;
 mod staging;
+pub mod stats;
 mod transport;
 pub mod wire;
 
@@ -22,6 +24,7 @@ pub use error::ConnectError;
 #[cfg(feature = "std")]
 pub use error::io_error;
 pub use handle::{Answer, Attachments, Handle};
+pub use loan::{Borrower, Buffer, Lender, Loan, LoanError, RECORD as LOAN_RECORD};
 pub use memfd::{PayloadFile, SealedMemfd};
 pub use place::{Environment, NodePath, PATH_MAX, PlaceError};
 pub use transport::{LocalTransport, Options};

@@ -1,6 +1,6 @@
-//! The socket options of a peer for which rustix has no function.
+//! The system calls for which rustix has no function: socket options of a peer, and scheduling classes.
 //!
-//! All three report what the kernel pinned when the peer connected.
+//! The socket options report what the kernel pinned when the peer connected.
 #![allow(unsafe_code)]
 
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -48,6 +48,19 @@ pub fn peer_pidfd(socket: impl AsFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Gives the calling thread a scheduling class and a priority in it.
+pub(crate) fn set_scheduler(class: u32, priority: u32) -> Result<(), Errno> {
+    let priority = i32::try_from(priority).map_err(|_| Errno::INVAL)?;
+    let arguments = [0, class as usize, (&raw const priority) as usize, 0, 0];
+    // SAFETY: thread 0 is the calling one; the kernel reads one `sched_param`, which is this one number, and it outlives
+    // the call.
+    let result = unsafe { syscall5(SCHED_SETSCHEDULER, arguments) };
+    match i32::try_from(result) {
+        Ok(error @ -4095..=-1) => Err(Errno::from_raw_os_error(-error)),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a socket option into `value` and returns its length, which is at most that of `value`.
 fn getsockopt(socket: impl AsFd, option: i32, value: &mut [u8]) -> Result<usize, Errno> {
     let mut len = u32::try_from(value.len()).map_err(|_| Errno::INVAL)?;
@@ -74,6 +87,13 @@ const GETSOCKOPT: usize = 55;
 const GETSOCKOPT: usize = 209;
 #[cfg(target_arch = "arm")]
 const GETSOCKOPT: usize = 295;
+
+#[cfg(target_arch = "x86_64")]
+const SCHED_SETSCHEDULER: usize = 144;
+#[cfg(any(target_arch = "aarch64", target_arch = "riscv64"))]
+const SCHED_SETSCHEDULER: usize = 119;
+#[cfg(target_arch = "arm")]
+const SCHED_SETSCHEDULER: usize = 156;
 
 /// One system call with five arguments.
 ///

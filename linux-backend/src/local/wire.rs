@@ -38,6 +38,8 @@ pub enum Kind {
     Cancel = 4,
     /// To kdbusd: something stands in the return ring. Has no answer.
     Returns = 5,
+    /// To kdbusd: show connection `key` in numbers, see [`stats`](super::stats).
+    Stats = 6,
     /// To the client: the end of the command with this `serial`. `number` is the errno, 0 for success.
     Answer = 0x80,
 }
@@ -52,6 +54,7 @@ impl Kind {
             3 => Self::WatchRoom,
             4 => Self::Cancel,
             5 => Self::Returns,
+            6 => Self::Stats,
             0x80 => Self::Answer,
             _ => return None,
         })
@@ -60,7 +63,7 @@ impl Kind {
     /// Whether kdbusd answers a packet of this kind.
     #[must_use]
     pub const fn is_answered(self) -> bool {
-        matches!(self, Self::Command | Self::ReceiveEntry | Self::WatchRoom)
+        matches!(self, Self::Command | Self::ReceiveEntry | Self::WatchRoom | Self::Stats)
     }
 }
 
@@ -101,7 +104,8 @@ pub struct Header {
     pub fds: u32,
     /// Slot of [`Kind::ReceiveEntry`].
     pub slot: u32,
-    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], serial of [`Kind::Cancel`].
+    /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`] and [`Kind::Stats`], serial of
+    /// [`Kind::Cancel`].
     pub key: u64,
 }
 

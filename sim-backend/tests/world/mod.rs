@@ -5,7 +5,7 @@ use kdbus_conformance::{
 };
 use kdbus_core::Instant;
 use kdbus_core::abi::{CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg};
-use kdbus_core::engine::Config;
+use kdbus_core::engine::{Config, Spaces};
 use kdbus_sim::{File, ProcessId, Progress, Sim, SimBorrowedFd, SimFd, SimTransport, Token, World};
 
 /// Where `msg_address` stands in the argument of SEND.
@@ -183,6 +183,14 @@ impl kdbus_conformance::World for SimWorld {
         Ok(self.sim.world_mut().spawn("sibling", &credentials))
     }
 
+    fn apart(&mut self, of: ProcessId) -> Result<ProcessId, Skip> {
+        let mut world = self.sim.world_mut();
+        let mut credentials = world.credentials(of).clone();
+        let space = u64::from(credentials.uid);
+        credentials.spaces = Spaces { users: space, pids: space, pid: 1, root: 0 };
+        Ok(world.spawn("apart", &credentials))
+    }
+
     fn who(&mut self, user: ProcessId) -> Who {
         let world = self.sim.world();
         let credentials = world.credentials(user);
@@ -192,6 +200,7 @@ impl kdbus_conformance::World for SimWorld {
             groups: credentials.groups.to_vec(),
             pid: credentials.pid,
             label: Some(LABEL.to_owned()),
+            apart: credentials.spaces != Spaces::HOST,
         }
     }
 

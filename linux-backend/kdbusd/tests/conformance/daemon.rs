@@ -21,9 +21,12 @@ impl Daemon {
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let file = directory.path().join("kdbusd.toml");
         std::fs::write(&file, configuration(needs)).unwrap();
-        // A shell, because the daemon tells on a descriptor of its own that it is ready.
+        // A shell, because the daemon tells on a descriptor of its own that it is ready. What is built for another
+        // machine is run by an emulator.
         let mut process = Program::new("sh")
-            .args(["-c", "exec \"$0\" \"$@\" --ready-fd 3 3>&1", env!("CARGO_BIN_EXE_kdbusd"), "--config"])
+            .args(["-c", "exec \"$0\" \"$@\" --ready-fd 3 3>&1"])
+            .args(std::env::var_os("KDBUS_TEST_RUNNER"))
+            .args([env!("CARGO_BIN_EXE_kdbusd"), "--config"])
             .arg(&file)
             .arg("--root")
             .arg(directory.path().join("tree"))

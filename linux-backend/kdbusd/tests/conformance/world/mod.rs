@@ -287,13 +287,14 @@ impl<D> World for DaemonWorld<D> {
     fn who(&mut self, user: User) -> Who {
         let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
         match user.0 {
-            Some(id) => Who { uid: id, gid: id, groups: Vec::new(), pid, label: None },
+            Some(id) => Who { uid: id, gid: id, groups: Vec::new(), pid, label: None, apart: false },
             None => Who {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
                 groups: rustix::process::getgroups().unwrap().into_iter().map(Gid::as_raw).collect(),
                 pid,
                 label: None,
+                apart: false,
             },
         }
     }

@@ -1,0 +1,454 @@
+//! A lane: messages from one sender to one receiver, past the bus.
+//!
+//! It lies in three runs of words. The sender writes the *lane* part, of which the bus writes the control word
+//! too; the receiver and everybody else map it read-only:
+//!
+//! | word | what |
+//! |---|---|
+//! | 0 | control: closed, epoch and tail, as a [`Verdict`] |
+//! | 16 … | ring of R words, a power of two |
+//!
+//! The receiver alone writes the *way back*, and the bus alone a word of *verdicts*:
+//!
+//! | word | what |
+//! |---|---|
+//! | 0 | words of the messages that were received, all in all: room that came back |
+//! | 8 | counts how often the receiver asked for its bell |
+//!
+//! A message is four words (bytes of its first and its second part, key, priority), then the bytes of both parts
+//! without a gap, up to the next word. It goes round the end of the ring. A message is sent once the control word's
+//! tail lies behind it, and not before: whatever stands in the ring beyond the tail is nothing.
+//!
+//! *Closing* sets a bit of the control word; the tail that was there at that moment is final, because a sender
+//! moves the tail by compare-and-swap against an open word. The verdict repeats it for those who do not trust the
+//! sender: a receiver reads to the tail of the verdict once it is closed, whatever the control word says.
+//!
+//! *Waking.* The sender writes the tail, then a fence, then looks at the count of bells asked for, and rings if
+//! that has changed since it last rang. The receiver counts up, then a fence, then looks at the tail once more before
+//! it sleeps. As long as it does not ask again, it is *hot*, and nobody rings. No word is written by both.
+
+use core::fmt;
+
+use super::verdict::{CLOSED, Verdict};
+use super::words::Words;
+
+/// Words that a ring has at least.
+pub const RING_MIN: u32 = 16;
+/// Words that a ring has at most: 8 MiB.
+pub const RING_MAX: u32 = 1 << 20;
+
+const CONTROL_AT: usize = 0;
+const RING_AT: usize = 16;
+
+const RETURNED_AT: usize = 0;
+const WISH_AT: usize = 8;
+
+/// Words before the bytes of a message.
+const HEAD: u64 = 4;
+
+/// How large a lane is, and what follows from that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneLayout {
+    ring: u32,
+}
+
+impl LaneLayout {
+    /// Words of the way back.
+    pub const BACK_WORDS: usize = 16;
+
+    /// A ring of `ring` words. `None` unless that is a power of two from [`RING_MIN`] to [`RING_MAX`].
+    #[must_use]
+    pub const fn new(ring: u32) -> Option<Self> {
+        if ring.is_power_of_two() && ring >= RING_MIN && ring <= RING_MAX {
+            Some(Self { ring })
+        } else {
+            None
+        }
+    }
+
+    /// Words of the part that the sender writes.
+    #[must_use]
+    pub const fn lane_words(self) -> usize {
+        RING_AT + self.ring as usize
+    }
+
+    /// Words that a message of `bytes` takes, its head included.
+    #[must_use]
+    pub const fn message_words(bytes: u64) -> u64 {
+        HEAD + bytes.div_ceil(8)
+    }
+
+    /// Words of the ring.
+    #[must_use]
+    pub const fn ring(self) -> u64 {
+        self.ring as u64
+    }
+
+    const fn at(self, position: u64) -> usize {
+        // The ring is a power of two.
+        RING_AT + (position & (self.ring as u64 - 1)) as usize
+    }
+}
+
+/// What a lane tells of a message besides its bytes. A receiver believes none of it without a check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneHead {
+    /// Bytes of the first part.
+    pub first: u64,
+    /// Bytes of the second part.
+    pub second: u64,
+    /// The time at which it was sent.
+    pub key: u64,
+    /// Its priority.
+    pub priority: i64,
+}
+
+impl LaneHead {
+    /// Words that the message takes in its lane; `None` if no ring is that large.
+    fn words(&self) -> Option<u64> {
+        let bytes = self.first.checked_add(self.second)?;
+        let words = LaneLayout::message_words(bytes);
+        (words <= RING_MAX as u64).then_some(words)
+    }
+}
+
+/// Why a message does not go by lane. The bus has to carry it, and knows what is wrong, if anything is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum NotByLane {
+    /// The lane is closed, or was never opened.
+    Closed,
+    /// It has no room for the message now, or is too small for it.
+    Full,
+}
+
+impl fmt::Display for NotByLane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "the lane is closed",
+            Self::Full => "the lane has no room for the message",
+        })
+    }
+}
+
+impl core::error::Error for NotByLane {}
+
+/// The bus' side of a lane: opens and closes it.
+///
+/// What the sender writes can neither stop it nor keep a lane open.
+#[derive(Debug)]
+pub struct LaneGate<L, V> {
+    lane: L,
+    verdicts: V,
+    at: usize,
+    verdict: Verdict,
+}
+
+impl<L: Words, V: Words> LaneGate<L, V> {
+    /// The gate of a lane that was never opened; its verdict stands at `at`. All words are zero.
+    pub const fn new(lane: L, verdicts: V, at: usize) -> Self {
+        Self { lane, verdicts, at, verdict: Verdict::NEVER }
+    }
+
+    /// Opens the lane, with a new epoch. False if it is open, or worn out.
+    pub fn open(&mut self) -> bool {
+        let Some(verdict) = self.verdict.reopened() else { return false };
+        self.verdict = verdict;
+        // A sender goes by the verdict, so the control word comes first.
+        self.lane.store(CONTROL_AT, verdict.word());
+        self.verdicts.store(self.at, verdict.word());
+        true
+    }
+
+    /// Closes the lane. On return nothing more is sent by it, and what was is delivered.
+    pub fn close(&mut self) {
+        if !self.verdict.is_open() {
+            return;
+        }
+        let last = Verdict::from_word(self.lane.set_bits(CONTROL_AT, CLOSED));
+        // A sender that wrote another epoch, or moved its tail back, has sent nothing in this one.
+        let tail = if last.epoch == self.verdict.epoch {
+            last.tail.max(self.verdict.tail)
+        } else {
+            self.verdict.tail
+        };
+        self.verdict = Verdict { closed: true, tail, ..self.verdict };
+        self.verdicts.store(self.at, self.verdict.word());
+    }
+
+    /// What the lane's word of verdicts says.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+/// The sender's side of a lane.
+///
+/// A receiver that lies about its room gets messages overwritten that it has not read: its loss.
+#[derive(Debug)]
+pub struct LaneWriter<L, B, V> {
+    lane: L,
+    back: B,
+    verdicts: V,
+    at: usize,
+    layout: LaneLayout,
+    /// The control word as it has to be for the next commit.
+    control: Verdict,
+    /// The wish for a bell that was fulfilled last.
+    rung: u64,
+}
+
+impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
+    /// The sender of a lane whose verdict stands at `at`. `None` if the words do not hold it.
+    pub fn new(lane: L, back: B, verdicts: V, at: usize, layout: LaneLayout) -> Option<Self> {
+        let holds = lane.count() >= layout.lane_words()
+            && back.count() >= LaneLayout::BACK_WORDS
+            && verdicts.count() > at;
+        holds.then_some(Self { lane, back, verdicts, at, layout, control: Verdict::NEVER, rung: 0 })
+    }
+
+    /// Whether messages can be sent now.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        Verdict::from_word(self.verdicts.load(self.at)).is_open()
+    }
+
+    /// Starts a message of `head.first` and `head.second` bytes. Until [`Reserved::commit`] it is nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`NotByLane`].
+    pub fn reserve(&mut self, head: LaneHead) -> Result<Reserved<'_, L, B, V>, NotByLane> {
+        let verdict = Verdict::from_word(self.verdicts.load(self.at));
+        if !verdict.is_open() {
+            return Err(NotByLane::Closed);
+        }
+        if verdict.epoch != self.control.epoch {
+            // Opened anew, where the bus says.
+            self.control = verdict;
+        }
+        let words = head.words().ok_or(NotByLane::Full)?;
+        let next = self.control.advanced(words).ok_or(NotByLane::Full)?;
+        let start = self.control.tail;
+        let used = start.wrapping_sub(self.back.load(RETURNED_AT));
+        if used > self.layout.ring() || words > self.layout.ring() - used {
+            return Err(NotByLane::Full);
+        }
+        for (at, word) in (start..).zip([head.first, head.second, head.key, head.priority as u64]) {
+            self.lane.store(self.layout.at(at), word);
+        }
+        let at = start + HEAD;
+        Ok(Reserved { writer: self, next, at, partial: [0; 8], filled: 0 })
+    }
+}
+
+/// A message that is being written.
+#[derive(Debug)]
+pub struct Reserved<'a, L, B, V> {
+    writer: &'a mut LaneWriter<L, B, V>,
+    next: Verdict,
+    at: u64,
+    partial: [u8; 8],
+    filled: usize,
+}
+
+impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
+    /// Appends bytes, whole words at a time. Those beyond what was reserved are left out.
+    pub fn put(&mut self, mut bytes: &[u8]) {
+        if self.filled != 0 {
+            let (head, rest) = bytes.split_at(bytes.len().min(8 - self.filled));
+            for (place, byte) in self.partial.iter_mut().skip(self.filled).zip(head) {
+                *place = *byte;
+            }
+            self.filled += head.len();
+            bytes = rest;
+            if self.filled < 8 {
+                return;
+            }
+            self.word(u64::from_ne_bytes(self.partial));
+            self.filled = 0;
+        }
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.word(u64::from_ne_bytes(*word));
+        }
+        self.partial = [0; 8];
+        for (place, byte) in self.partial.iter_mut().zip(rest) {
+            *place = *byte;
+        }
+        self.filled = rest.len();
+    }
+
+    /// Sends the message. True if the receiver's bell has to be rung. Bytes that were not put are whatever
+    /// stood in the ring before.
+    ///
+    /// # Errors
+    ///
+    /// [`NotByLane::Closed`] if the lane was closed before: nothing was sent.
+    #[must_use = "a receiver that sleeps has to be woken"]
+    pub fn commit(mut self) -> Result<bool, NotByLane> {
+        if self.filled != 0 {
+            self.word(u64::from_ne_bytes(self.partial));
+        }
+        let Self { writer, next, .. } = self;
+        if !writer.lane.replace(CONTROL_AT, writer.control.word(), next.word()) {
+            return Err(NotByLane::Closed);
+        }
+        // The control word is for the bus to close; somebody else may have opened it since. The verdict decides.
+        // One that has moved on to another epoch has the final tail of this one in its own.
+        let verdict = Verdict::from_word(writer.verdicts.load(writer.at));
+        let still_open = verdict.is_open() && verdict.epoch == next.epoch;
+        if !still_open && verdict.tail < next.tail {
+            return Err(NotByLane::Closed);
+        }
+        writer.control = next;
+        // Against the fence in `LaneReader::ask_bell`.
+        writer.lane.fence();
+        let wish = writer.back.load(WISH_AT);
+        Ok(core::mem::replace(&mut writer.rung, wish) != wish)
+    }
+
+    fn word(&mut self, word: u64) {
+        if self.at < self.next.tail {
+            self.writer.lane.store(self.writer.layout.at(self.at), word);
+            self.at += 1;
+        }
+    }
+}
+
+/// The sender broke a rule of its lane: nothing more is read from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Violation;
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the sender broke a rule of its lane")
+    }
+}
+
+impl core::error::Error for Violation {}
+
+/// The receiver's side of a lane.
+///
+/// Whatever the sender writes, reading stays inside the ring, ends, and gives bytes that do not change any
+/// more; what they mean is for the receiver to check.
+#[derive(Debug)]
+pub struct LaneReader<L, B, V> {
+    lane: L,
+    back: B,
+    verdicts: V,
+    at: usize,
+    layout: LaneLayout,
+    /// Words that were copied out.
+    head: u64,
+    /// The message at the head, as it was looked at first.
+    peeked: Option<LaneHead>,
+    /// Words of messages that were received.
+    returned: u64,
+    wishes: u64,
+    violated: bool,
+}
+
+impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
+    /// The receiver of a new lane whose verdict stands at `at`. `None` if the words do not hold it. The
+    /// first message rings.
+    pub fn new(lane: L, back: B, verdicts: V, at: usize, layout: LaneLayout) -> Option<Self> {
+        let holds = lane.count() >= layout.lane_words()
+            && back.count() >= LaneLayout::BACK_WORDS
+            && verdicts.count() > at;
+        back.store(WISH_AT, 1);
+        holds.then_some(Self {
+            lane,
+            back,
+            verdicts,
+            at,
+            layout,
+            head: 0,
+            peeked: None,
+            returned: 0,
+            wishes: 1,
+            violated: false,
+        })
+    }
+
+    /// The next message that was not copied out yet; the same until it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`], from here on always.
+    pub fn peek(&mut self) -> Result<Option<LaneHead>, Violation> {
+        if self.violated {
+            return Err(Violation);
+        }
+        if self.peeked.is_some() {
+            return Ok(self.peeked);
+        }
+        let ahead = self.tail().checked_sub(self.head).ok_or_else(|| self.violation())?;
+        if ahead == 0 {
+            return Ok(None);
+        }
+        let unreturned = self.head.wrapping_sub(self.returned);
+        if ahead < HEAD || ahead.saturating_add(unreturned) > self.layout.ring() {
+            return Err(self.violation());
+        }
+        let word = |offset| self.lane.load(self.layout.at(self.head + offset));
+        let head = LaneHead { first: word(0), second: word(1), key: word(2), priority: word(3) as i64 };
+        if head.words().is_none_or(|words| words > ahead) {
+            return Err(self.violation());
+        }
+        self.peeked = Some(head);
+        Ok(self.peeked)
+    }
+
+    /// Copies the bytes of the message that [`peek`](Self::peek) has returned to `to`, once, and goes on to the
+    /// next. Returns the words that it takes in the lane until they are [given back](Self::give_back); `None`
+    /// if `to` has too few words for it, or if there is none.
+    pub fn copy_out(&mut self, to: &mut [u64]) -> Option<u64> {
+        let words = self.peeked?.words()?;
+        let to = to.get_mut(..(words - HEAD) as usize)?;
+        for (at, place) in (self.head + HEAD..).zip(to) {
+            *place = self.lane.load(self.layout.at(at));
+        }
+        self.head += words;
+        self.peeked = None;
+        Some(words)
+    }
+
+    /// Gives room back, once for each message that was copied out.
+    pub fn give_back(&mut self, words: u64) {
+        self.returned = self.returned.saturating_add(words).min(self.head);
+        // Releases the loads of the copy: the sender may use the room again from here on.
+        self.back.store(RETURNED_AT, self.returned);
+    }
+
+    /// Asks for the bell. The caller then looks once more at everything, and sleeps only if nothing is there.
+    pub fn ask_bell(&mut self) {
+        self.wishes = self.wishes.wrapping_add(1);
+        self.back.store(WISH_AT, self.wishes);
+        // Against the fence in `Reserved::commit`.
+        self.back.fence();
+    }
+
+    /// Whether the lane is closed and everything in it was copied out.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        let verdict = Verdict::from_word(self.verdicts.load(self.at));
+        !verdict.is_open() && (self.violated || self.head >= verdict.tail)
+    }
+
+    /// How far messages are sent.
+    fn tail(&self) -> u64 {
+        // The control word first: if the lane is open after that, it was open then.
+        let control = Verdict::from_word(self.lane.load(CONTROL_AT));
+        let verdict = Verdict::from_word(self.verdicts.load(self.at));
+        // Between two epochs the words differ, and the verdict has the final tail of the one before.
+        if verdict.is_open() && control.epoch == verdict.epoch { control.tail } else { verdict.tail }
+    }
+
+    const fn violation(&mut self) -> Violation {
+        self.violated = true;
+        Violation
+    }
+}

@@ -1,0 +1,448 @@
+extern crate std;
+
+use core::cell::{Cell, RefCell};
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::vec::Vec;
+use std::{thread, vec};
+
+use super::*;
+
+/// The three parts of a lane in plain memory; the verdict stands at 2.
+struct Memory {
+    layout: LaneLayout,
+    lane: Vec<AtomicU64>,
+    back: Vec<AtomicU64>,
+    verdicts: Vec<AtomicU64>,
+}
+
+const AT: usize = 2;
+
+type Reader<'a> = LaneReader<&'a [AtomicU64], &'a [AtomicU64], &'a [AtomicU64]>;
+type Writer<'a> = LaneWriter<&'a [AtomicU64], &'a [AtomicU64], &'a [AtomicU64]>;
+type Gate<'a> = LaneGate<&'a [AtomicU64], &'a [AtomicU64]>;
+
+impl Memory {
+    fn new(ring: u32) -> Self {
+        let layout = LaneLayout::new(ring).unwrap();
+        let words = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            layout,
+            lane: words(layout.lane_words()),
+            back: words(LaneLayout::BACK_WORDS),
+            verdicts: words(3),
+        }
+    }
+
+    fn gate(&self) -> Gate<'_> {
+        LaneGate::new(&self.lane[..], &self.verdicts[..], AT)
+    }
+
+    fn writer(&self) -> Writer<'_> {
+        LaneWriter::new(&self.lane[..], &self.back[..], &self.verdicts[..], AT, self.layout).unwrap()
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        LaneReader::new(&self.lane[..], &self.back[..], &self.verdicts[..], AT, self.layout).unwrap()
+    }
+}
+
+/// Message `number`: of a length, and with bytes, that follow from it.
+fn message(number: u64) -> Vec<u8> {
+    (0..number * 5 % 61).map(|at| (number * 7 + at) as u8).collect()
+}
+
+fn send<L: Words, B: Words, V: Words>(
+    writer: &mut LaneWriter<L, B, V>,
+    number: u64,
+) -> Result<bool, NotByLane> {
+    let bytes = message(number);
+    let (first, second) = bytes.split_at(bytes.len() / 3);
+    let head = LaneHead {
+        first: first.len() as u64,
+        second: second.len() as u64,
+        key: number,
+        priority: -(number as i64),
+    };
+    let mut reserved = writer.reserve(head)?;
+    reserved.put(first);
+    // In pieces that end anywhere.
+    second.chunks(1 + number as usize % 11).for_each(|piece| reserved.put(piece));
+    reserved.commit()
+}
+
+/// The number of the next message, which is whole.
+fn receive<L: Words, B: Words, V: Words>(reader: &mut LaneReader<L, B, V>) -> Option<u64> {
+    let head = reader.peek().unwrap()?;
+    let mut words = [0; 8];
+    let taken = reader.copy_out(&mut words).unwrap();
+    reader.give_back(taken);
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let sent = message(head.key);
+    assert_eq!(bytes[..sent.len()], sent);
+    assert_eq!((head.first + head.second, head.priority), (sent.len() as u64, -(head.key as i64)));
+    Some(head.key)
+}
+
+fn scramble(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn messages_come_out_whole_and_in_order() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    assert_eq!(send(&mut writer, 1), Err(NotByLane::Closed), "never opened");
+    assert!(gate.open() && !gate.open());
+    for number in 0..500 {
+        assert_eq!(send(&mut writer, number), Ok(number == 0), "only the first one rings");
+        assert_eq!(receive(&mut reader), Some(number));
+    }
+    assert_eq!(receive(&mut reader), None);
+}
+
+#[test]
+fn room_comes_back_when_a_message_is_received_and_not_before() {
+    let memory = Memory::new(16);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    let head = LaneHead { first: 32, ..LaneHead::default() };
+    for _ in 0..2 {
+        writer.reserve(head).unwrap().commit().unwrap();
+    }
+    assert_eq!(writer.reserve(LaneHead::default()).err(), Some(NotByLane::Full));
+    reader.peek().unwrap().unwrap();
+    let words = reader.copy_out(&mut [0; 4]).unwrap();
+    assert_eq!(writer.reserve(LaneHead::default()).err(), Some(NotByLane::Full), "drained is not received");
+    reader.give_back(words);
+    assert!(writer.reserve(head).is_ok());
+    for too_much in [97, u64::MAX] {
+        let head = LaneHead { first: 8, second: too_much, ..LaneHead::default() };
+        assert_eq!(writer.reserve(head).err(), Some(NotByLane::Full));
+    }
+}
+
+#[test]
+fn what_was_sent_before_a_close_is_delivered_and_nothing_after_it() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    send(&mut writer, 1).unwrap();
+    let reserved = writer.reserve(LaneHead { key: 2, ..LaneHead::default() }).unwrap();
+    gate.close();
+    assert_eq!(reserved.commit(), Err(NotByLane::Closed), "a reserved message is nothing");
+    assert_eq!(send(&mut writer, 3), Err(NotByLane::Closed));
+    assert!(!reader.is_drained());
+    assert_eq!((receive(&mut reader), receive(&mut reader)), (Some(1), None));
+    assert!(reader.is_drained());
+    assert!(gate.open());
+    assert_eq!(gate.verdict().epoch, 2);
+    send(&mut writer, 4).unwrap();
+    assert!(!reader.is_drained());
+    assert_eq!((receive(&mut reader), receive(&mut reader)), (Some(4), None));
+}
+
+#[test]
+fn a_bell_is_rung_once_for_each_wish() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    assert_eq!((send(&mut writer, 1), send(&mut writer, 2)), (Ok(true), Ok(false)));
+    reader.ask_bell();
+    assert_eq!((send(&mut writer, 3), send(&mut writer, 4)), (Ok(true), Ok(false)));
+}
+
+#[test]
+fn a_sender_that_reopens_its_lane_reaches_nobody() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    send(&mut writer, 1).unwrap();
+    gate.close();
+    let last = gate.verdict();
+    memory.lane[0].store(Verdict { closed: false, tail: last.tail + 4, ..last }.word(), Ordering::Relaxed);
+    assert_eq!((receive(&mut reader), receive(&mut reader)), (Some(1), None));
+}
+
+#[test]
+fn a_receiver_that_reopens_a_lane_gets_nothing_that_counts_as_sent() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer) = (memory.gate(), memory.writer());
+    gate.open();
+    send(&mut writer, 1).unwrap();
+    let open = memory.lane[0].load(Ordering::Relaxed);
+    let reserved = writer.reserve(LaneHead::default()).unwrap();
+    gate.close();
+    memory.lane[0].store(open, Ordering::Relaxed);
+    assert_eq!(reserved.commit(), Err(NotByLane::Closed));
+}
+
+#[test]
+fn tails_and_lengths_that_cannot_be_end_the_lane() {
+    for (tail, first, second) in
+        [(17, 0, 0), (3, 0, 0), (4, 1, 0), (16, 97, 0), (16, u64::MAX, 2), (16, 0, u64::MAX)]
+    {
+        let memory = Memory::new(16);
+        let (mut gate, mut reader) = (memory.gate(), memory.reader());
+        gate.open();
+        memory.lane[16].store(first, Ordering::Relaxed);
+        memory.lane[17].store(second, Ordering::Relaxed);
+        memory.lane[0].store(Verdict { tail, ..gate.verdict() }.word(), Ordering::Relaxed);
+        assert_eq!(reader.peek(), Err(Violation), "{tail} {first} {second}");
+        memory.lane[0].store(gate.verdict().word(), Ordering::Relaxed);
+        assert_eq!(reader.peek(), Err(Violation), "for good");
+        gate.close();
+        assert!(reader.is_drained());
+    }
+}
+
+#[test]
+fn a_message_keeps_the_lengths_that_it_was_looked_at_with() {
+    let memory = Memory::new(16);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    let mut reserved = writer.reserve(LaneHead { first: 8, ..LaneHead::default() }).unwrap();
+    reserved.put(&[1; 8]);
+    reserved.commit().unwrap();
+    let head = reader.peek().unwrap();
+    memory.lane[16].store(64, Ordering::Relaxed);
+    assert_eq!(reader.peek().unwrap(), head);
+    let mut words = [0; 8];
+    assert_eq!(reader.copy_out(&mut words), Some(5));
+    assert_eq!(words, [0x0101_0101_0101_0101, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn words_that_do_not_hold_a_lane_are_refused() {
+    let memory = Memory::new(16);
+    let (lane, back, verdicts) = (&memory.lane[..], &memory.back[..], &memory.verdicts[..]);
+    assert!(LaneWriter::new(&lane[1..], back, verdicts, AT, memory.layout).is_none());
+    assert!(LaneReader::new(lane, &back[1..], verdicts, AT, memory.layout).is_none());
+    assert!(LaneReader::new(lane, back, verdicts, 3, memory.layout).is_none());
+    for ring in [0, 8, 17, RING_MAX * 2] {
+        assert_eq!(LaneLayout::new(ring), None);
+    }
+}
+
+#[test]
+fn a_sender_that_scribbles_neither_stops_the_receiver_nor_leads_it_outside() {
+    let memory = Memory::new(32);
+    let mut seed = 0x1234_5678_9abc_def1;
+    for _ in 0..300 {
+        let (mut gate, mut reader) = (memory.gate(), memory.reader());
+        gate.open();
+        for _ in 0..200 {
+            // The control word and the first message are what matters most.
+            let at = if scramble(&mut seed) & 1 == 0 {
+                0
+            } else {
+                scramble(&mut seed) as usize % memory.lane.len()
+            };
+            let value = scramble(&mut seed) >> (scramble(&mut seed) % 64);
+            let open = Verdict { tail: value & 0x3f, ..gate.verdict() }.word();
+            memory.lane[at].store(if at == 0 && value & 3 != 0 { open } else { value }, Ordering::Relaxed);
+            if let Ok(Some(head)) = reader.peek() {
+                assert!(head.first + head.second <= 8 * 28);
+                if let Some(words) = reader.copy_out(&mut [0; 28]) {
+                    reader.give_back(words);
+                }
+            }
+            if value.is_multiple_of(17) {
+                gate.close();
+                gate.open();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_receiver_that_scribbles_does_not_lead_the_sender_outside() {
+    let memory = Memory::new(32);
+    let (mut gate, mut writer) = (memory.gate(), memory.writer());
+    gate.open();
+    let mut seed = 0x9876_5432_1fed_cba1;
+    for number in 0..20_000 {
+        let value = scramble(&mut seed) >> (scramble(&mut seed) % 64);
+        memory.back[scramble(&mut seed) as usize % 2 * 8].store(value, Ordering::Relaxed);
+        let _ = send(&mut writer, number % 12);
+    }
+}
+
+/// Words at which something happens before each access of their user: a peer stops there, or vanishes.
+struct Hooked<'a, 'h> {
+    words: &'a [AtomicU64],
+    hook: &'a Hook<'h>,
+}
+
+struct Hook<'h> {
+    before: RefCell<&'h mut dyn FnMut()>,
+    /// Accesses that are left until the user is gone: nothing it writes from there on gets through.
+    left: Cell<u32>,
+}
+
+impl Hook<'_> {
+    fn alive(&self) -> bool {
+        (self.before.borrow_mut())();
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        left != 0
+    }
+}
+
+impl Words for Hooked<'_, '_> {
+    fn count(&self) -> usize {
+        self.words.len()
+    }
+
+    fn load(&self, index: usize) -> u64 {
+        self.hook.alive();
+        self.words.load(index)
+    }
+
+    fn store(&self, index: usize, value: u64) {
+        if self.hook.alive() {
+            Words::store(self.words, index, value);
+        }
+    }
+
+    fn swap(&self, index: usize, value: u64) -> u64 {
+        if self.hook.alive() { Words::swap(self.words, index, value) } else { 0 }
+    }
+
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        if self.hook.alive() { self.words.set_bits(index, bits) } else { 0 }
+    }
+
+    fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
+        self.hook.alive() && self.words.replace(index, expected, new)
+    }
+}
+
+/// Lets a sender send up to ten messages over `hook`. Returns how many of them it has sent, and whether it
+/// was gone before it knew of more.
+fn send_until_gone(memory: &Memory, hook: &Hook<'_>) -> (u64, bool) {
+    let mut writer = LaneWriter::new(
+        Hooked { words: &memory.lane, hook },
+        Hooked { words: &memory.back, hook },
+        Hooked { words: &memory.verdicts, hook },
+        AT,
+        memory.layout,
+    )
+    .unwrap();
+    for number in 1..=10 {
+        let sent = send(&mut writer, number);
+        if hook.left.get() == 0 {
+            return (number - 1, true);
+        }
+        if sent.is_err() {
+            return (number - 1, false);
+        }
+    }
+    (10, false)
+}
+
+#[test]
+fn a_sender_that_dies_at_any_access_leaves_what_it_has_sent_and_nothing_else() {
+    let mut deaths = 0;
+    for left in 1.. {
+        let memory = Memory::new(128);
+        let (mut gate, mut reader) = (memory.gate(), memory.reader());
+        gate.open();
+        let mut nothing = || {};
+        let hook = Hook { before: RefCell::new(&mut nothing), left: Cell::new(left) };
+        let (sent, died) = send_until_gone(&memory, &hook);
+        gate.close();
+        let received: Vec<u64> = core::iter::from_fn(|| receive(&mut reader)).collect();
+        // The message at which it died was sent or not, but never in part.
+        let count = received.len() as u64;
+        assert!(count == sent || died && count == sent + 1, "{left}: {sent} sent, {received:?}");
+        assert!(received.into_iter().eq(1..=count));
+        assert!(reader.is_drained());
+        if !died {
+            break;
+        }
+        deaths += 1;
+    }
+    assert!(deaths > 100, "there are that many accesses");
+}
+
+#[test]
+fn a_close_at_any_access_of_a_sender_delivers_exactly_what_it_has_sent() {
+    let mut closed_early = 0;
+    for close_at in 0.. {
+        let memory = Memory::new(128);
+        let (mut gate, mut reader) = (memory.gate(), memory.reader());
+        gate.open();
+        let mut accesses = 0;
+        let mut close = || {
+            if accesses == close_at {
+                gate.close();
+            }
+            accesses += 1;
+        };
+        let hook = Hook { before: RefCell::new(&mut close), left: Cell::new(u32::MAX) };
+        let (sent, _) = send_until_gone(&memory, &hook);
+        gate.close();
+        let received: Vec<u64> = core::iter::from_fn(|| receive(&mut reader)).collect();
+        assert_eq!(received, (1..=sent).collect::<Vec<_>>(), "closed at access {close_at}");
+        if sent == 10 {
+            break;
+        }
+        closed_early += 1;
+    }
+    assert!(closed_early > 100, "there are that many accesses");
+}
+
+#[test]
+fn a_receiver_that_looks_at_any_access_of_a_sender_sees_whole_messages_only() {
+    let memory = Memory::new(128);
+    let (mut gate, mut reader) = (memory.gate(), memory.reader());
+    gate.open();
+    let mut received = vec![];
+    let mut look = || received.extend(core::iter::from_fn(|| receive(&mut reader)));
+    let hook = Hook { before: RefCell::new(&mut look), left: Cell::new(u32::MAX) };
+    assert_eq!(send_until_gone(&memory, &hook), (10, false));
+    assert_eq!(received, (1..=10).collect::<Vec<_>>());
+}
+
+/// A sender, a receiver and a bus in three threads.
+#[test]
+fn three_threads_lose_tear_and_reorder_nothing() {
+    const MESSAGES: u64 = 20_000;
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    let done = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while done.load(Ordering::Acquire) == 0 {
+                gate.open();
+                thread::yield_now();
+                gate.close();
+                // Epochs are for months, not for all the turns of this test.
+                if gate.verdict().epoch > 2000 {
+                    break;
+                }
+            }
+            gate.open();
+        });
+        scope.spawn(|| {
+            for number in 0..MESSAGES {
+                while send(&mut writer, number).is_err() {
+                    thread::yield_now();
+                }
+            }
+        });
+        for number in 0..MESSAGES {
+            let key = loop {
+                match receive(&mut reader) {
+                    Some(key) => break key,
+                    None => thread::yield_now(),
+                }
+            };
+            assert_eq!(key, number);
+        }
+        done.store(1, Ordering::Release);
+    });
+}

@@ -1,0 +1,171 @@
+//! Lanes: who may have one, and when it closes.
+//!
+//! A host can let two clients exchange messages past the bus. The engine alone decides: it grants a lane for
+//! what it would allow as a SEND, and takes it back before anything that could change that answer takes effect
+//! for anybody. What goes wrong with a message by lane is decided here too, because the sender then uses SEND.
+
+use core::fmt;
+
+use crate::abi::{AttachFlags, Errno};
+
+use super::Domain;
+use super::host::{HandleId, Host};
+use super::metadata::READ;
+use super::table::{BusIx, ConnIx, Place};
+
+/// A lane that may be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct LaneGrant {
+    /// Who sends.
+    pub from: HandleId,
+    /// Id of the sender, for `src_id`.
+    pub from_id: u64,
+    /// Who receives.
+    pub to: HandleId,
+    /// What [`Lanes::Bus`] names it by.
+    pub bus: u32,
+    /// Metadata that each message shows: of the kinds that are pinned with the lane, and the time.
+    pub attach: AttachFlags,
+}
+
+/// Lanes that are to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Lanes {
+    /// Those into this connection.
+    Into(HandleId),
+    /// Those into and from this connection, which ends.
+    Of(HandleId),
+    /// All on the bus that their [grants](LaneGrant::bus) name.
+    Bus(u32),
+}
+
+/// Why messages between two connections go through the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum NoLane {
+    /// The host has no lanes, or was told to open none.
+    Off,
+    /// There is no such connection, or none any more.
+    Gone,
+    /// It is the sender itself.
+    Itself,
+    /// One of the two is an activator, a monitor or a policy holder.
+    Special,
+    /// One of the two is on a custom endpoint, where each message is checked against two policies.
+    Endpoint,
+    /// A monitor is to see every message of this bus.
+    Monitored,
+    /// The sender may not talk to the receiver.
+    Denied,
+    /// The sender shows credentials that are not its own.
+    Faked,
+    /// The receiver asks for metadata that is collected for each message.
+    Metadata,
+    /// The receiver's lanes are all in use, or it brought none.
+    Full,
+}
+
+impl NoLane {
+    /// The error number for whoever asked for the lane.
+    #[must_use]
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Gone => Errno::ENXIO,
+            Self::Denied => Errno::EPERM,
+            Self::Full => Errno::ENOBUFS,
+            _ => Errno::EOPNOTSUPP,
+        }
+    }
+}
+
+impl fmt::Display for NoLane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "lanes are switched off",
+            Self::Gone => "the receiver is gone",
+            Self::Itself => "the receiver is the sender itself",
+            Self::Special => "one of the two is an activator, a monitor or a policy holder",
+            Self::Endpoint => "one of the two is on a custom endpoint",
+            Self::Monitored => "a monitor watches the bus",
+            Self::Denied => "the sender may not talk to the receiver",
+            Self::Faked => "the sender shows credentials that are not its own",
+            Self::Metadata => "the receiver asks for metadata that is collected for each message",
+            Self::Full => "the receiver has no lane left",
+        })
+    }
+}
+
+impl core::error::Error for NoLane {}
+
+/// Metadata that has to be collected when a message is sent: names come and go, and so does what a process is.
+const COLLECTED: AttachFlags = READ.union(AttachFlags::NAMES);
+
+impl Domain<'_> {
+    /// Opens a lane from the connection behind `from` to the one with id `receiver`, if the host has one.
+    ///
+    /// Cost: that of the policy check of one SEND.
+    ///
+    /// # Errors
+    ///
+    /// [`NoLane`].
+    pub fn open_lane(&mut self, host: &mut dyn Host, from: HandleId, receiver: u64) -> Result<(), NoLane> {
+        let grant = self.lane_grant(from, receiver)?;
+        host.lane_open(grant)
+    }
+
+    /// Whether the engine would let a lane be opened from the connection behind `from` to the one with id
+    /// `receiver`, and what it would be. Cost: as [`open_lane`](Self::open_lane).
+    ///
+    /// # Errors
+    ///
+    /// [`NoLane`].
+    pub fn lane_grant(&self, from: HandleId, receiver: u64) -> Result<LaneGrant, NoLane> {
+        let sender = self.connected(from).map_err(|_| NoLane::Gone)?;
+        let bus = self.conns[sender].bus;
+        let to = self.find_connection(bus, receiver).ok_or(NoLane::Gone)?;
+        let (a, b) = (&self.conns[sender], &self.conns[to]);
+        if !b.is_active() {
+            return Err(NoLane::Gone);
+        }
+        if sender == to {
+            return Err(NoLane::Itself);
+        }
+        if !a.is_ordinary() || !b.is_ordinary() {
+            return Err(NoLane::Special);
+        }
+        if self.endpoints[a.endpoint].custom || self.endpoints[b.endpoint].custom {
+            return Err(NoLane::Endpoint);
+        }
+        if self.buses[bus].monitors.first.is_some() {
+            return Err(NoLane::Monitored);
+        }
+        if a.faked.is_some() {
+            return Err(NoLane::Faked);
+        }
+        if b.attach_recv.intersects(COLLECTED) {
+            return Err(NoLane::Metadata);
+        }
+        if !self.may_talk(sender, self.conn_creds(sender), to) {
+            return Err(NoLane::Denied);
+        }
+        let to = self.handle_id(b.handle);
+        Ok(LaneGrant { from, from_id: a.id, to, bus: bus.index(), attach: b.attach_recv })
+    }
+
+    /// Closes the lanes into a connection: what its senders know of it is not true any more.
+    pub(super) fn close_lanes_into(&self, host: &mut dyn Host, conn: ConnIx) {
+        host.lanes_close(Lanes::Into(self.handle_id(self.conns[conn].handle)));
+    }
+
+    /// Closes all lanes of a bus: who may talk to whom, or who is to see it, has changed.
+    pub(super) fn close_lanes_on(&self, host: &mut dyn Host, bus: BusIx) {
+        host.lanes_close(Lanes::Bus(bus.index()));
+    }
+}
+
+#[cfg(test)]
+#[path = "lanes_tests.rs"]
+mod tests;

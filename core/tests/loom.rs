@@ -1,0 +1,179 @@
+//! All interleavings of what two peers and the bus do to a lane, by the loom model checker.
+//!
+//! Built only with `RUSTFLAGS="--cfg loom"`; `.ci/run` has the command.
+#![cfg(loom)]
+
+use std::sync::Arc;
+
+use kdbus_core::channel::{
+    CallState, CallWord, LaneGate, LaneHead, LaneLayout, LaneReader, LaneWriter, Words,
+};
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::thread;
+
+/// Words of the model.
+#[derive(Clone)]
+struct Model(Arc<Vec<AtomicU64>>);
+
+impl Model {
+    fn new(count: usize) -> Self {
+        Self(Arc::new((0..count).map(|_| AtomicU64::new(0)).collect()))
+    }
+}
+
+impl Words for Model {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load(&self, index: usize) -> u64 {
+        self.0[index].load(Ordering::Acquire)
+    }
+
+    fn store(&self, index: usize, value: u64) {
+        self.0[index].store(value, Ordering::Release);
+    }
+
+    fn swap(&self, index: usize, value: u64) -> u64 {
+        self.0[index].swap(value, Ordering::AcqRel)
+    }
+
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        self.0[index].fetch_or(bits, Ordering::AcqRel)
+    }
+
+    fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
+        self.0[index].compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+struct Lane {
+    layout: LaneLayout,
+    lane: Model,
+    back: Model,
+    verdicts: Model,
+}
+
+type Gate = LaneGate<Model, Model>;
+type Writer = LaneWriter<Model, Model, Model>;
+type Reader = LaneReader<Model, Model, Model>;
+
+impl Lane {
+    fn new() -> Self {
+        let layout = LaneLayout::new(16).unwrap();
+        Self {
+            layout,
+            lane: Model::new(layout.lane_words()),
+            back: Model::new(LaneLayout::BACK_WORDS),
+            verdicts: Model::new(1),
+        }
+    }
+
+    fn gate(&self) -> Gate {
+        LaneGate::new(self.lane.clone(), self.verdicts.clone(), 0)
+    }
+
+    fn writer(&self) -> Writer {
+        LaneWriter::new(self.lane.clone(), self.back.clone(), self.verdicts.clone(), 0, self.layout).unwrap()
+    }
+
+    fn reader(&self) -> Reader {
+        LaneReader::new(self.lane.clone(), self.back.clone(), self.verdicts.clone(), 0, self.layout).unwrap()
+    }
+}
+
+fn send(writer: &mut Writer, key: u64) -> Option<bool> {
+    let mut reserved = writer.reserve(LaneHead { first: 8, key, ..LaneHead::default() }).ok()?;
+    reserved.put(&key.to_ne_bytes());
+    reserved.commit().ok()
+}
+
+fn receive(reader: &mut Reader) -> Option<u64> {
+    let key = reader.peek().unwrap()?.key;
+    let mut word = [0];
+    let taken = reader.copy_out(&mut word).unwrap();
+    reader.give_back(taken);
+    assert_eq!(word, [key]);
+    Some(key)
+}
+
+#[test]
+fn a_message_is_sent_before_a_close_or_not_at_all() {
+    loom::model(|| {
+        let lane = Lane::new();
+        let mut gate = lane.gate();
+        let mut reader = lane.reader();
+        gate.open();
+        let mut writer = lane.writer();
+        let sender = thread::spawn(move || send(&mut writer, 7).is_some());
+        gate.close();
+        let after_close = receive(&mut reader);
+        let sent = sender.join().unwrap();
+        assert_eq!(after_close.is_some(), sent, "what was sent is final when the close returns");
+        assert_eq!(receive(&mut reader), None);
+    });
+}
+
+#[test]
+fn a_receiver_never_reads_beyond_a_close_that_it_has_seen() {
+    loom::model(|| {
+        let lane = Lane::new();
+        let mut gate = lane.gate();
+        gate.open();
+        let mut reader = lane.reader();
+        let receiver = thread::spawn(move || {
+            let early = receive(&mut reader).is_some();
+            (early, receive(&mut reader).is_some())
+        });
+        let sent = send(&mut lane.writer(), 7).is_some();
+        gate.close();
+        let (early, late) = receiver.join().unwrap();
+        assert!(sent && !(early && late));
+        gate.open();
+        assert_eq!(gate.verdict().tail, 5);
+    });
+}
+
+#[test]
+fn a_receiver_that_sleeps_is_rung() {
+    loom::model(|| {
+        let lane = Lane::new();
+        let (mut gate, mut reader, mut writer) = (lane.gate(), lane.reader(), lane.writer());
+        gate.open();
+        assert_eq!(send(&mut writer, 1), Some(true));
+        assert_eq!(receive(&mut reader), Some(1));
+        // The lane is hot now.
+        let receiver = thread::spawn(move || {
+            // Cold, then one more look.
+            reader.ask_bell();
+            receive(&mut reader).is_some()
+        });
+        let rung = send(&mut writer, 2).unwrap();
+        let seen = receiver.join().unwrap();
+        assert!(seen || rung, "it sleeps, and nobody rings");
+    });
+}
+
+#[test]
+fn a_call_ends_once() {
+    loom::model(|| {
+        let words = Model::new(1);
+        CallWord::new(&words, 0).begin(9);
+        let ends: Vec<_> = [CallState::Answered, CallState::Dead]
+            .into_iter()
+            .map(|how| {
+                let words = words.clone();
+                thread::spawn(move || CallWord::new(&words, 0).end(9, how))
+            })
+            .collect();
+        let call = CallWord::new(&words, 0);
+        let expired = call.end(9, CallState::Expired);
+        let ended = ends.into_iter().map(|end| end.join().unwrap());
+        assert_eq!(ended.filter(|ended| *ended).count() + usize::from(expired), 1);
+        assert_ne!(call.state(9), Some(CallState::Pending));
+    });
+}
