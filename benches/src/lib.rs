@@ -2,6 +2,7 @@
 //!
 //! - [`compare`]: kdbus-rt, the floor under it and its peers, in one run.
 //! - [`round_trip`]: one of these cases alone, for a look at it under another tool.
+//! - [`calibrate`]: what things cost on this machine, as a board for the simulator, and how well it foretells.
 //! - [`queue`]: core's priority queue beside a binary heap, by instructions and by time.
 //!
 //! Nothing is special-cased: every contender carries the same bytes between the same processes, looks at both ends of
@@ -9,6 +10,7 @@
 #![deny(unsafe_code)]
 
 pub mod bus;
+pub mod calibrate;
 pub mod callgrind;
 pub mod case;
 pub mod compare;

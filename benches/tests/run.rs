@@ -82,3 +82,20 @@ fn every_queue_is_timed() {
         lines.iter().all(|line| line["instructions"].is_null() && line["shortest_ns"].as_f64() > Some(0.0))
     );
 }
+
+#[test]
+fn a_calibration_is_a_board_and_is_compared_with_what_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("here.toml");
+    let output = Command::new(env!("CARGO_BIN_EXE_calibrate"))
+        .args(["--one-cpu", "--times", "10", "--rounds", "1", "--compare", "--size", "64", "--output"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let board = kdbus_sim::Board::from_toml(&std::fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!((board.name.as_str(), board.cores), ("here", 1));
+    assert!(board.syscall_ns > 0 && board.daemon_ns > 0 && board.copy_ps > 0);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("#     64 B") && line.ends_with('%')), "{text}");
+}

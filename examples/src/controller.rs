@@ -6,7 +6,6 @@ use crate::control::{Control, Schedule};
 use crate::stage::{
     CONTROL_PAYLOAD, CONTROL_PRIORITY, CONTROL_WINDOW, Pace, SILENCE, Stage, StageError, await_answer,
 };
-use crate::timeline::sleep_until;
 
 /// The stage that sends controls, more urgent than the sound they are about.
 ///
@@ -31,22 +30,22 @@ impl<'c, T: Transport> Controller<'c, T> {
     /// # Errors
     ///
     /// [`StageError`] if the equaliser is gone.
-    pub fn run(&mut self) -> Result<u64, StageError> {
+    pub async fn run(&mut self) -> Result<u64, StageError> {
         while let Some(control) = self.schedule.next() {
             match self.pace {
-                Pace::Realtime(timeline) => while !sleep_until(timeline.control_at(control.block)) {},
-                Pace::Fast if self.unanswered == CONTROL_WINDOW => self.await_one()?,
+                Pace::Realtime(timeline) => self.bus.sleep(timeline.control_at(control.block)).await?,
+                Pace::Fast if self.unanswered == CONTROL_WINDOW => self.await_one().await?,
                 Pace::Fast => {}
             }
-            self.send(control)?;
+            self.send(control).await?;
         }
         while self.unanswered > 0 {
-            self.await_one()?;
+            self.await_one().await?;
         }
         Ok(self.dropped)
     }
 
-    fn send(&mut self, mut control: Control) -> Result<(), StageError> {
+    async fn send(&mut self, mut control: Control) -> Result<(), StageError> {
         let now = self.bus.now();
         control.sent_at = now.as_nanos();
         let bytes = control.to_bytes();
@@ -57,7 +56,7 @@ impl<'c, T: Transport> Controller<'c, T> {
         let sent = match self.pace {
             Pace::Fast => {
                 self.unanswered += 1;
-                self.bus.send_when_room_blocking(&message.expect_reply(now.after(2 * SILENCE)), SILENCE)
+                self.bus.send_when_room(&message.expect_reply(now.after(2 * SILENCE)), SILENCE).await
             }
             Pace::Realtime(_) => self.bus.send(&message),
         };
@@ -71,8 +70,8 @@ impl<'c, T: Transport> Controller<'c, T> {
         }
     }
 
-    fn await_one(&mut self) -> Result<(), StageError> {
-        await_answer(self.bus, Stage::Equaliser)?;
+    async fn await_one(&mut self) -> Result<(), StageError> {
+        await_answer(self.bus, Stage::Equaliser).await?;
         self.unanswered -= 1;
         Ok(())
     }

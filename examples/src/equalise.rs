@@ -13,7 +13,6 @@ use crate::hop::HopRecorder;
 use crate::stage::{
     AUDIO_PAYLOAD, AUDIO_PRIORITY, CONTROL_PAYLOAD, Pace, SILENCE, Stage, StageError, WINDOW, next_urgent,
 };
-use crate::timeline::sleep_until;
 
 /// Controls that can wait for their block.
 const CONTROLS: usize = 64;
@@ -94,7 +93,7 @@ impl<'c, T: Transport> Equalise<'c, T> {
     /// # Errors
     ///
     /// [`StageError`] if another stage is gone, or the source does not keep to its [`WINDOW`].
-    pub fn run(&mut self, pace: Pace) -> Result<(), StageError> {
+    pub async fn run(&mut self, pace: Pace) -> Result<(), StageError> {
         self.pace = pace;
         if let Pace::Realtime(timeline) = pace {
             self.measured.audio.set_deadline(timeline.equaliser_deadline());
@@ -103,14 +102,14 @@ impl<'c, T: Transport> Equalise<'c, T> {
         let mut expected = 0;
         loop {
             let held = match self.pace {
-                Pace::Fast => self.next_settled()?,
+                Pace::Fast => self.next_settled().await?,
                 Pace::Realtime(timeline) => {
-                    while !sleep_until(timeline.equaliser_at(expected)) {}
-                    self.next_in_time()?
+                    self.bus.sleep(timeline.equaliser_at(expected)).await?;
+                    self.next_in_time().await?
                 }
             };
             expected = held.block.index().saturating_add(1);
-            if self.process(held)? {
+            if self.process(held).await? {
                 self.measured.controls.finish();
                 self.measured.late_controls = self.queue.late();
                 self.measured.missing_controls = self.queue.missing();
@@ -125,22 +124,22 @@ impl<'c, T: Transport> Equalise<'c, T> {
     }
 
     /// The first block in the queue, behind the controls that are there.
-    fn next_in_time(&mut self) -> Result<Held, StageError> {
+    async fn next_in_time(&mut self) -> Result<Held, StageError> {
         loop {
-            if let Some(held) = self.take_next()? {
+            if let Some(held) = self.take_next().await? {
                 return Ok(held);
             }
         }
     }
 
     /// The next block of which is known that it has all its controls.
-    fn next_settled(&mut self) -> Result<Held, StageError> {
+    async fn next_settled(&mut self) -> Result<Held, StageError> {
         loop {
             let is_settled = self.held.front().is_some_and(|held| self.queue.is_settled(held.block.index()));
             if is_settled && let Some(held) = self.held.pop_front() {
                 return Ok(held);
             }
-            match self.take_next()? {
+            match self.take_next().await? {
                 Some(_) if self.held.len() == HELD => return Err(StageError::Flooded),
                 Some(held) => self.held.push_back(held),
                 None => {}
@@ -149,9 +148,9 @@ impl<'c, T: Transport> Equalise<'c, T> {
     }
 
     /// Receives the most urgent message, and returns it if it is a block; a control is kept for its block.
-    fn take_next(&mut self) -> Result<Option<Held>, StageError> {
+    async fn take_next(&mut self) -> Result<Option<Held>, StageError> {
         let until = self.bus.now().after(SILENCE);
-        let Some(message) = next_urgent(self.bus, until)? else {
+        let Some(message) = next_urgent(self.bus, until).await? else {
             // Without a block at hand it is the source that is late, otherwise the controller.
             let silent = if self.held.is_empty() { Stage::Source } else { Stage::Controller };
             return Err(StageError::Silent(silent));
@@ -192,12 +191,12 @@ impl<'c, T: Transport> Equalise<'c, T> {
     }
 
     /// Works on a block and sends it on; true if it was the last one.
-    fn process(&mut self, held: Held) -> Result<bool, StageError> {
+    async fn process(&mut self, held: Held) -> Result<bool, StageError> {
         let Held { block, sequence, asks } = held;
         self.out = block;
         self.measured.controls.block_arrived(sequence);
         let applied = self.equaliser.run(&mut self.out, &mut self.queue);
-        self.send()?;
+        self.send().await?;
         for _ in 0..applied {
             if let Some(asker) = self.askers.pop_front() {
                 self.answer(asker, Stage::Controller)?;
@@ -209,14 +208,14 @@ impl<'c, T: Transport> Equalise<'c, T> {
         Ok(self.out.is_last())
     }
 
-    fn send(&mut self) -> Result<(), StageError> {
+    async fn send(&mut self) -> Result<(), StageError> {
         self.out.set_sent_at(self.bus.now().as_nanos());
         let message = Message::to_name(Stage::Sink.name())
             .priority(AUDIO_PRIORITY)
             .payload_type(AUDIO_PAYLOAD)
             .payload(self.out.as_bytes());
         let sent = if self.pace == Pace::Fast || self.out.is_last() {
-            self.bus.send_when_room_blocking(&message, SILENCE)
+            self.bus.send_when_room(&message, SILENCE).await
         } else {
             self.bus.send(&message)
         };

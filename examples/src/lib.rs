@@ -9,6 +9,8 @@
 //! - what is done to it, and when: [`equaliser`], [`limiter`], [`timeline`];
 //! - what is told about the journey: [`hop`], [`report`], [`plot`], [`progress`].
 //!
+//! [`simulated`] plays the same stages in virtual time on a simulated machine.
+//!
 //! A stage allocates when it starts, and never again per block.
 
 pub mod block;
@@ -26,6 +28,7 @@ pub mod process;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod simulated;
 pub mod sink;
 pub mod source;
 pub mod stage;

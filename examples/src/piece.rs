@@ -15,6 +15,32 @@ pub enum Piece {
     File(Box<WavReader>),
     /// The built-in piece.
     BuiltIn(Box<Synth>),
+    /// The built-in piece again and again.
+    Repeated(Box<Repeat>),
+}
+
+/// The built-in piece, made once and played again and again.
+#[derive(Debug)]
+pub struct Repeat {
+    made: Vec<Block>,
+    blocks: u64,
+    next: u64,
+}
+
+impl Repeat {
+    fn next_block(&mut self, block: &mut Block) -> bool {
+        if self.next == self.blocks {
+            return false;
+        }
+        let at = self.next % self.made.len() as u64;
+        block.reset(self.next);
+        *block.frames_mut() = *self.made[at as usize].frames();
+        self.next += 1;
+        if self.next == self.blocks {
+            block.set_last(FRAMES);
+        }
+        true
+    }
 }
 
 impl Piece {
@@ -30,6 +56,15 @@ impl Piece {
         })
     }
 
+    /// The built-in piece again and again, for `blocks` blocks but at least one; made beforehand, in up to 11 MB.
+    pub fn repeated(blocks: u64) -> Self {
+        let (mut synth, mut block, mut made) = (Synth::default(), Block::new(0), Vec::new());
+        while (made.len() as u64) < blocks.max(1) && synth.next_block(&mut block) {
+            made.push(block.clone());
+        }
+        Self::Repeated(Box::new(Repeat { made, blocks: blocks.max(1), next: 0 }))
+    }
+
     /// Fills `block` with the next frames, numbers it, and says whether there was one.
     ///
     /// # Errors
@@ -39,6 +74,7 @@ impl Piece {
         match self {
             Self::File(reader) => reader.next_block(block),
             Self::BuiltIn(synth) => Ok(synth.next_block(block)),
+            Self::Repeated(repeat) => Ok(repeat.next_block(block)),
         }
     }
 
@@ -47,6 +83,7 @@ impl Piece {
         match self {
             Self::File(reader) => reader.frames(),
             Self::BuiltIn(synth) => synth.frames(),
+            Self::Repeated(repeat) => repeat.blocks * FRAMES as u64,
         }
     }
 
@@ -59,7 +96,7 @@ impl Piece {
     pub fn format(&self) -> Format {
         match self {
             Self::File(reader) => reader.format(),
-            Self::BuiltIn(_) => Format { depth: Depth::Float32, channels: 2 },
+            Self::BuiltIn(_) | Self::Repeated(_) => Format { depth: Depth::Float32, channels: 2 },
         }
     }
 }
@@ -122,6 +159,21 @@ mod tests {
             assert_eq!((a.index(), a.is_last()), (b.index(), b.is_last()));
         }
         assert!(!file.next_block(&mut a).unwrap() && !piece.next_block(&mut b).unwrap());
+    }
+
+    #[test]
+    fn a_repeated_piece_goes_on_where_it_would_end() {
+        let (mut once, mut block, mut first) = (Piece::open(None).unwrap(), Block::new(0), Block::new(0));
+        let blocks = once.blocks();
+        assert!(once.next_block(&mut first).unwrap());
+        let mut repeated = Piece::repeated(blocks + 1);
+        assert_eq!(repeated.blocks(), blocks + 1);
+        for at in 0..=blocks {
+            assert!(repeated.next_block(&mut block).unwrap());
+            assert_eq!((block.index(), block.is_last()), (at, at == blocks));
+        }
+        assert_eq!(block.frames(), first.frames());
+        assert!(!repeated.next_block(&mut block).unwrap());
     }
 
     #[test]

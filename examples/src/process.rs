@@ -23,7 +23,7 @@ use crate::piece::Piece;
 use crate::record::{Counts, Record};
 use crate::sink::Sink;
 use crate::source::Source;
-use crate::stage::{Pace, Stage, StageError, leave};
+use crate::stage::{Pace, Stage, StageError, leave, run_on};
 use crate::timeline::Timeline;
 use crate::wav::WavWriter;
 
@@ -146,22 +146,20 @@ impl Run<'_> {
             .map_err(|error| Fault::Connect(format!("cannot wait for the order to stop: {error}")))?;
         let piece = self.piece()?;
         let bus = self.join()?;
-        Stage::Equaliser.await_on(&bus)?;
+        run_on(&bus, Stage::Source.meet(&bus))?;
         let pace = self.begin()?;
-        let dropped = Source::new(&bus, piece, pace, &stop).run()?;
+        let dropped = run_on(&bus, Source::new(&bus, piece, pace, &stop).run())?;
         leave(bus)?;
         self.tell(&Record::Counts(Counts { dropped, ..Counts::default() }))
     }
 
     fn equaliser(&mut self) -> Result<(), Fault> {
         let bus = self.join()?;
-        let source = Stage::Source.await_on(&bus)?;
-        let controller = Stage::Controller.await_on(&bus)?;
-        Stage::Sink.await_on(&bus)?;
+        let [source, _, _, controller] = run_on(&bus, Stage::Equaliser.meet(&bus))?;
         // Made before the start, when there is time: its memory is touched by then, and can be locked.
         let mut stage = Equalise::new(&bus, source, controller, Equaliser::default());
         let pace = self.begin()?;
-        stage.run(pace)?;
+        run_on(&bus, stage.run(pace))?;
         let measured = stage.measured().clone();
         leave(bus)?;
         self.tell(&Record::Hop(Box::new(measured.audio)))?;
@@ -180,13 +178,14 @@ impl Run<'_> {
         let writer = self.arguments.output.as_deref().map(|path| WavWriter::create(path, piece.format()));
         let writer = writer.transpose().map_err(StageError::Wav)?;
         let bus = self.join()?;
-        let equaliser = Stage::Equaliser.await_on(&bus)?;
+        let [_, equaliser, ..] = run_on(&bus, Stage::Sink.meet(&bus))?;
         let mut stage = Sink::new(&bus, equaliser, piece.blocks(), writer);
         let pace = self.begin()?;
-        stage.run(pace, |done, missed| {
+        let progress = |done, missed| {
             // A display that fails is no reason to stop the sound.
             let _ = Record::Progress { done, missed }.write(self.told);
-        })?;
+        };
+        run_on(&bus, stage.run(pace, progress))?;
         let measured = stage.measured().clone();
         stage.finish()?;
         leave(bus)?;
@@ -199,9 +198,9 @@ impl Run<'_> {
     fn controller(&mut self) -> Result<(), Fault> {
         let schedule = self.arguments.controls.schedule(self.piece()?.blocks());
         let bus = self.join()?;
-        Stage::Equaliser.await_on(&bus)?;
+        run_on(&bus, Stage::Controller.meet(&bus))?;
         let pace = self.begin()?;
-        let dropped = Controller::new(&bus, schedule, pace).run()?;
+        let dropped = run_on(&bus, Controller::new(&bus, schedule, pace).run())?;
         leave(bus)?;
         self.tell(&Record::Counts(Counts { dropped, ..Counts::default() }))
     }

@@ -62,13 +62,13 @@ impl<'c, T: Transport> Sink<'c, T> {
     /// # Errors
     ///
     /// [`StageError`] if the equaliser is gone or the file cannot be written.
-    pub fn run(&mut self, pace: Pace, mut progress: impl FnMut(u64, u64)) -> Result<(), StageError> {
+    pub async fn run(&mut self, pace: Pace, mut progress: impl FnMut(u64, u64)) -> Result<(), StageError> {
         if let Pace::Realtime(timeline) = pace {
             self.measured.hop.set_deadline(timeline.sink_deadline());
             self.measured.whole.set_deadline(timeline.playout_deadline());
         }
         loop {
-            let message = match self.bus.recv_blocking(SILENCE) {
+            let message = match self.bus.recv_until(SILENCE).await {
                 Ok(message) => message,
                 Err(RecvError::TimedOut) => return Err(StageError::Silent(Stage::Equaliser)),
                 Err(error) => return Err(error.into()),

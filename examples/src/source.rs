@@ -8,7 +8,6 @@ use zerocopy::IntoBytes;
 use crate::block::Block;
 use crate::piece::Piece;
 use crate::stage::{AUDIO_PAYLOAD, AUDIO_PRIORITY, Pace, SILENCE, Stage, StageError, WINDOW, await_answer};
-use crate::timeline::sleep_until;
 
 /// The stage that makes sound.
 ///
@@ -37,32 +36,32 @@ impl<'c, T: Transport> Source<'c, T> {
     /// # Errors
     ///
     /// [`StageError`] if the piece cannot be read on or the equaliser is gone.
-    pub fn run(&mut self) -> Result<u64, StageError> {
+    pub async fn run(&mut self) -> Result<u64, StageError> {
         while self.piece.next_block(&mut self.block)? {
             if let Pace::Realtime(timeline) = self.pace {
                 let at = timeline.source_at(self.block.index());
-                while !sleep_until(at) && !self.is_stopped() {}
+                self.bus.sleep(at).await?;
                 self.block.set_source_at(at.as_nanos());
             }
             if self.is_stopped() {
                 self.block.set_last(self.block.len());
             }
-            self.send()?;
+            self.send().await?;
             if self.block.is_last() {
                 break;
             }
         }
         if self.is_asking {
-            await_answer(self.bus, Stage::Equaliser)?;
+            await_answer(self.bus, Stage::Equaliser).await?;
         }
         Ok(self.dropped)
     }
 
-    fn send(&mut self) -> Result<(), StageError> {
+    async fn send(&mut self) -> Result<(), StageError> {
         let is_fast = self.pace == Pace::Fast;
         let asks = is_fast && self.block.index().is_multiple_of(WINDOW);
         if asks && self.is_asking {
-            await_answer(self.bus, Stage::Equaliser)?;
+            await_answer(self.bus, Stage::Equaliser).await?;
         }
         let now = self.bus.now();
         if is_fast {
@@ -79,7 +78,7 @@ impl<'c, T: Transport> Source<'c, T> {
         }
         // The last block ends the stages after this one, so it is not dropped.
         let sent = if is_fast || self.block.is_last() {
-            self.bus.send_when_room_blocking(&message, SILENCE)
+            self.bus.send_when_room(&message, SILENCE).await
         } else {
             self.bus.send(&message)
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kdbus_core::abi::NameFlags;
 use kdbus_core::client::{
     AcquireError, ByebyeError, Connection, Delivery, Failure, Hello, HelloError, Kind, NotLeft, RecvError,
-    SendError, Transport, WaitError,
+    SendError, Transport, WaitError, block_on,
 };
 use kdbus_core::{Instant, NodeName, WellKnownName};
 
@@ -143,13 +143,35 @@ impl Stage {
         }
     }
 
+    /// The stages that this one has to do with.
+    const fn peers(self) -> &'static [Self] {
+        match self {
+            Self::Source | Self::Sink | Self::Controller => &[Self::Equaliser],
+            Self::Equaliser => &[Self::Source, Self::Controller, Self::Sink],
+        }
+    }
+
+    /// Waits for the stages that this one has to do with, and returns their unique ids in the order of [`Stage::ALL`];
+    /// 0 for any other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::await_on`].
+    pub async fn meet<T: Transport>(self, bus: &Connection<T>) -> Result<[u64; 4], StageError> {
+        let mut ids = [0; 4];
+        for peer in self.peers() {
+            ids[*peer as usize] = peer.await_on(bus).await?;
+        }
+        Ok(ids)
+    }
+
     /// Waits for this stage to appear on `bus` and returns its unique id.
     ///
     /// # Errors
     ///
     /// [`StageError::Missing`] after [`APPEARANCE`], otherwise what the bus said.
-    pub fn await_on<T: Transport>(self, bus: &Connection<T>) -> Result<u64, StageError> {
-        match bus.wait_for_name_blocking(self.name(), APPEARANCE) {
+    pub async fn await_on<T: Transport>(self, bus: &Connection<T>) -> Result<u64, StageError> {
+        match bus.wait_for_name(self.name(), APPEARANCE).await {
             Ok(id) => Ok(id),
             Err(WaitError::TimedOut) => Err(StageError::Missing(self)),
             Err(error) => Err(StageError::Wait(error)),
@@ -173,25 +195,21 @@ pub enum Pace {
 }
 
 /// Receives the most urgent message that waits; without one, waits for it until `until`, and then returns `None`.
-pub(crate) fn next_urgent<T: Transport>(
+pub(crate) async fn next_urgent<T: Transport>(
     bus: &Connection<T>,
     until: Instant,
 ) -> Result<Option<Delivery<'_, T>>, StageError> {
-    loop {
-        if let Some(message) = bus.try_recv_priority(i64::MAX)? {
-            return Ok(Some(message));
-        }
-        if bus.now() >= until {
-            return Ok(None);
-        }
-        bus.transport().wait(Some(until)).map_err(RecvError::from)?;
+    match bus.recv_priority_until(i64::MAX, until).await {
+        Ok(message) => Ok(Some(message)),
+        Err(RecvError::TimedOut) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Waits until the message that `sender` was asked to answer has been answered; others are dropped.
-pub(crate) fn await_answer<T: Transport>(bus: &Connection<T>, stage: Stage) -> Result<(), StageError> {
+pub(crate) async fn await_answer<T: Transport>(bus: &Connection<T>, stage: Stage) -> Result<(), StageError> {
     loop {
-        match bus.recv_blocking(SILENCE) {
+        match bus.recv_until(SILENCE).await {
             Ok(message) if message.kind() == Kind::Reply => return Ok(()),
             // The bus announces that there will be no answer.
             Ok(message) if message.kind() == Kind::Notification => return Err(StageError::Gone(stage)),
@@ -200,6 +218,20 @@ pub(crate) fn await_answer<T: Transport>(bus: &Connection<T>, stage: Stage) -> R
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Runs a part of a stage in a process of its own: waits in the transport of `bus` for what the part awaits.
+///
+/// In the simulator the parts run as they are.
+///
+/// # Errors
+///
+/// Those of the part, and [`StageError::Wait`] if the transport cannot wait.
+pub fn run_on<T: Transport, R>(
+    bus: &Connection<T>,
+    part: impl Future<Output = Result<R, StageError>>,
+) -> Result<R, StageError> {
+    block_on(bus, part)?
 }
 
 /// Leaves the bus in an orderly way; messages that are still there are dropped, and their number is returned.

@@ -1,9 +1,6 @@
 //! When each block is due where, in a run that keeps time.
 
 use kdbus_core::Instant;
-use rustix::io::Errno;
-use rustix::thread::{ClockId, clock_nanosleep_absolute};
-use rustix::time::Timespec;
 use std::time::Duration;
 
 use crate::block::{FRAMES, SAMPLE_RATE};
@@ -100,18 +97,6 @@ pub const fn sounding(blocks: u64) -> Duration {
     Duration::from_nanos(if ns > u64::MAX as u128 { u64::MAX } else { ns as u64 })
 }
 
-/// Sleeps until the monotonic clock shows `at`, or until a signal has been handled; true if it is that late.
-///
-/// An absolute time: what was late once does not make everything after it late.
-pub fn sleep_until(at: Instant) -> bool {
-    let ns = at.as_nanos();
-    let time = Timespec {
-        tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
-        tv_nsec: (ns % 1_000_000_000) as _,
-    };
-    clock_nanosleep_absolute(ClockId::Monotonic, &time) != Err(Errno::INTR)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,11 +131,6 @@ mod tests {
             assert!(plan.playout_deadline() - sum < Duration::from_nanos(3), "{ahead}");
             assert!(plan.sink_deadline() >= sounding(1));
         }
-    }
-
-    #[test]
-    fn a_time_that_has_passed_is_not_waited_for() {
-        assert!(sleep_until(Instant::ZERO));
     }
 
     #[test]

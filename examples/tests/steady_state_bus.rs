@@ -12,7 +12,7 @@ use kdbus_examples::equaliser::Equaliser;
 use kdbus_examples::piece::Piece;
 use kdbus_examples::sink::Sink;
 use kdbus_examples::source::Source;
-use kdbus_examples::stage::{Pace, Stage, leave};
+use kdbus_examples::stage::{Pace, Stage, leave, run_on};
 use kdbus_examples::timeline::Timeline;
 use kdbus_examples::wav::WavWriter;
 use kdbus_linux::local::LocalTransport;
@@ -61,7 +61,7 @@ fn play(path: &str, directory: &std::path::Path, is_fast: bool) -> [u32; 4] {
                 let stop = AtomicBool::new(false);
                 let mut stage = Source::new(&source, piece, pace, &stop);
                 let count = allocations(|| {
-                    stage.run().unwrap();
+                    run_on(&source, stage.run()).unwrap();
                 });
                 drop(stage);
                 leave(source).unwrap();
@@ -69,7 +69,7 @@ fn play(path: &str, directory: &std::path::Path, is_fast: bool) -> [u32; 4] {
             }),
             scope.spawn(move || {
                 let mut stage = Equalise::new(&equaliser, ids.0, ids.1, Equaliser::default());
-                let count = allocations(|| stage.run(pace).unwrap());
+                let count = allocations(|| run_on(&equaliser, stage.run(pace)).unwrap());
                 drop(stage);
                 leave(equaliser).unwrap();
                 count
@@ -77,7 +77,7 @@ fn play(path: &str, directory: &std::path::Path, is_fast: bool) -> [u32; 4] {
             scope.spawn(move || {
                 let mut stage = Sink::new(&sink, ids.2, blocks, Some(writer));
                 let mut reports = 0;
-                let count = allocations(|| stage.run(pace, |_, _| reports += 1).unwrap());
+                let count = allocations(|| run_on(&sink, stage.run(pace, |_, _| reports += 1)).unwrap());
                 assert!(reports > 1);
                 stage.finish().unwrap();
                 leave(sink).unwrap();
@@ -86,7 +86,7 @@ fn play(path: &str, directory: &std::path::Path, is_fast: bool) -> [u32; 4] {
             scope.spawn(move || {
                 let mut stage = Controller::new(&controller, schedule, pace);
                 let count = allocations(|| {
-                    stage.run().unwrap();
+                    run_on(&controller, stage.run()).unwrap();
                 });
                 leave(controller).unwrap();
                 count

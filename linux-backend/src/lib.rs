@@ -11,6 +11,7 @@
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
+mod clock;
 pub mod kernel;
 pub mod local;
 pub mod rt;

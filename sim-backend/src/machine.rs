@@ -17,6 +17,19 @@ pub(crate) struct Process {
     pub(crate) credentials: Credentials,
     pub(crate) fds: FdTable,
     pub(crate) name: String,
+    /// Commands so far.
+    pub(crate) steps: u64,
+    pub(crate) is_dead: bool,
+    pub(crate) work: Work,
+}
+
+/// What a process computes for its messages, in time of a processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Behind each message that it sends.
+    pub sent_ns: u64,
+    /// For each message that it has received, before it gives the slice back.
+    pub received_ns: u64,
 }
 
 /// A file of the bus' tree.
@@ -73,6 +86,12 @@ impl Random {
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31
     }
+
+    /// The next number below `end`, or 0 if that is 0.
+    pub const fn below(&mut self, end: u64) -> u64 {
+        // The upper half of the product: as even as 64 bits allow, without a loop.
+        ((self.next_u64() as u128 * end as u128) >> 64) as u64
+    }
 }
 
 /// Everything on the simulated machine but the bus itself.
@@ -86,6 +105,8 @@ pub(crate) struct Machine {
     /// Bus directories, each with its endpoint files by name.
     pub(crate) tree: BTreeMap<String, BTreeMap<String, NodeFile>>,
     pools: BTreeMap<HandleId, Vec<u8>>,
+    /// Up to where each pool has been used.
+    pub(crate) touched: BTreeMap<HandleId, u64>,
     random: Random,
 }
 
@@ -98,6 +119,7 @@ impl Machine {
             closed: Vec::new(),
             tree: BTreeMap::new(),
             pools: BTreeMap::new(),
+            touched: BTreeMap::new(),
             random: Random::new(seed),
         }
     }
@@ -178,6 +200,7 @@ impl Machine {
     pub(crate) fn forget(&mut self, handle: HandleId) {
         self.owners.remove(&handle);
         self.pools.remove(&handle);
+        self.touched.remove(&handle);
     }
 }
 
@@ -364,7 +387,14 @@ mod tests {
     fn machine(uid: u32, gid: u32) -> (Machine, ProcessId) {
         let mut machine = Machine::new(1);
         let credentials = Credentials { euid: uid, egid: gid, ..Credentials::default() };
-        machine.processes.push(Process { credentials, fds: FdTable::default(), name: "x".to_owned() });
+        machine.processes.push(Process {
+            credentials,
+            fds: FdTable::default(),
+            name: "x".to_owned(),
+            steps: 0,
+            is_dead: false,
+            work: Work::default(),
+        });
         (machine, ProcessId(0))
     }
 

@@ -7,7 +7,7 @@ use kdbus_core::abi::{
     CmdFree, CmdRecv, CmdSend, Command, Errno, ITEM_HEADER, ItemType, ItemWriter, Items, Msg, MsgInfo,
     RecvFlags, SendFlags,
 };
-use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport};
+use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport, Wait};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::machine::ProcessId;
@@ -234,6 +234,9 @@ impl Transport for SimTransport {
         message: &mut Outgoing<'_, SimBorrowedFd>,
         cancel: Option<SimBorrowedFd>,
     ) -> Result<Incoming<SimFd>, Failure> {
+        if self.sim.world().burst.is_some() {
+            return Err(Failure::Refused(Errno::EOPNOTSUPP));
+        }
         Self::translate_fds(message.message, message.fds);
         let mut arg = [0; size_of::<CmdSend>() + 24];
         let mut items = ItemWriter::behind(&mut arg, size_of::<CmdSend>())
@@ -304,6 +307,14 @@ impl Transport for SimTransport {
             Ok(_) => Ok(()),
             Err(errno) => Err(Failure::Refused(errno)),
         }
+    }
+
+    fn sleep(&self, until: Instant) -> Result<(), Failure> {
+        self.sim.run_to(until).map_err(Failure::Refused)
+    }
+
+    fn park(&self, wait: Wait) {
+        self.sim.world_mut().park(self.process, self.fd, wait);
     }
 
     fn fd(&self) -> Option<i32> {

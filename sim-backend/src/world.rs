@@ -2,22 +2,31 @@
 
 use core::fmt;
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kdbus_core::Instant;
-use kdbus_core::abi::{CmdSend, Errno, MsgInfo};
+use kdbus_core::abi::{CmdRecv, CmdSend, Command, Errno, MsgInfo, RecvFlags};
 use kdbus_core::engine::{
-    Allocate, Arrival, Clock, Config, ConfigError, Credentials, Domain, Effect, FileId, HandleId, Outcome,
-    Readiness, Request, Storage,
+    Allocate, Arrival, Clock, Config, ConfigError, ConnectionView, Credentials, Domain, Effect, FileId,
+    HandleId, Outcome, Readiness, Request, Storage, Usage, Violation,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::burst::{Burst, Done, Sent};
 use crate::clock::VirtualClock;
+use crate::fault::Fault;
 use crate::fd::{FdTable, File};
-use crate::machine::{Machine, NodeFile, Process, ProcessId, SimHost};
+use crate::machine::{Machine, NodeFile, Process, ProcessId, SimHost, Work};
+use crate::trace::Trace;
 
 /// Virtual time that a command takes, so that no two of them happen at once.
 const COMMAND_COST: Duration = Duration::from_micros(1);
+
+/// How a panic begins that a defect of the engine causes.
+pub(crate) const BROKEN_RULE: &str = "the engine breaks a rule of its own";
+
+/// Flags of a RECV that takes no message out.
+const KEEPS: u64 = RecvFlags::PEEK.bits() | RecvFlags::DROP.bits();
 
 /// The memory of a [`Domain`], kept until the program ends.
 struct Leaked;
@@ -66,13 +75,30 @@ struct Waiting {
 /// Everything happens in the calling thread, and only in its methods: one seed and one sequence of calls
 /// give one outcome, to the byte. The memory of the domain is never given back, so make few worlds.
 pub struct World {
-    domain: Domain<'static>,
-    machine: Machine,
-    clock: VirtualClock,
+    pub(crate) domain: Domain<'static>,
+    pub(crate) machine: Machine,
+    pub(crate) clock: VirtualClock,
     waiting: BTreeMap<Token, Waiting>,
     answers: BTreeMap<Token, Result<MsgInfo, Errno>>,
     /// Handles at which something came in since they were last asked about.
     woken: BTreeSet<HandleId>,
+    /// The same with the time at which it happened, for the executor.
+    pub(crate) wakes: VecDeque<(Instant, HandleId)>,
+    /// Whether there is an executor that takes them.
+    pub(crate) has_tasks: bool,
+    /// What the task that runs has done since it was polled.
+    pub(crate) burst: Option<Burst>,
+    /// Until when the daemon is busy with what others asked of it.
+    pub(crate) daemon_until: Instant,
+    /// Since when each connection has what came in last.
+    pub(crate) seen_at: BTreeMap<HandleId, Instant>,
+    pub(crate) faults: Vec<Fault>,
+    /// What came due outside a process: for the executor to carry out.
+    pub(crate) due: VecDeque<Fault>,
+    /// Processes that ended and whose tasks have not.
+    pub(crate) killed: VecDeque<ProcessId>,
+    pub(crate) trace: Option<Box<Trace>>,
+    audits: bool,
     last_token: u64,
     last_pid: u32,
 }
@@ -99,6 +125,16 @@ impl World {
             waiting: BTreeMap::new(),
             answers: BTreeMap::new(),
             woken: BTreeSet::new(),
+            wakes: VecDeque::new(),
+            has_tasks: false,
+            burst: None,
+            daemon_until: Instant::ZERO,
+            seen_at: BTreeMap::new(),
+            faults: Vec::new(),
+            due: VecDeque::new(),
+            killed: VecDeque::new(),
+            trace: None,
+            audits: false,
             last_token: 0,
             last_pid: 100,
         })
@@ -109,7 +145,14 @@ impl World {
         self.last_pid += 1;
         let credentials =
             Credentials { pid: self.last_pid, tid: self.last_pid, ppid: 1, ..credentials.clone() };
-        self.machine.processes.push(Process { credentials, fds: FdTable::default(), name: name.to_owned() });
+        self.machine.processes.push(Process {
+            credentials,
+            fds: FdTable::default(),
+            name: name.to_owned(),
+            steps: 0,
+            is_dead: false,
+            work: Work::default(),
+        });
         ProcessId(self.machine.processes.len() - 1)
     }
 
@@ -132,12 +175,90 @@ impl World {
         )
     }
 
-    /// Ends a process: all its descriptors are closed, lowest number first.
+    /// Ends a process: all its descriptors are closed, lowest number first, and its tasks do nothing any more.
     pub fn kill(&mut self, process: ProcessId) {
+        self.machine.process_mut(process).is_dead = true;
+        self.killed.push_back(process);
         let open: Vec<i32> = self.machine.process(process).fds.numbers().collect();
         for fd in open {
             let _ = self.close(process, fd);
         }
+    }
+
+    /// Sets what a process computes for its messages. Default: nothing.
+    ///
+    /// On a real machine an application's own work takes the time that it takes; here somebody has to say it.
+    pub fn set_work(&mut self, process: ProcessId, work: Work) {
+        self.machine.process_mut(process).work = work;
+    }
+
+    /// Whether a process has been ended.
+    #[must_use]
+    pub fn is_dead(&self, process: ProcessId) -> bool {
+        self.machine.process(process).is_dead
+    }
+
+    /// What a process is called.
+    #[must_use]
+    pub fn name(&self, process: ProcessId) -> &str {
+        &self.machine.process(process).name
+    }
+
+    /// Commands that a process has given: its steps, at which faults come.
+    #[must_use]
+    pub fn steps(&self, process: ProcessId) -> u64 {
+        self.machine.process(process).steps
+    }
+
+    /// How many processes were started.
+    #[must_use]
+    pub fn processes(&self) -> usize {
+        self.machine.processes.len()
+    }
+
+    /// Sets the real-time clock by `ns` forward or back.
+    pub fn set_realtime_by(&mut self, ns: i64) {
+        self.clock.set_realtime_by(ns);
+    }
+
+    /// Checks what always holds in the engine.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Violation`], which is a defect of the engine.
+    pub fn audit(&mut self) -> Result<(), Violation> {
+        self.domain.audit()
+    }
+
+    /// Checks after each command from now on what always holds in the engine, and panics if it does not.
+    pub const fn audit_each_command(&mut self) {
+        self.audits = true;
+    }
+
+    /// One connection, if `fd` is one that is active.
+    #[must_use]
+    pub fn connection(&mut self, process: ProcessId, fd: i32) -> Option<ConnectionView> {
+        self.domain.connection(self.machine.handle(process, fd).ok()?)
+    }
+
+    /// How much of each table of the bus is in use.
+    #[must_use]
+    pub const fn usage(&self) -> Usage {
+        self.domain.usage()
+    }
+
+    /// Ends all processes, and says what is left then.
+    pub(crate) fn end_all(&mut self) -> Result<(), String> {
+        for process in (0..self.machine.processes.len()).rev() {
+            self.kill(ProcessId(process));
+        }
+        self.killed.clear();
+        let (usage, files) = (self.usage(), self.open_files());
+        // The bus itself is the one user that stays.
+        if usage == (Usage { users: 1, ..Usage::default() }) && files == 0 {
+            return Ok(());
+        }
+        Err(format!("something is left when everybody is gone: {usage:?}, {files} files"))
     }
 
     /// Who a process is.
@@ -197,11 +318,19 @@ impl World {
         arg: &mut [u8],
         body: Option<Body<'_>>,
     ) -> Progress {
-        self.advance_to(self.now().after(COMMAND_COST));
+        if self.burst.is_none() {
+            self.advance_to(self.now().after(COMMAND_COST));
+        }
+        if let Err(errno) = self.next_step(process, request) {
+            return Progress::Done(Err(errno));
+        }
         let handle = match self.machine.handle(process, fd) {
             Ok(handle) => handle,
             Err(errno) => return Progress::Done(Err(errno)),
         };
+        let kind = Command::from_request(request);
+        let sent = body.as_ref().and_then(Sent::of);
+        let wakes = self.wakes.len();
         self.last_token += 1;
         let token = Token(self.last_token);
         let caller = self.machine.process(process).credentials.clone();
@@ -210,10 +339,15 @@ impl World {
             None => (None, &[][..]),
         };
         let at = self.clock.now();
-        let request = Request { number: request, arg, message, token: token.0 };
+        let request = Request { number: request, arg: &mut *arg, message, token: token.0 };
         let arrival = Arrival { at, from: handle, caller: Some(&caller), request };
         let mut host = SimHost::new(&mut self.machine, Some(process), payload);
         let outcome = self.domain.handle(&mut host, arrival);
+        let received = (outcome == Outcome::Done(Ok(())) && kind == Some(Command::Recv))
+            .then(|| CmdRecv::read_from_prefix(arg).ok())
+            .flatten()
+            .filter(|(command, _)| command.flags & KEEPS == 0)
+            .map(|(command, _)| command.msg);
         let cancel = host.cancel;
         if outcome == Outcome::Pending {
             if let Some(file) = cancel {
@@ -222,6 +356,12 @@ impl World {
             self.waiting.insert(token, Waiting { caller: handle, cancel });
         }
         self.settle();
+        self.account(process, handle, Done { kind, outcome, sent, received, wakes });
+        if self.audits
+            && let Err(violation) = self.audit()
+        {
+            panic!("{BROKEN_RULE} {violation}");
+        }
         match outcome {
             Outcome::Done(result) => Progress::Done(result),
             Outcome::Pending => {
@@ -373,7 +513,7 @@ impl World {
     /// The point on the bus' clock.
     #[must_use]
     pub fn now(&self) -> Instant {
-        self.clock.monotonic()
+        self.clock.monotonic().after(self.burst.as_ref().map_or(Duration::ZERO, Burst::spent))
     }
 
     /// When the bus does something next on its own account.
@@ -423,6 +563,7 @@ impl World {
             self.domain.close(&mut host, self.clock.now(), handle);
             self.machine.forget(handle);
             self.woken.remove(&handle);
+            self.seen_at.remove(&handle);
         }
     }
 
@@ -430,6 +571,9 @@ impl World {
         match effect {
             Effect::Wake(handle) | Effect::Room(handle) => {
                 self.woken.insert(handle);
+                if self.has_tasks {
+                    self.wakes.push_back((self.now(), handle));
+                }
             }
             Effect::Answer { token, result, .. } => {
                 let token = Token(token);

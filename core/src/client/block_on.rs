@@ -5,8 +5,9 @@ use core::task::{Context, Poll, Waker};
 
 use super::connection::Connection;
 use super::error::WaitError;
-use super::transport::Transport;
+use super::transport::{Failure, Transport};
 use crate::Instant;
+use crate::abi::Errno;
 
 /// Runs `future` to its end and waits in the transport of `connection` meanwhile.
 ///
@@ -41,7 +42,15 @@ pub fn block_on<T: Transport, F: Future, const CALLS: usize, const INBOX: usize>
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return Ok(output);
         }
-        if connection.inbox.borrow().is_full() {
+        if connection.sleeps() {
+            // What waits in the transport would end each wait at once.
+            let until = connection.poll_timeout().unwrap_or(Instant::FAR);
+            match connection.link.transport.sleep(until) {
+                Ok(()) => continue,
+                Err(Failure::Refused(Errno::EOPNOTSUPP)) => {}
+                Err(failure) => return Err(failure.into()),
+            }
+        } else if connection.inbox.borrow().is_full() {
             // It had its turn and received nothing. Messages that stay in the transport end each wait at once.
             return Err(WaitError::InboxFull);
         }

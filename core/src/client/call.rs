@@ -10,7 +10,7 @@ use super::delivery::Delivery;
 use super::error::{Broken, CallError, SendError};
 use super::error_reply::{ErrorReply, PAYLOAD_ERROR};
 use super::message::Message;
-use super::transport::{Failure, Incoming, Transport};
+use super::transport::{Failure, Incoming, Transport, Wait};
 use crate::Instant;
 use crate::abi::Errno;
 
@@ -298,6 +298,7 @@ impl<'c, T: Transport, const CALLS: usize, const INBOX: usize> Future for Pendin
         }
         if let State::Waiting(slot) = self.state {
             slot.waker.set(Some(cx.waker().clone()));
+            self.connection.link.transport.park(Wait::Input(slot.until.get()));
         }
         Poll::Pending
     }

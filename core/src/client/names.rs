@@ -9,7 +9,7 @@ use super::error::{AcquireError, QueryError, ReleaseError, WaitError};
 use super::matches::Rule;
 use super::message::Buffer;
 use super::registry::RecordKind;
-use super::transport::{Failure, Transport};
+use super::transport::{Failure, Transport, Wait};
 use super::waiters::{Seat, Want};
 use crate::abi::{AttachFlags, Cmd, Command, Errno, ITEM_HEADER, ItemType, MatchFlags, NameFlags};
 use crate::{Instant, WELL_KNOWN_NAME_MAX, WellKnownName};
@@ -167,6 +167,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         }
         let Some(seat) = seat else { return Poll::Ready(Err(WaitError::TooManyTasks)) };
         seat.park(cx.waker(), until);
+        self.link.transport.park(Wait::Input(until));
         Poll::Pending
     }
 

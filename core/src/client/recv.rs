@@ -11,7 +11,7 @@ use super::error::RecvError;
 use super::error_reply::ErrorReply;
 use super::message::{OWN_COOKIES, ReplyTo};
 use super::notification::Notification;
-use super::transport::{Failure, Incoming, Transport};
+use super::transport::{Failure, Incoming, Transport, Wait};
 use super::waiters::{Seat, Want};
 use crate::Instant;
 use crate::abi::{Msg, RecvFlags};
@@ -47,18 +47,40 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// [`RecvError`]; no message that urgent is no error.
     pub fn try_recv_priority(&self, limit: i64) -> Result<Option<Delivery<'_, T>>, RecvError> {
+        Ok(self.pull_priority(limit)?.message())
+    }
+
+    /// Waits until `deadline` for the most urgent message whose priority is at most `limit`; of equal ones the first.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`].
+    pub async fn recv_priority_until(
+        &self,
+        limit: i64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Delivery<'_, T>, RecvError> {
+        let until = deadline.into().at(self.now());
+        let mut seat = None;
+        poll_fn(|cx| self.poll_pull(cx, &mut seat, until, || self.pull_priority(limit))).await
+    }
+
+    fn pull_priority(&self, limit: i64) -> Result<Pull<'_, T>, RecvError> {
+        let mut pull = Pull::Empty;
         let waiting = self.inbox.borrow_mut().best().filter(|best| *best <= limit);
         // What is in the inbox came first, so the transport's has to be more urgent to go before it.
         let bound = waiting.map_or(Some(limit), |best| best.checked_sub(1));
         if let Some(bound) = bound {
-            match self.pull_from(RecvFlags::USE_PRIORITY, bound).map(Pull::message) {
-                Ok(Some(message)) => return Ok(Some(message)),
+            match self.pull_from(RecvFlags::USE_PRIORITY, bound) {
+                Ok(Pull::Message(message)) => return Ok(Pull::Message(message)),
                 Err(failure) if waiting.is_none() => return Err(failure.into()),
+                Ok(empty) => pull = empty,
                 // What was kept can be had whether or not the bus is still there.
-                Ok(None) | Err(_) => {}
+                Err(_) => {}
             }
         }
-        Ok(self.take_from_inbox(|inbox| inbox.pop_at_most(limit)))
+        let kept = self.take_from_inbox(|inbox| inbox.pop_at_most(limit));
+        Ok(kept.map_or(pull, Pull::Message))
     }
 
     /// Waits for the next message.
@@ -147,7 +169,17 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         seat: &mut Option<Seat<'c>>,
         until: Instant,
     ) -> Poll<Result<Delivery<'c, T>, RecvError>> {
-        match self.pull()? {
+        self.poll_pull(cx, seat, until, || Ok(self.pull()?))
+    }
+
+    fn poll_pull<'c>(
+        &'c self,
+        cx: &mut Context<'_>,
+        seat: &mut Option<Seat<'c>>,
+        until: Instant,
+        pull: impl FnOnce() -> Result<Pull<'c, T>, RecvError>,
+    ) -> Poll<Result<Delivery<'c, T>, RecvError>> {
+        match pull()? {
             Pull::Message(message) => return Poll::Ready(Ok(message)),
             Pull::Noise => cx.waker().wake_by_ref(),
             Pull::Empty if self.now() >= until => return Poll::Ready(Err(RecvError::TimedOut)),
@@ -160,6 +192,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             Some(seat) => seat.park(cx.waker(), until),
             None => return Poll::Ready(Err(RecvError::TooManyTasks)),
         }
+        self.link.transport.park(Wait::Input(until));
         Poll::Pending
     }
 

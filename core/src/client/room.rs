@@ -8,7 +8,7 @@ use super::connection::Connection;
 use super::deadline::Deadline;
 use super::error::{SendError, WaitError};
 use super::message::Message;
-use super::transport::{Failure, Transport};
+use super::transport::{Failure, Transport, Wait};
 use super::waiters::{Seat, Want};
 use crate::Instant;
 
@@ -91,6 +91,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
                 result => return Poll::Ready(result),
             }
             seat.park(cx.waker(), retry.until);
+            self.link.transport.park(Wait::Input(retry.until));
         } else {
             let now = self.now();
             if now >= retry.next {
@@ -98,6 +99,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
                 retry.pause = (2 * retry.pause).min(PAUSE_MAX);
             }
             seat.park(cx.waker(), retry.next.min(retry.until));
+            self.link.transport.park(Wait::Input(retry.next.min(retry.until)));
         }
         Poll::Pending
     }

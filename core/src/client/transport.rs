@@ -74,6 +74,16 @@ pub struct Received<F> {
     pub dropped: u64,
 }
 
+/// What a future waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Wait {
+    /// Anything that comes in or changes, or this time.
+    Input(Instant),
+    /// This time alone.
+    Sleep(Instant),
+}
+
 /// What lies under a client: carries its commands to one endpoint of one bus.
 ///
 /// A transport is an open endpoint handle, and after a successful HELLO a connection. Methods take `&self`
@@ -153,6 +163,22 @@ pub trait Transport {
     ///
     /// [`Failure::Broken`] if the bus is gone; `EOPNOTSUPP` where this transport cannot wait.
     fn wait(&self, deadline: Option<Instant>) -> Result<(), Failure>;
+
+    /// Waits until `until`. What comes in meanwhile stays where it is and does not end the wait, nor does a signal.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` where this transport cannot do that, as by default; [`wait`](Self::wait) may do instead.
+    fn sleep(&self, _until: Instant) -> Result<(), Failure> {
+        Err(Failure::Refused(Errno::EOPNOTSUPP))
+    }
+
+    /// Hears what a future on this connection begins to wait for, just before it returns `Pending`. Does
+    /// nothing by default.
+    ///
+    /// For transports that are their own executor. Others are driven by [`fd`](Self::fd) and the connection's
+    /// [`poll_timeout`](super::Connection::poll_timeout).
+    fn park(&self, _wait: Wait) {}
 
     /// The descriptor that is readable while anything waits, or `None` if this transport has none.
     fn fd(&self) -> Option<i32>;

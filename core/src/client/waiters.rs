@@ -15,6 +15,8 @@ pub(super) enum Want {
     Message,
     Name,
     Room,
+    /// Nothing but its time.
+    Time,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +54,11 @@ impl Waiters {
     /// Whether anybody wants `want`.
     pub(super) fn any(&self, want: Want) -> bool {
         self.states().any(|state| state.want == want)
+    }
+
+    /// Whether some task waits, and every one for its time alone.
+    pub(super) fn all_sleep(&self) -> bool {
+        self.any(Want::Time) && self.states().all(|state| state.want == Want::Time)
     }
 
     /// The earliest time at which a task wants to be woken.

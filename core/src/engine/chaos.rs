@@ -481,6 +481,7 @@ impl<'d> Chaos<'d> {
                 assert!(self.peers.iter().any(|peer| peer.handle == handle), "only watchers are told");
             }
         }
+        assert_eq!(self.bed.domain.audit(), Ok(()));
         let mut views = Vec::new();
         self.bed.domain.each_connection(|view| views.push(view));
         assert_eq!(views.len(), self.bed.host.pools.len());

@@ -5,6 +5,7 @@ use crate::abi::Errno;
 use super::Domain;
 use super::host::{HandleId, Host};
 use super::quota;
+use super::reply::CALLS_MAX;
 use super::table::ConnIx;
 use super::user::Identity;
 
@@ -98,7 +99,64 @@ pub struct Holder {
     pub charge: quota::Charge,
 }
 
+/// A rule of the engine that does not hold; only a defect of the engine brings it about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Violation {
+    /// What should be so.
+    pub rule: &'static str,
+    /// Id of the connection at which it is not.
+    pub connection: u64,
+}
+
+impl core::fmt::Display for Violation {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "at connection {}: {}", self.connection, self.rule)
+    }
+}
+
+impl core::error::Error for Violation {}
+
 impl Domain<'_> {
+    /// Checks what holds between any two commands, in `O(connections · quota_users)` steps. For tests and simulators.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Violation`] that is found.
+    pub fn audit(&mut self) -> Result<(), Violation> {
+        for index in 0..self.conns.capacity() {
+            let Some(place) = self.conns.at(index) else { continue };
+            let view = self.view(place);
+            let (mut size, mut messages) = (0, 0);
+            for (_, charge) in self.quota(place).holders() {
+                size += charge.size;
+                messages += charge.messages as usize;
+            }
+            let readiness = self.readiness(view.handle);
+            let rules = [
+                (size == view.accounted_size, "the charges of all users are the bytes that wait"),
+                (messages >= view.queued, "each message that waits is charged"),
+                (
+                    messages <= view.queued + CALLS_MAX as usize,
+                    "what is charged waits, or is a reply's reservation",
+                ),
+                (view.queued <= self.config.queue_depth, "the queue keeps to its depth"),
+                (view.accounted_size <= view.pool_size, "what waits fits in the pool"),
+                (view.largest_free <= view.pool_size, "no free slice is larger than the pool"),
+                (view.calls <= CALLS_MAX as usize, "a caller awaits no more replies than it may"),
+                (
+                    readiness.readable == (view.queued > 0 || view.lost > 0),
+                    "readable means that something waits",
+                ),
+                (readiness.writable && !readiness.hung_up, "a connection in the table is active"),
+            ];
+            if let Some((_, rule)) = rules.into_iter().find(|(holds, _)| !holds) {
+                return Err(Violation { rule, connection: view.id });
+            }
+        }
+        Ok(())
+    }
+
     /// How much of each table is in use, in `O(1)`.
     #[must_use]
     pub const fn usage(&self) -> Usage {

@@ -58,6 +58,6 @@ pub use host::{
     Arrival, Clock, Credentials, Effect, EndpointId, FileId, FileKind, GROUPS_MAX, HandleId, Host, Id,
     LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
-pub use inspect::{ConnectionView, Counters, Holder, Usage};
+pub use inspect::{ConnectionView, Counters, Holder, Usage, Violation};
 pub use lanes::{LaneGrant, Lanes, NoLane};
 pub use storage::{Allocate, StaticStorage, Storage};

@@ -214,6 +214,10 @@ impl<S: Seam> Transport for KernelTransport<S> {
         if ready.hung_up { Err(self.fail(Errno::ECONNRESET)) } else { Ok(()) }
     }
 
+    fn sleep(&self, until: Instant) -> Result<(), Failure> {
+        crate::clock::sleep(until)
+    }
+
     fn fd(&self) -> Option<i32> {
         self.node.fd().ok().map(|fd| fd.as_raw_fd())
     }

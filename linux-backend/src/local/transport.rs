@@ -395,6 +395,10 @@ impl Transport for LocalTransport {
         }
     }
 
+    fn sleep(&self, until: Instant) -> Result<(), Failure> {
+        crate::clock::sleep(until)
+    }
+
     fn fd(&self) -> Option<i32> {
         Some(self.bell.set().as_raw_fd())
     }

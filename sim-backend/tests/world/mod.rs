@@ -62,6 +62,12 @@ impl SimWorld {
         Self { sim, owner, users: Vec::new() }
     }
 
+    /// The simulation that the world is part of.
+    #[allow(dead_code, reason = "not every test that uses this world looks at it")]
+    pub(crate) const fn sim(&self) -> &Sim {
+        &self.sim
+    }
+
     fn issue(
         &mut self,
         handle: Handle,
