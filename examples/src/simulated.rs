@@ -72,8 +72,8 @@ pub struct Load {
 impl Setup {
     /// The pipeline as it is started on a real machine, playing for `span`, on `board`.
     ///
-    /// What the stages compute is what they took on the machine that the preset `vm` was measured on; an estimate for
-    /// any other.
+    /// What the stages compute for a block are estimates, the same for every board; set
+    /// them to what your own machine takes.
     pub fn new(seed: u64, span: Duration, board: Board) -> Self {
         let blocks = u64::try_from(span.as_nanos() / u128::from(crate::block::BLOCK_NS)).unwrap_or(u64::MAX);
         Self {
