@@ -18,6 +18,16 @@ pub(crate) type Bus = Connection<LocalTransport>;
 
 /// Opens the bus and says hello as `hello` says, under the name of this program.
 pub(crate) fn open(global: &Global, hello: &Hello<'_>) -> Result<Bus, Failure> {
+    let (transport, hello) = transport(global, hello)?;
+    let path = transport.handle().path();
+    Connection::hello(transport, &hello).during(format_args!("hello at {path}"))
+}
+
+/// Opens the bus; what to say hello with, under the name of this program.
+pub(crate) fn transport<'h>(
+    global: &Global,
+    hello: &Hello<'h>,
+) -> Result<(LocalTransport, Hello<'h>), Failure> {
     let mut environment = Environment::current();
     if let Some(root) = &global.root {
         environment = environment
@@ -30,12 +40,11 @@ pub(crate) fn open(global: &Global, hello: &Hello<'_>) -> Result<Bus, Failure> {
         Some(name) => options.connect(name)?,
         None => options.connect_default()?,
     };
-    let path = transport.handle().path();
     let hello = match NodeName::parse("kdbusctl") {
         Ok(name) => hello.description(name),
         Err(_) => *hello,
     };
-    Connection::hello(transport, &hello).during(format_args!("hello at {path}"))
+    Ok((transport, hello))
 }
 
 /// Somebody on the bus: a connection by its id, or whoever owns a name.

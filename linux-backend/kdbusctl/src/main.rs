@@ -12,6 +12,7 @@ mod failure;
 mod info;
 mod list;
 mod listen;
+mod monitor;
 mod output;
 mod own;
 mod payload;
@@ -75,6 +76,8 @@ enum Command {
     Stats(stats::StatsOf),
     /// Show whose messages wait at whom, and how much they take
     Quota(quota::Quota),
+    /// Print all traffic of the bus as it passes, or capture it
+    Monitor(monitor::MonitorAll),
     /// Wait until somebody owns a name, and print who
     Wait(wait::Wait),
     /// Own a name, and print and answer what is sent to it
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
         Command::Stats(stats) => stats.run(global),
         Command::Quota(quota) => quota.run(global),
         Command::Activate(activate) => activate.run(global),
+        Command::Monitor(monitor) => monitor.run(global),
         Command::Completions(complete) => complete.run(),
     };
     match done {

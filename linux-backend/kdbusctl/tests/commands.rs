@@ -454,3 +454,40 @@ fn a_command_that_serves_nobody_is_not_started_for_ever() {
     bus.text(&["send", "org.example.Broken", "anybody?"]);
     assert_eq!(held.exit_code(), 1);
 }
+
+/// The blocks of a capture: type and body of each.
+fn pcapng_blocks(bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+    let (mut at, mut blocks) = (0, Vec::new());
+    while at < bytes.len() {
+        let len = word(at + 4) as usize;
+        assert_eq!(word(at + len - 4) as usize, len, "a block ends with its length");
+        blocks.push((word(at), bytes[at + 8..at + len - 4].to_vec()));
+        at += len;
+    }
+    blocks
+}
+
+#[test]
+fn a_monitor_sees_what_others_say_and_captures_it() {
+    let bus = Bus::start();
+    let file = bus.root().parent().unwrap().join("traffic.pcapng");
+    let receiver = bus.connect("receiver");
+    let id = receiver.id().to_string();
+    let arguments = ["--json", "monitor", "--to", &id, "--count", "1", "--timeout", STUCK, "--pcap"];
+    let mut monitor = bus.background(&[&arguments[..], &[file.to_str().unwrap()]].concat());
+    assert!(monitor.json()["monitoring"].as_str().unwrap().ends_with("/bus"));
+    bus.text(&["send", &id, "overheard"]);
+    let seen = monitor.json();
+    assert_eq!((&seen["kind"], &seen["payload"]["text"]), (&json!("message"), &json!("overheard")));
+    assert_eq!(seen["destination"], json!(receiver.id()));
+    assert!(seen["realtime_ns"].as_u64().unwrap() > 0);
+    assert_eq!(monitor.exit_code(), 0);
+
+    let blocks = pcapng_blocks(&std::fs::read(file).unwrap());
+    let kinds: Vec<_> = blocks.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, [0x0a0d_0d0a, 1, 6], "section, interface, packet");
+    let packet = &blocks[2].1;
+    assert!(packet.windows(9).any(|window| window == b"overheard"));
+    assert_eq!(packet[12..16], (64_u32 + 9).to_ne_bytes(), "the header of kdbus, then the payload");
+}
