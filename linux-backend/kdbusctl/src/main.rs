@@ -22,6 +22,7 @@ mod send;
 mod signal;
 mod stats;
 mod text;
+mod top;
 mod wait;
 
 use std::process::ExitCode;
@@ -74,6 +75,8 @@ enum Command {
     Recv(recv::Recv),
     /// Show connections in numbers: queue, pool, losses, rates
     Stats(stats::StatsOf),
+    /// Watch connections in numbers, the busiest first
+    Top(top::Top),
     /// Show whose messages wait at whom, and how much they take
     Quota(quota::Quota),
     /// Print all traffic of the bus as it passes, or capture it
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
         Command::Quota(quota) => quota.run(global),
         Command::Activate(activate) => activate.run(global),
         Command::Monitor(monitor) => monitor.run(global),
+        Command::Top(top) => top.run(global),
         Command::Completions(complete) => complete.run(),
     };
     match done {

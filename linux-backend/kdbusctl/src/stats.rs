@@ -23,6 +23,10 @@ pub(crate) struct StatsOf {
     interval: Duration,
 }
 
+/// Heads of the columns of [`Sample::row`].
+pub(crate) const HEADER: [&str; 11] =
+    ["ID", "WHO", "QUEUE", "POOL", "CALLS", "SENT", "RECEIVED", "LOST", "REFUSED", "SENT/S", "RECEIVED/S"];
+
 /// One connection at two times.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
@@ -112,20 +116,7 @@ pub(crate) fn reports(bus: &Bus, chosen: &[(u64, String)]) -> Result<Vec<(String
 
 /// Samples as a table; rates where there are two of them.
 pub(crate) fn table(samples: &[Sample]) -> String {
-    let header = [
-        "ID",
-        "WHO",
-        "QUEUE",
-        "POOL",
-        "CALLS",
-        "SENT",
-        "RECEIVED",
-        "LOST",
-        "REFUSED",
-        "SENT/S",
-        "RECEIVED/S",
-    ];
-    output::table(header, samples.iter().map(Sample::row))
+    output::table(HEADER, samples.iter().map(Sample::row))
 }
 
 impl Sample {
@@ -136,7 +127,7 @@ impl Sample {
         Some((rate(self.now.sent, before.sent), rate(self.now.received, before.received)))
     }
 
-    fn row(&self) -> [String; 11] {
+    pub(crate) fn row(&self) -> [String; 11] {
         let Self { title, now, .. } = self;
         let rates = self.rates();
         let rate = |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{rate:.0}"));
