@@ -8,6 +8,7 @@ mod bus;
 mod bus_info;
 mod call;
 mod complete;
+mod endpoint;
 mod failure;
 mod info;
 mod list;
@@ -87,6 +88,8 @@ enum Command {
     Own(own::Own),
     /// Hold a name and start its service with the first message
     Activate(activate::Activate),
+    /// Open another door to the bus, with a policy of its own
+    Endpoint(endpoint::Endpoint),
     /// Print a script that completes this program's command line in a shell
     Completions(complete::Complete),
 }
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         Command::Activate(activate) => activate.run(global),
         Command::Monitor(monitor) => monitor.run(global),
         Command::Top(top) => top.run(global),
+        Command::Endpoint(endpoint) => endpoint.run(global),
         Command::Completions(complete) => complete.run(),
     };
     match done {

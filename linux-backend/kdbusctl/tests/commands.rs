@@ -44,9 +44,14 @@ impl Bus {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
+        self.command_at(&Self::name(), arguments)
+    }
+
+    /// A command over another node than the bus' default one.
+    fn command_at(&self, node: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kdbusctl"));
         command.env_remove("KDBUS_ROOT").env_remove("KDBUS_BUS");
-        command.arg("--root").arg(self.root()).arg("--bus").arg(Self::name()).args(arguments);
+        command.arg("--root").arg(self.root()).arg("--bus").arg(node).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -490,4 +495,26 @@ fn a_monitor_sees_what_others_say_and_captures_it() {
     let packet = &blocks[2].1;
     assert!(packet.windows(9).any(|window| window == b"overheard"));
     assert_eq!(packet[12..16], (64_u32 + 9).to_ne_bytes(), "the header of kdbus, then the payload");
+}
+
+#[test]
+fn an_endpoint_shows_what_its_policy_allows() {
+    let bus = Bus::start();
+    let seen = bus.background(&["own", "org.example.Seen", "--echo"]);
+    let hidden = bus.background(&["own", "org.example.Hidden", "--echo"]);
+    for name in ["org.example.Seen", "org.example.Hidden"] {
+        bus.text(&["wait", name, "--timeout", STUCK]);
+    }
+    let rules = ["--allow", "org.example.Seen:talk:world"];
+    let mut door = bus.background(&[&["--json", "endpoint", "door"], &rules[..]].concat());
+    let endpoint = door.json()["endpoint"].as_str().unwrap().to_owned();
+
+    let node = format!("{}/{endpoint}", Bus::name());
+    let through = |arguments: &[&str]| bus.command_at(&node, arguments).output().unwrap();
+    assert_eq!(through(&["call", "org.example.Seen", "hi"]).stdout, b"hi\n");
+    assert_eq!(through(&["call", "org.example.Hidden", "hi"]).status.code(), Some(5));
+    let listed = String::from_utf8(through(&["list"]).stdout).unwrap();
+    assert!(listed.contains("org.example.Seen") && !listed.contains("org.example.Hidden"), "{listed}");
+    drop(door);
+    drop((seen, hidden));
 }
