@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{
-    CmdFree, CmdHello, CmdRecv, CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg, MsgInfo,
+    Cmd, CmdFree, CmdHello, CmdRecv, CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg, MsgInfo,
     RecvFlags, RecvReturnFlags,
 };
 use kdbus_core::client::{Failure, Incoming, Outgoing, Transport};
@@ -237,7 +237,8 @@ impl<W: Transported> World for OverTransport<W> {
             Some(command) => {
                 if let Err(failure) = client.transport.command(command, arg) {
                     let setup = [Command::BusMake, Command::EndpointMake, Command::Hello].contains(&command);
-                    if setup && failure == Failure::Broken(Errno::ECONNRESET) {
+                    let malformed = Cmd::read_from_prefix(arg).is_ok_and(|(cmd, _)| cmd.flags != 0);
+                    if (setup || malformed) && failure == Failure::Broken(Errno::ECONNRESET) {
                         skip("a broken transport says so to everything");
                     }
                     return Err(failure.errno());
