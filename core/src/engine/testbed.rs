@@ -56,8 +56,15 @@ pub(super) struct TestHost {
     random: u8,
 }
 
+/// Bytes of the largest pool that the test host makes.
+const POOL_MAX: u64 = 16 << 20;
+
 impl Host for TestHost {
     fn pool_create(&mut self, owner: HandleId, size: u64) -> Result<(), Errno> {
+        // As every host, it has an end: HELLO can ask for any size.
+        if size > POOL_MAX {
+            return Err(Errno::ENOMEM);
+        }
         assert!(self.pools.insert(owner, vec![0; size as usize]).is_none(), "one pool a handle");
         Ok(())
     }
