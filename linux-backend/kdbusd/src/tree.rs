@@ -29,6 +29,8 @@ const LOCK: &str = ".lock";
 const CONTROL: &str = "control";
 /// Nodes in the making start with this; no bus and no endpoint does.
 const UNFINISHED: &str = ".new-";
+/// Nodes that a service manager made, while they are on their way to their place.
+const ADOPTED: &str = ".new-adopted-";
 
 /// Who owns a node, and its permission bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,8 @@ pub(crate) struct Tree {
     counter: u64,
     /// Sockets of a service manager's, by the node they are to be, under the temporary names they have meanwhile.
     adopted: Vec<(PathBuf, OwnedFd, String)>,
+    /// Nodes of such sockets, which stay when the daemon ends: clients go on waiting there for the next one.
+    lasting: Vec<PathBuf>,
 }
 
 impl Tree {
@@ -137,6 +141,7 @@ impl Tree {
             privileged: uid.is_root(),
             counter: 0,
             adopted: Vec::new(),
+            lasting: Vec::new(),
         };
         tree.adopt(listeners)?;
         tree.clear()?;
@@ -224,20 +229,22 @@ impl Tree {
         self.in_writable(&directory, || fs::unlinkat(&directory, endpoint, AtFlags::empty()))
     }
 
-    /// Removes a bus with all its endpoints.
+    /// Removes a bus with all its endpoints; a service manager's node stays, with the directory.
     ///
     /// # Errors
     ///
     /// What the system said.
     pub(crate) fn remove_bus(&self, bus: &str) -> io::Result<()> {
         let directory = self.directory(bus)?;
-        self.in_writable(&directory, || {
-            for name in names(&directory)? {
+        let lasts = |name: &str| self.lasting.iter().any(|node| *node == Path::new(bus).join(name));
+        let left = self.in_writable(&directory, || {
+            let nodes = names(&directory)?;
+            for name in nodes.iter().filter(|name| !lasts(name)) {
                 fs::unlinkat(&directory, name.as_str(), AtFlags::empty())?;
             }
-            Ok(())
+            Ok(nodes.iter().any(|name| lasts(name)))
         })?;
-        fs::unlinkat(&self.root, bus, AtFlags::REMOVEDIR)
+        if left { Ok(()) } else { fs::unlinkat(&self.root, bus, AtFlags::REMOVEDIR) }
     }
 
     /// Moves the nodes of sockets that are bound already to temporary names: a socket goes with its node, so whoever
@@ -247,9 +254,21 @@ impl Tree {
             let failed = |error| TreeError::Io { doing: format!("taking over {}", path.display()), error };
             let node =
                 path.strip_prefix(&self.path).map_err(|_| TreeError::Unasked { path: path.clone() })?;
-            let name = self.temporary();
-            // The one directory that the manager made for it may be open to nobody but its owner.
-            fs::renameat(&self.root, node, &self.root, &name).map_err(failed)?;
+            self.counter += 1;
+            // Only sockets ever have such a name, so one that a dead daemon left is replaced.
+            let name = format!("{ADOPTED}{}", self.counter);
+            let rename = || fs::renameat(&self.root, node, &self.root, &name);
+            let directory = node.parent().and_then(Path::to_str).filter(|parent| !parent.is_empty());
+            let moved = match directory.map(|parent| self.directory(parent)) {
+                None => rename(),
+                Some(directory) => directory.and_then(|directory| self.in_writable(&directory, rename)),
+            };
+            match moved {
+                Ok(()) => {}
+                // Somebody removed the node, so nobody can come this way: a new one takes its place.
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(failed(error)),
+            }
             self.adopted.push((node.to_path_buf(), socket, name));
         }
         Ok(())
@@ -260,7 +279,10 @@ impl Tree {
     fn node(&mut self, target: &Path, access: &Access) -> io::Result<(OwnedFd, String)> {
         let adopted = self.adopted.iter().position(|(node, ..)| node == target);
         let (socket, name) = match adopted.map(|at| self.adopted.swap_remove(at)) {
-            Some((_, socket, name)) => (socket, name),
+            Some((_, socket, name)) => {
+                self.lasting.push(target.to_path_buf());
+                (socket, name)
+            }
             None => {
                 let name = self.temporary();
                 let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -358,8 +380,13 @@ impl Tree {
     fn clear(&mut self) -> Result<(), TreeError> {
         let io = |error| TreeError::Io { doing: format!("clearing {}", self.path.display()), error };
         let entries = names(&self.root).map_err(io)?;
-        let kept = |name: &str| name == LOCK || self.adopted.iter().any(|(_, _, adopted)| adopted == name);
-        for name in entries.iter().filter(|name| !kept(name)) {
+        let kept = |name: &str| {
+            name == LOCK
+                || self.adopted.iter().any(|(_, _, adopted)| adopted == name)
+                || self.lasting.iter().any(|node| node == Path::new(name))
+        };
+        let entries: Vec<_> = entries.into_iter().filter(|name| !kept(name)).collect();
+        for name in &entries {
             let foreign = || TreeError::Foreign { path: self.path.join(name) };
             let stat = fs::statat(&self.root, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
             match FileType::from_raw_mode(stat.st_mode) {
@@ -377,8 +404,7 @@ impl Tree {
                 _ => return Err(foreign()),
             }
         }
-        let kept = |name: &str| name == LOCK || self.adopted.iter().any(|(_, _, adopted)| adopted == name);
-        for name in entries.iter().filter(|name| !kept(name)) {
+        for name in &entries {
             let removed = match fs::unlinkat(&self.root, name.as_str(), AtFlags::empty()) {
                 Err(Errno::ISDIR | Errno::PERM) => self.remove_bus(name),
                 result => result,

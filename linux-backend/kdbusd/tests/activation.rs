@@ -58,6 +58,37 @@ fn who_connects_before_the_daemon_runs_is_served() {
 }
 
 #[test]
+fn who_comes_between_two_daemons_is_served_by_the_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("kdbus");
+    let control = listen(&root.join("control"), SocketType::SEQPACKET);
+    let listener = listen(&root.join(format!("{}-early/bus", uid())), SocketType::SEQPACKET);
+    let copies = || (control.try_clone().unwrap(), listener.try_clone().unwrap());
+    for signal in
+        [rustix::process::Signal::TERM, rustix::process::Signal::KILL, rustix::process::Signal::TERM]
+    {
+        // Also at the nodes that the last daemon left, ended in order or not.
+        let waiting = connect(&root);
+        let (first, second) = copies();
+        let mut daemon = start(&root, first, second);
+        let _served: Connection<_> = Connection::hello(waiting, &Hello::new()).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), signal).unwrap();
+        daemon.wait().unwrap();
+    }
+
+    // A node that somebody removed is made anew.
+    std::fs::remove_file(root.join("control")).unwrap();
+    let (first, second) = copies();
+    let waiting = connect(&root);
+    let mut daemon = start(&root, first, second);
+    let _served: Connection<_> = Connection::hello(waiting, &Hello::new()).unwrap();
+    assert!(root.join("control").exists());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), rustix::process::Signal::TERM)
+        .unwrap();
+    daemon.wait().unwrap();
+}
+
+#[test]
 fn a_socket_that_is_no_node_or_no_packet_socket_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("kdbus");
