@@ -8,6 +8,27 @@ use kdbus_core::client::{Connection, Hello};
 use kdbus_linux::local::{Environment, LocalTransport, Options};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
+/// A directory for a tree. What daemons leave there for the next one goes with it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.0.path().join("kdbus")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // The mode of a bus directory keeps its owner from removing what is in it.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let _ = std::fs::set_permissions(self.root().join(format!("{}-early", uid())), open);
+    }
+}
+
 /// A socket that listens at `path`, as a socket unit has it.
 fn listen(path: &Path, kind: SocketType) -> OwnedFd {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -38,8 +59,8 @@ fn connect(root: &Path) -> LocalTransport {
 
 #[test]
 fn who_connects_before_the_daemon_runs_is_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("kdbus");
+    let dir = Place::new();
+    let root = dir.root();
     let bus = root.join(format!("{}-early/bus", uid()));
     let control = listen(&root.join("control"), SocketType::SEQPACKET);
     let listener = listen(&bus, SocketType::SEQPACKET);
@@ -59,8 +80,8 @@ fn who_connects_before_the_daemon_runs_is_served() {
 
 #[test]
 fn who_comes_between_two_daemons_is_served_by_the_second() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("kdbus");
+    let dir = Place::new();
+    let root = dir.root();
     let control = listen(&root.join("control"), SocketType::SEQPACKET);
     let listener = listen(&root.join(format!("{}-early/bus", uid())), SocketType::SEQPACKET);
     let copies = || (control.try_clone().unwrap(), listener.try_clone().unwrap());
@@ -90,13 +111,12 @@ fn who_comes_between_two_daemons_is_served_by_the_second() {
 
 #[test]
 fn a_socket_that_is_no_node_or_no_packet_socket_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("kdbus");
     for (name, kind, says) in [
         ("stray", SocketType::SEQPACKET, "name its bus in the configuration"),
         ("control", SocketType::STREAM, "descriptor"),
     ] {
-        let _ = std::fs::remove_dir_all(&root);
+        let dir = Place::new();
+        let root = dir.root();
         let first = listen(&root.join(name), kind);
         let second = listen(&root.join(format!("{}-early/bus", uid())), SocketType::SEQPACKET);
         let output = start(&root, first, second).wait_with_output().unwrap();
