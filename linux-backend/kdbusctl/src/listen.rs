@@ -1,14 +1,13 @@
 //! `listen`: signals as they come.
 
-use std::time::Duration;
-
 use clap::Args;
-use kdbus_core::client::{Deadline, Delivery, Hello, Kind, Topic, TopicPattern};
+use kdbus_core::client::{Delivery, Hello, Kind, Topic, TopicPattern};
 use kdbus_linux::local::LocalTransport;
 use serde_json::json;
 
-use crate::bus::{self, Id, span};
+use crate::bus::{self, Id};
 use crate::failure::{Context, Failure};
+use crate::follow::{self, Follow};
 use crate::{Global, output, payload};
 
 /// Arguments of `listen`.
@@ -17,15 +16,8 @@ pub(crate) struct Listen {
     /// Topic (org.example.Mixer.level), all topics below one (org.example.Mixer.*), or * for every signal
     #[arg(value_name = "TOPIC|PREFIX.*")]
     topic: String,
-    /// Stop after this many signals
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
-    /// Give up after this time without a signal, such as 2s or 500ms [default: never]
-    #[arg(long, value_parser = span)]
-    timeout: Option<Duration>,
-    /// Show payloads as hex digits
-    #[arg(long)]
-    hex: bool,
+    #[command(flatten)]
+    follow: Follow,
 }
 
 impl Listen {
@@ -41,14 +33,12 @@ impl Listen {
         }
         // A filter lets a foreign signal pass now and then; with the whole topic at hand that is seen.
         let exact = Topic::parse(&self.topic).ok();
-        let mut left = self.count;
+        let mut left = self.follow.count;
         while left != Some(0) {
-            let deadline = self.timeout.map_or(Deadline::Never, Deadline::After);
-            let signal = bus.recv_blocking(deadline).during(format_args!("signals about {}", self.topic))?;
-            let lost = bus.take_lost();
-            if lost > 0 {
-                tell_lost(global, lost)?;
-            }
+            let signal = bus
+                .recv_blocking(self.follow.deadline())
+                .during(format_args!("signals about {}", self.topic))?;
+            follow::tell_lost(global, "signals", bus.take_lost())?;
             if signal.kind() == Kind::Signal && exact.is_none_or(|topic| signal.is_about(topic)) {
                 self.show(global, &signal)?;
                 left = left.map(|left| left - 1);
@@ -67,15 +57,10 @@ impl Listen {
                 "payload": payload::value(&bytes),
             }));
         }
-        output::line(format_args!("{} {}", Id(signal.sender()), payload::text(&bytes, self.hex).trim_end()))
-    }
-}
-
-/// Losses are part of the result: whoever counts signals has to know.
-fn tell_lost(global: &Global, lost: u64) -> Result<(), Failure> {
-    if global.json {
-        output::line(json!({ "lost": lost }))
-    } else {
-        output::line(format_args!("{lost} signals lost: they came faster than they could be shown"))
+        output::line(format_args!(
+            "{} {}",
+            Id(signal.sender()),
+            payload::text(&bytes, self.follow.hex).trim_end()
+        ))
     }
 }

@@ -10,6 +10,7 @@ mod call;
 mod complete;
 mod endpoint;
 mod failure;
+mod follow;
 mod info;
 mod list;
 mod listen;

@@ -1,13 +1,8 @@
 //! `monitor`: all traffic of the bus, as it passes.
 
-use std::fs::File;
-use std::io::BufWriter;
-use std::path::PathBuf;
-use std::time::Duration;
-
 use clap::{Args, ValueEnum};
 use kdbus_core::abi::{AttachFlags, DST_ID_BROADCAST, Msg};
-use kdbus_core::client::{Deadline, Delivery, Hello, Kind, Monitor};
+use kdbus_core::client::{Delivery, Hello, Kind, Monitor};
 use kdbus_linux::local::LocalTransport;
 use pcap_file::DataLink;
 use pcap_file::pcapng::PcapNgWriter;
@@ -16,10 +11,15 @@ use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
 use serde_json::json;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::PathBuf;
+use std::time::Duration;
 use zerocopy::IntoBytes;
 
-use crate::bus::{self, Id, Peer, span};
+use crate::bus::{self, Id, Peer};
 use crate::failure::{Context, Exit, Failure};
+use crate::follow::{self, Follow};
 use crate::{Global, output, payload};
 
 /// Bytes of a payload that a capture keeps.
@@ -40,15 +40,8 @@ pub(crate) struct MonitorAll {
     /// Write a capture (pcapng) besides: each packet is the 64 bytes of kdbus' message header, then the payload
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
-    /// Stop after this many messages
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
-    /// Give up after this time without a message, such as 2s or 500ms [default: never]
-    #[arg(long, value_parser = span)]
-    timeout: Option<Duration>,
-    /// Show payloads as hex digits
-    #[arg(long)]
-    hex: bool,
+    #[command(flatten)]
+    follow: Follow,
 }
 
 /// A kind of message, on the command line.
@@ -80,14 +73,10 @@ impl MonitorAll {
         } else {
             output::line(format_args!("monitoring {path} as {}", Id(monitor.id())))?;
         }
-        let mut left = self.count;
+        let mut left = self.follow.count;
         while left != Some(0) {
-            let deadline = self.timeout.map_or(Deadline::Never, Deadline::After);
-            let message = monitor.recv_blocking(deadline).during("traffic")?;
-            let lost = monitor.take_lost();
-            if lost > 0 {
-                tell_lost(global, lost)?;
-            }
+            let message = monitor.recv_blocking(self.follow.deadline()).during("traffic")?;
+            follow::tell_lost(global, "messages", monitor.take_lost())?;
             if from.is_some_and(|id| id != message.sender())
                 || to.is_some_and(|id| id != message.destination() && !self.is_named(&message))
                 || !self.kind.is_empty() && !self.kind.contains(&Wanted::of(message.kind()))
@@ -154,7 +143,7 @@ impl MonitorAll {
         let from = if message.sender() == 0 { "the bus".into() } else { Id(message.sender()).to_string() };
         let text = match message.notification() {
             Some(notification) => format!("{notification:?}"),
-            None => payload::text(bytes, self.hex),
+            None => payload::text(bytes, self.follow.hex),
         };
         output::line(format_args!(
             "{seconds:.6} {kind} #{} {from} > {to}: {}",
@@ -240,14 +229,5 @@ impl Capture {
         let Self { path, writer } = self;
         let flushed = writer.into_inner().flush();
         flushed.map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", path.display())))
-    }
-}
-
-/// Losses are part of the result: whoever looks for a message has to know.
-fn tell_lost(global: &Global, lost: u64) -> Result<(), Failure> {
-    if global.json {
-        output::line(json!({ "lost": lost }))
-    } else {
-        output::line(format_args!("{lost} messages lost: they came faster than they could be shown"))
     }
 }

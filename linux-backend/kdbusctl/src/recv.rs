@@ -1,14 +1,13 @@
 //! `recv`: messages as they come, without an answer.
 
-use std::time::Duration;
-
 use clap::Args;
 use kdbus_core::abi::NameFlags;
-use kdbus_core::client::{Deadline, Hello};
+use kdbus_core::client::Hello;
 use serde_json::json;
 
-use crate::bus::{self, Id, Name, span};
+use crate::bus::{self, Id, Name};
 use crate::failure::{Context, Failure};
+use crate::follow::Follow;
 use crate::{Global, output, payload};
 
 /// Arguments of `recv`. Calls are shown and not answered; `own` answers.
@@ -17,15 +16,8 @@ pub(crate) struct Recv {
     /// Own this well-known name while receiving [default: receive under the unique id that is printed]
     #[arg(value_name = "NAME")]
     name: Option<Name>,
-    /// Stop after this many messages
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
-    /// Give up after this time without a message, such as 2s or 500ms [default: never]
-    #[arg(long, value_parser = span)]
-    timeout: Option<Duration>,
-    /// Show payloads as hex digits
-    #[arg(long)]
-    hex: bool,
+    #[command(flatten)]
+    follow: Follow,
 }
 
 impl Recv {
@@ -39,14 +31,13 @@ impl Recv {
         } else {
             output::line(format_args!("receiving as {}", Id(bus.id())))?;
         }
-        let mut left = self.count;
+        let mut left = self.follow.count;
         while left != Some(0) {
-            let deadline = self.timeout.map_or(Deadline::Never, Deadline::After);
-            let message = bus.recv_blocking(deadline).during("messages")?;
+            let message = bus.recv_blocking(self.follow.deadline()).during("messages")?;
             if message.notification().is_some() {
                 continue;
             }
-            output::line(payload::message(global.json, &message, &payload::of(&message)?, self.hex))?;
+            output::line(payload::message(global.json, &message, &payload::of(&message)?, self.follow.hex))?;
             left = left.map(|left| left - 1);
         }
         Ok(())
