@@ -21,8 +21,8 @@ pub(crate) fn read(address: u64, len: usize) -> Result<Vec<u8>, Errno> {
     }
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
     let remote = libc::iovec { iov_base: address as usize as *mut _, iov_len: len };
-    // SAFETY: the kernel writes to `bytes` only, at most its length, and checks the remote range itself.
     let count =
+        // SAFETY: the kernel writes to `bytes` only, at most its length, and checks the remote range itself.
         unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
     if usize::try_from(count) == Ok(len) { Ok(bytes) } else { Err(Errno::EFAULT) }
 }
@@ -39,8 +39,8 @@ pub(crate) fn read(address: u64, len: usize) -> Result<Vec<u8>, Errno> {
 pub(crate) unsafe fn write(address: u64, bytes: &[u8]) -> Result<(), Errno> {
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let remote = libc::iovec { iov_base: address as usize as *mut _, iov_len: bytes.len() };
-    // SAFETY: `bytes` is only read; the remote range is checked by the kernel and the caller's to change.
     let count =
+        // SAFETY: `bytes` is only read; the remote range is checked by the kernel and the caller's to change.
         unsafe { libc::process_vm_writev(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
     if usize::try_from(count) == Ok(bytes.len()) { Ok(()) } else { Err(Errno::EFAULT) }
 }
@@ -50,8 +50,8 @@ pub(crate) fn unmapped() -> u64 {
     static PAGE: OnceLock<u64> = OnceLock::new();
     *PAGE.get_or_init(|| {
         let flags = rustix::mm::MapFlags::PRIVATE;
-        // SAFETY: the kernel chooses an address where nothing is mapped; the page stays for good.
         let page =
+            // SAFETY: the kernel chooses an address where nothing is mapped; the page stays for good.
             unsafe { rustix::mm::mmap_anonymous(null_mut(), GUARD, rustix::mm::ProtFlags::empty(), flags) };
         page.map_or(0, |page| page as u64)
     })

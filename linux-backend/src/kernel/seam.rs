@@ -90,8 +90,8 @@ unsafe impl Seam for Module {
 
     fn mmap(&self, node: BorrowedFd<'_>, len: usize, writable: bool) -> Result<NonNull<u8>, Errno> {
         let write = if writable { ProtFlags::WRITE } else { ProtFlags::empty() };
-        // SAFETY: the kernel chooses an address where nothing is mapped.
         let start =
+            // SAFETY: the kernel chooses an address where nothing is mapped.
             unsafe { rustix::mm::mmap(null_mut(), len, ProtFlags::READ | write, MapFlags::SHARED, node, 0) };
         NonNull::new(start.map_err(errno)?.cast()).ok_or(Errno::ENOMEM)
     }
