@@ -95,7 +95,7 @@ fn send(writer: &mut Writer, key: u64) -> Option<bool> {
 fn receive(reader: &mut Reader) -> Option<u64> {
     let key = reader.peek().unwrap()?.key;
     let mut word = [0];
-    let taken = reader.copy_out(&mut word).unwrap();
+    let taken = reader.copy_out(&mut word, &mut []).unwrap();
     reader.give_back(taken);
     assert_eq!(word, [key]);
     Some(key)

@@ -15,9 +15,9 @@
 //! | 0 | words of the messages that were received, all in all: room that came back; all ones: given up |
 //! | 8 | counts how often the receiver asked for its bell |
 //!
-//! A message is four words (bytes of its first and its second part, key, priority), then the bytes of both parts
-//! without a gap, up to the next word. It goes round the end of the ring. A message is sent once the control word's
-//! tail lies behind it, and not before: whatever stands in the ring beyond the tail is nothing.
+//! A message is four words (bytes of its first and its second part, key, call), then the bytes of both parts, each
+//! up to the next word. It goes round the end of the ring. A message is sent once the control word's tail lies
+//! behind it, and not before: whatever stands in the ring beyond the tail is nothing.
 //!
 //! *Closing* sets a bit of the control word; the tail that was there at that moment is final, because a sender
 //! moves the tail by compare-and-swap against an open word. The verdict repeats it for those who do not trust the
@@ -75,10 +75,10 @@ impl LaneLayout {
         RING_AT + self.ring as usize
     }
 
-    /// Words that a message of `bytes` takes, its head included.
+    /// Words that a message of these parts takes, its head included.
     #[must_use]
-    pub const fn message_words(bytes: u64) -> u64 {
-        HEAD + bytes.div_ceil(8)
+    pub const fn message_words(first: u64, second: u64) -> u64 {
+        HEAD + first.div_ceil(8) + second.div_ceil(8)
     }
 
     /// The layout of a lane part of this many words. `None` if there is none.
@@ -91,6 +91,11 @@ impl LaneLayout {
     #[must_use]
     pub const fn ring(self) -> u64 {
         self.ring as u64
+    }
+
+    /// Words from `position` to the end of the ring.
+    const fn to_end(self, position: u64) -> usize {
+        self.ring as usize - (position & (self.ring as u64 - 1)) as usize
     }
 
     const fn at(self, position: u64) -> usize {
@@ -108,15 +113,14 @@ pub struct LaneHead {
     pub second: u64,
     /// The time at which it was sent.
     pub key: u64,
-    /// Its priority.
-    pub priority: i64,
+    /// What names the call that it is, 0 for a message that is none.
+    pub call: u64,
 }
 
 impl LaneHead {
     /// Words that the message takes in its lane; `None` if no ring is that large.
     fn words(&self) -> Option<u64> {
-        let bytes = self.first.checked_add(self.second)?;
-        let words = LaneLayout::message_words(bytes);
+        let words = LaneLayout::message_words(self.first, self.second);
         (words <= RING_MAX as u64).then_some(words)
     }
 }
@@ -251,7 +255,7 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
         if used > self.layout.ring() || words > self.layout.ring() - used {
             return Err(NotByLane::Full);
         }
-        for (at, word) in (start..).zip([head.first, head.second, head.key, head.priority as u64]) {
+        for (at, word) in (start..).zip([head.first, head.second, head.key, head.call]) {
             self.lane.store(self.layout.at(at), word);
         }
         let at = start + HEAD;
@@ -270,7 +274,7 @@ pub struct Reserved<'a, L, B, V> {
 }
 
 impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
-    /// Appends bytes, whole words at a time. Those beyond what was reserved are left out.
+    /// Appends bytes to the part that is being written. Those beyond what was reserved are left out.
     pub fn put(&mut self, mut bytes: &[u8]) {
         if self.filled != 0 {
             let (head, rest) = bytes.split_at(bytes.len().min(8 - self.filled));
@@ -286,14 +290,20 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
             self.filled = 0;
         }
         let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            self.word(u64::from_ne_bytes(*word));
-        }
+        self.run(words);
         self.partial = [0; 8];
         for (place, byte) in self.partial.iter_mut().zip(rest) {
             *place = *byte;
         }
         self.filled = rest.len();
+    }
+
+    /// Ends the first part: the next byte starts a word.
+    pub fn next_part(&mut self) {
+        if self.filled != 0 {
+            self.word(u64::from_ne_bytes(self.partial));
+            self.filled = 0;
+        }
     }
 
     /// Sends the message. True if the receiver's bell has to be rung. Bytes that were not put are whatever
@@ -304,9 +314,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     /// [`NotByLane::Closed`] if the lane was closed before: nothing was sent.
     #[must_use = "a receiver that sleeps has to be woken"]
     pub fn commit(mut self) -> Result<bool, NotByLane> {
-        if self.filled != 0 {
-            self.word(u64::from_ne_bytes(self.partial));
-        }
+        self.next_part();
         let Self { writer, next, .. } = self;
         if !writer.lane.replace(CONTROL_AT, writer.control.word(), next.word()) {
             return Err(NotByLane::Closed);
@@ -323,6 +331,16 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
         writer.lane.fence();
         let wish = writer.back.load(WISH_AT);
         Ok(core::mem::replace(&mut writer.rung, wish) != wish)
+    }
+
+    /// Appends whole words, in one go up to the end of the ring.
+    fn run(&mut self, words: &[[u8; 8]]) {
+        let reserved = self.next.tail.saturating_sub(self.at).min(words.len() as u64) as usize;
+        let (lane, layout) = (&self.writer.lane, self.writer.layout);
+        let (head, tail) = words[..reserved].split_at(layout.to_end(self.at).min(reserved));
+        lane.store_run(layout.at(self.at), head);
+        lane.store_run(layout.at(0), tail);
+        self.at += reserved as u64;
     }
 
     fn word(&mut self, word: u64) {
@@ -410,7 +428,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             return Err(self.violation());
         }
         let word = |offset| self.lane.load(self.layout.at(self.head + offset));
-        let head = LaneHead { first: word(0), second: word(1), key: word(2), priority: word(3) as i64 };
+        let head = LaneHead { first: word(0), second: word(1), key: word(2), call: word(3) };
         if head.words().is_none_or(|words| words > ahead) {
             return Err(self.violation());
         }
@@ -418,14 +436,21 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         Ok(self.peeked)
     }
 
-    /// Copies the bytes of the message that [`peek`](Self::peek) has returned to `to`, once, and goes on to the
+    /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the
     /// next. Returns the words that it takes in the lane until they are [given back](Self::give_back); `None`
-    /// if `to` has too few words for it, or if there is none.
-    pub fn copy_out(&mut self, to: &mut [u64]) -> Option<u64> {
-        let words = self.peeked?.words()?;
-        let to = to.get_mut(..(words - HEAD) as usize)?;
-        for (at, place) in (self.head + HEAD..).zip(to) {
-            *place = self.lane.load(self.layout.at(at));
+    /// if `first` or `second` has too few words, or if there is no message.
+    pub fn copy_out(&mut self, first: &mut [u64], second: &mut [u64]) -> Option<u64> {
+        let head = self.peeked?;
+        let words = head.words()?;
+        let first = first.get_mut(..head.first.div_ceil(8) as usize)?;
+        let second = second.get_mut(..head.second.div_ceil(8) as usize)?;
+        let mut at = self.head + HEAD;
+        for part in [first, second] {
+            let (start, count) = (at, part.len());
+            at += count as u64;
+            let (head, tail) = part.split_at_mut(self.layout.to_end(start).min(count));
+            self.lane.load_run(self.layout.at(start), head);
+            self.lane.load_run(self.layout.at(0), tail);
         }
         self.head += words;
         self.peeked = None;

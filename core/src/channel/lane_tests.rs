@@ -61,10 +61,11 @@ fn send<L: Words, B: Words, V: Words>(
         first: first.len() as u64,
         second: second.len() as u64,
         key: number,
-        priority: -(number as i64),
+        call: !number,
     };
     let mut reserved = writer.reserve(head)?;
     reserved.put(first);
+    reserved.next_part();
     // In pieces that end anywhere.
     second.chunks(1 + number as usize % 11).for_each(|piece| reserved.put(piece));
     reserved.commit()
@@ -73,13 +74,14 @@ fn send<L: Words, B: Words, V: Words>(
 /// The number of the next message, which is whole.
 fn receive<L: Words, B: Words, V: Words>(reader: &mut LaneReader<L, B, V>) -> Option<u64> {
     let head = reader.peek().unwrap()?;
-    let mut words = [0; 8];
-    let taken = reader.copy_out(&mut words).unwrap();
+    let (mut first, mut second) = ([0; 8], [0; 8]);
+    let taken = reader.copy_out(&mut first, &mut second).unwrap();
     reader.give_back(taken);
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let sent = message(head.key);
-    assert_eq!(bytes[..sent.len()], sent);
-    assert_eq!((head.first + head.second, head.priority), (sent.len() as u64, -(head.key as i64)));
+    let bytes = |words: &[u64], len| -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).take(len as usize).collect()
+    };
+    let received = [bytes(&first, head.first), bytes(&second, head.second)].concat();
+    assert_eq!((received, head.call), (message(head.key), !head.key));
     Some(head.key)
 }
 
@@ -114,7 +116,7 @@ fn room_comes_back_when_a_message_is_received_and_not_before() {
     }
     assert_eq!(writer.reserve(LaneHead::default()).err(), Some(NotByLane::Full));
     reader.peek().unwrap().unwrap();
-    let words = reader.copy_out(&mut [0; 4]).unwrap();
+    let words = reader.copy_out(&mut [0; 4], &mut []).unwrap();
     assert_eq!(writer.reserve(LaneHead::default()).err(), Some(NotByLane::Full), "drained is not received");
     reader.give_back(words);
     assert!(writer.reserve(head).is_ok());
@@ -210,7 +212,7 @@ fn a_message_keeps_the_lengths_that_it_was_looked_at_with() {
     memory.lane[16].store(64, Ordering::Relaxed);
     assert_eq!(reader.peek().unwrap(), head);
     let mut words = [0; 8];
-    assert_eq!(reader.copy_out(&mut words), Some(5));
+    assert_eq!(reader.copy_out(&mut words, &mut []), Some(5));
     assert_eq!(words, [0x0101_0101_0101_0101, 0, 0, 0, 0, 0, 0, 0]);
 }
 
@@ -245,7 +247,7 @@ fn a_sender_that_scribbles_neither_stops_the_receiver_nor_leads_it_outside() {
             memory.lane[at].store(if at == 0 && value & 3 != 0 { open } else { value }, Ordering::Relaxed);
             if let Ok(Some(head)) = reader.peek() {
                 assert!(head.first + head.second <= 8 * 28);
-                if let Some(words) = reader.copy_out(&mut [0; 28]) {
+                if let Some(words) = reader.copy_out(&mut [0; 28], &mut [0; 28]) {
                     reader.give_back(words);
                 }
             }

@@ -30,6 +30,21 @@ pub trait Words {
     /// Stores `new` at `index` if the word there is `expected`, acquiring and releasing. True if so.
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool;
 
+    /// Stores words from `index` on, in native byte order and in no order among them. Those beyond the end are
+    /// left out.
+    fn store_run(&self, index: usize, words: &[[u8; 8]]) {
+        for (at, word) in words.iter().enumerate() {
+            self.store(index + at, u64::from_ne_bytes(*word));
+        }
+    }
+
+    /// Loads words from `index` on, each once and in no order among them.
+    fn load_run(&self, index: usize, words: &mut [u64]) {
+        for (at, word) in words.iter_mut().enumerate() {
+            *word = self.load(index + at);
+        }
+    }
+
     /// A fence between everything before and everything after, in one order that all threads agree on.
     fn fence(&self) {
         core::sync::atomic::fence(Ordering::SeqCst);
@@ -65,6 +80,16 @@ impl<T: Words + ?Sized> Words for &T {
     #[inline]
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
         T::replace(self, index, expected, new)
+    }
+
+    #[inline]
+    fn store_run(&self, index: usize, words: &[[u8; 8]]) {
+        T::store_run(self, index, words);
+    }
+
+    #[inline]
+    fn load_run(&self, index: usize, words: &mut [u64]) {
+        T::load_run(self, index, words);
     }
 
     #[inline]

@@ -69,11 +69,16 @@ impl InLane {
         self.reader.peek()
     }
 
-    /// Receives the message that [`peek`](Self::peek) has returned: copies its bytes out, once, and gives its
-    /// room back. False if `to` has too few words for it, or if there is none.
-    pub fn receive(&mut self, to: &mut [u64]) -> bool {
-        let words = self.reader.copy_out(to);
-        words.map(|words| self.reader.give_back(words)).is_some()
+    /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the
+    /// next. Returns the words to [give back](Self::give_back) once it is received; `None` if `first` or
+    /// `second` has too few words for it, or if there is none.
+    pub fn copy_out(&mut self, first: &mut [u64], second: &mut [u64]) -> Option<u64> {
+        self.reader.copy_out(first, second)
+    }
+
+    /// Gives the room of a message back that was copied out.
+    pub fn give_back(&mut self, words: u64) {
+        self.reader.give_back(words);
     }
 
     /// Silences the bell and asks for it again. The caller then looks once more, and sleeps only if nothing
