@@ -3,6 +3,7 @@
 //! - [`abi`]: the commands and items of the kdbus UAPI, parsed and emitted without unsafe code.
 //! - [`channel`]: what two processes share in memory, over slices of atomic words.
 //! - [`client`]: what applications use, over any [`client::Transport`].
+//! - [`examine`]: what a message has to be for any bus to carry it.
 //! - [`engine`]: the bus itself, driven by any [`engine::Host`].
 #![no_std]
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ pub mod abi;
 pub mod channel;
 pub mod client;
 pub mod engine;
+pub mod examine;
 mod name;
 pub mod queue;
 mod radix;

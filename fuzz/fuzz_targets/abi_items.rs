@@ -2,7 +2,7 @@
 #![no_main]
 
 use kdbus_core::abi::{Command, Frame, ITEM_HEADER, ItemType, Items, MESSAGE, SendFlags, align8};
-use kdbus_core::engine::examine::examine;
+use kdbus_core::examine::examine;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -57,12 +57,8 @@ fn send<L: Words, B: Words, V: Words>(
 ) -> Result<bool, NotByLane> {
     let bytes = message(number);
     let (first, second) = bytes.split_at(bytes.len() / 3);
-    let head = LaneHead {
-        first: first.len() as u64,
-        second: second.len() as u64,
-        key: number,
-        call: !number,
-    };
+    let head =
+        LaneHead { first: first.len() as u64, second: second.len() as u64, key: number, call: !number };
     let mut reserved = writer.reserve(head)?;
     reserved.put(first);
     reserved.next_part();

@@ -6,9 +6,9 @@ use crate::abi::{
     AttachFlags, Errno, ItemType, Items, Memfd, Msg, MsgInfo, NameFlags, OFFSET_ZEROS, RecvReturnFlags,
     Timestamp, Vec, align8,
 };
+use crate::examine::received_len;
 
 use super::call::index;
-use super::examine::received_len;
 use super::host::{Clock, Credentials, Host};
 use super::metadata::{PROCESS, emit_process, translate, visible};
 use super::pool::{Slice, SliceId};

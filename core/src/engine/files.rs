@@ -2,9 +2,9 @@
 
 use crate::abi::{Errno, ItemType, Items, Memfd, Msg};
 
-use super::examine::Examined;
 use super::host::{FileId, FileKind, HandleId, Host};
 use super::table::{Blank, FileIx, Record, Table};
+use crate::examine::Examined;
 
 /// One file of a message in flight.
 #[derive(Clone, Copy, Debug)]

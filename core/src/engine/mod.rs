@@ -6,7 +6,7 @@
 //! - [`domain`](Domain): handles, which command goes where; [`Config`] and [`Storage`]: how much of it there
 //!   is, and whose memory that is.
 //! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
-//! - `send`, [`examine`], `deliver`, `receive`, `call`, `registry`, `list`: the commands.
+//! - `send`, `deliver`, `receive`, `call`, `registry`, `list`: the commands.
 //! - `lanes`: who may exchange messages past the bus, and until when.
 //! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `rules`, `policy`, `files`: tables that change their own
 //!   state and return what follows.
@@ -22,7 +22,6 @@ mod deliver;
 mod domain;
 mod effect;
 mod endpoint;
-pub mod examine;
 mod files;
 mod host;
 mod inspect;

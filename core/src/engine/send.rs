@@ -5,13 +5,13 @@ use crate::WellKnownName;
 use crate::abi::{
     CmdSend, Command, DST_ID_NAME, Errno, Frame, FrameError, ItemType, MESSAGE, MsgFlags, MsgInfo, SendFlags,
 };
+use crate::examine::{Examined, Route, examine};
 
 use super::Domain;
 use super::call::{Return, index};
 use super::connection::{put_record, record};
 use super::deliver::Parcel;
 use super::domain::Progress;
-use super::examine::{Examined, Route, examine};
 use super::host::{Clock, Credentials, Host};
 use super::matches::Walk;
 use super::metadata::Gathered;

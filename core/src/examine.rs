@@ -6,7 +6,17 @@ use crate::abi::{
     Vec, align8,
 };
 
-use super::limits::{ADDRESS_END, FDS_MAX, MEMFDS_MAX, PAYLOAD_VEC_MAX};
+/// Descriptors in one `FDS` item.
+pub const FDS_MAX: usize = 16;
+
+/// `PAYLOAD_MEMFD` items in one message.
+pub const MEMFDS_MAX: usize = 16;
+
+/// Bytes of one `PAYLOAD_VEC` item.
+pub const PAYLOAD_VEC_MAX: u64 = 2 << 20;
+
+/// Addresses of a sender's memory end here, on every architecture.
+pub const ADDRESS_END: u64 = 1 << 56;
 
 /// Which way a message takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +213,7 @@ impl Examined<'_> {
 }
 
 /// `size` in a received header: `sent` bytes of header and items, and metadata on the next word.
-pub(super) const fn received_len(sent: u64, metadata: u64) -> u64 {
+pub(crate) const fn received_len(sent: u64, metadata: u64) -> u64 {
     if metadata == 0 { sent } else { align8(sent) + metadata }
 }
 
