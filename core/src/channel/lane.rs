@@ -201,6 +201,12 @@ impl<L: Words, V: Words> LaneGate<L, V> {
     pub const fn verdict(&self) -> Verdict {
         self.verdict
     }
+
+    /// Where the verdict stands.
+    #[must_use]
+    pub const fn page(&self) -> &V {
+        &self.verdicts
+    }
 }
 
 /// The sender's side of a lane.
@@ -232,6 +238,12 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
     #[must_use]
     pub fn is_open(&self) -> bool {
         Verdict::from_word(self.verdicts.load(self.at)).is_open()
+    }
+
+    /// Where the verdict stands.
+    #[must_use]
+    pub const fn page(&self) -> &V {
+        &self.verdicts
     }
 
     /// Starts a message of `head.first` and `head.second` bytes. Until [`Reserved::commit`] it is nothing.
@@ -477,6 +489,30 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     pub fn is_drained(&self) -> bool {
         let verdict = Verdict::from_word(self.verdicts.load(self.at));
         !verdict.is_open() && (self.violated || self.head >= verdict.tail)
+    }
+
+    /// Where the verdict stands.
+    #[must_use]
+    pub const fn page(&self) -> &V {
+        &self.verdicts
+    }
+
+    /// How large the lane is.
+    #[must_use]
+    pub const fn layout(&self) -> LaneLayout {
+        self.layout
+    }
+
+    /// Reads nothing more from the lane, because what a message says breaks the rules: from here on
+    /// [`peek`](Self::peek) is a [`Violation`].
+    pub fn reject(&mut self) {
+        let _ = self.violation();
+    }
+
+    /// Whether the sender broke a rule.
+    #[must_use]
+    pub const fn is_rejected(&self) -> bool {
+        self.violated
     }
 
     /// How far messages are sent.

@@ -5,6 +5,7 @@
 //! - [`Ledger`]: buffers that one process lends to another, and that come back.
 //! - [`LaneWriter`], [`LaneReader`], [`LaneGate`]: messages from one client to another past the bus, and what
 //!   the bus does to let them and to stop them. [`CallWord`]: how a call ends, once.
+//! - [`terms`]: what the bus says of a lane. [`sendable`], [`settle`]: what goes by one, and what becomes of it.
 //! - [`Order`]: merges what several lanes brought by time, into one queue.
 //!
 //! The other side may write anything at any time. Each word is loaded once, the copy is checked, and the
@@ -15,7 +16,9 @@ mod entry;
 mod inbox;
 mod lane;
 mod loan;
+mod message;
 mod order;
+pub mod terms;
 mod verdict;
 mod words;
 
@@ -29,6 +32,7 @@ pub use lane::{
     Violation,
 };
 pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
+pub use message::{Place, Settled, sendable, settle};
 pub use order::{Arrived, Batch, Order};
 pub use verdict::Verdict;
 pub use words::Words;

@@ -56,6 +56,18 @@ impl Order {
 }
 
 impl<'a> Batch<'a> {
+    /// Whether a message with this key would be [admitted](Self::admit).
+    #[must_use]
+    pub const fn takes(&self, key: u64) -> bool {
+        key <= self.cut && self.len < self.room.len()
+    }
+
+    /// What an admitted message counts as old as: its key, or the end of the look before.
+    #[must_use]
+    pub const fn time_of(&self, key: u64) -> u64 {
+        if key < self.floor { self.floor } else { key }
+    }
+
     /// Takes a message in. False if it has to stay in its lane until the next look: it was queued after this
     /// one began, or there is no room.
     #[must_use = "a message that stays in its lane has to be looked at again"]

@@ -41,6 +41,8 @@ pub(super) struct Bus {
     user: UserIx,
     pub(super) default_endpoint: EndpointIx,
     pub(super) seqnum: u64,
+    /// A lane was opened on it.
+    pub(super) had_lanes: bool,
     pub(super) names: BusNames,
     /// Every connection but the monitors.
     pub(super) members: Members,
@@ -63,6 +65,7 @@ impl Blank for Bus {
         user: UserIx::FIRST,
         default_endpoint: EndpointIx::FIRST,
         seqnum: 0,
+        had_lanes: false,
         names: BusNames::new(),
         members: Members { first: None, last: None },
         monitors: Members { first: None, last: None },

@@ -256,10 +256,17 @@ impl Domain<'_> {
     }
 
     /// Number and times of a new message.
+    ///
+    /// On a bus that ever had a lane, numbers grow with the clock: a message by lane has the time at which it was sent
+    /// for its number, and what comes by the bus later has to have a higher one.
     pub(super) fn stamp(&mut self, at: Clock, bus: BusIx) -> Timestamp {
         let bus = &mut self.buses[bus];
+        let monotonic_ns = at.monotonic.as_nanos();
         bus.seqnum += 1;
-        Timestamp { seqnum: bus.seqnum, monotonic_ns: at.monotonic.as_nanos(), realtime_ns: at.realtime_ns }
+        if bus.had_lanes {
+            bus.seqnum = bus.seqnum.max(monotonic_ns);
+        }
+        Timestamp { seqnum: bus.seqnum, monotonic_ns, realtime_ns: at.realtime_ns }
     }
 
     fn next_key(&mut self, at: Clock) -> u64 {

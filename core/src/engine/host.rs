@@ -2,6 +2,7 @@
 
 use crate::Instant;
 use crate::abi::{AttachFlags, Errno, MsgInfo};
+use crate::channel::terms::Terms;
 use crate::channel::{Entry, Return};
 
 use super::lanes::{LaneGrant, Lanes, NoLane};
@@ -371,13 +372,14 @@ pub trait Host {
         let _ = (to, total);
     }
 
-    /// Opens a lane, by which one client sends to another without the bus.
+    /// Opens a lane, by which one client sends to another without the bus, under these terms.
     ///
     /// # Errors
     ///
-    /// [`NoLane::Off`] without lanes, [`NoLane::Full`] if the receiver has none left.
-    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
-        let _ = grant;
+    /// [`NoLane::Off`] without lanes, [`NoLane::Full`] if the receiver has none left, [`NoLane::Terms`] if the two
+    /// have one that is open or holds messages under other terms.
+    fn lane_open(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
+        let _ = (grant, terms);
         Err(NoLane::Off)
     }
 

@@ -6,11 +6,15 @@
 
 use core::fmt;
 
-use crate::abi::{AttachFlags, Errno};
+use crate::WellKnownName;
+use crate::abi::{AttachFlags, Errno, ItemType, align8};
+use crate::channel::terms::{TERMS_METADATA_MAX, Terms};
 
 use super::Domain;
 use super::host::{Credentials, HandleId, Host};
-use super::metadata::READ;
+use super::metadata::{Gathered, READ, emit_process, translate, visible};
+use super::registry::place;
+use super::slice::{ItemSink, Measure};
 use super::table::{BusIx, ConnIx, Place};
 
 /// A lane that may be opened.
@@ -23,10 +27,21 @@ pub struct LaneGrant {
     pub from_id: u64,
     /// Who receives.
     pub to: HandleId,
+    /// Id of the receiver.
+    pub to_id: u64,
     /// What [`Lanes::Bus`] names it by.
     pub bus: u32,
     /// Metadata that each message shows: of the kinds that are pinned with the lane, and the time.
     pub attach: AttachFlags,
+}
+
+/// Whom a lane is to lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneTo<'n> {
+    /// The connection with this id.
+    Id(u64),
+    /// The owner of this name, for messages to the name and to the connection.
+    Name(WellKnownName<'n>),
 }
 
 /// Lanes that are to be closed.
@@ -66,6 +81,10 @@ pub enum NoLane {
     Namespaces,
     /// The receiver asks for metadata that is collected for each message.
     Metadata,
+    /// An activator stands behind the name, and has to get what its owner does not receive.
+    Activator,
+    /// The metadata that each message shows is too long, or another lane of the two is under other terms.
+    Terms,
     /// The receiver's lanes are all in use, or it brought none.
     Full,
 }
@@ -96,6 +115,8 @@ impl fmt::Display for NoLane {
             Self::Faked => "the sender shows credentials that are not its own",
             Self::Namespaces => "the two have other numbers for users or processes",
             Self::Metadata => "the receiver asks for metadata that is collected for each message",
+            Self::Activator => "an activator stands behind the name",
+            Self::Terms => "what each message shows of its sender does not fit, or has changed",
             Self::Full => "the receiver has no lane left",
         })
     }
@@ -107,16 +128,48 @@ impl core::error::Error for NoLane {}
 const COLLECTED: AttachFlags = READ.union(AttachFlags::NAMES);
 
 impl Domain<'_> {
-    /// Opens a lane from the connection behind `from` to the one with id `receiver`, if the host has one.
+    /// Opens a lane from the connection behind `from`, if the host has one.
     ///
-    /// Cost: that of the policy check of one SEND.
+    /// Cost: that of the policy check of one SEND, and of its metadata.
     ///
     /// # Errors
     ///
     /// [`NoLane`].
-    pub fn open_lane(&mut self, host: &mut dyn Host, from: HandleId, receiver: u64) -> Result<(), NoLane> {
+    pub fn open_lane(&mut self, host: &mut dyn Host, from: HandleId, to: LaneTo<'_>) -> Result<(), NoLane> {
+        let (receiver, name) = match to {
+            LaneTo::Id(id) => (id, &[][..]),
+            LaneTo::Name(name) => (self.lane_owner(from, name)?, name.as_str().as_bytes()),
+        };
         let grant = self.lane_grant(from, receiver)?;
-        host.lane_open(grant)
+        let mut items = Buffer { bytes: [0; TERMS_METADATA_MAX], len: Measure::default() };
+        self.emit_pinned(host, &grant, &mut items);
+        let metadata = items.bytes.get(..items.len.len() as usize).ok_or(NoLane::Terms)?;
+        let terms = Terms { sender: grant.from_id, attach: grant.attach, name, metadata };
+        let bus = self.conns[self.connected(from).map_err(|_| NoLane::Gone)?].bus;
+        self.buses[bus].had_lanes = true;
+        host.lane_open(grant, &terms)
+    }
+
+    /// The owner of a name to which messages may go by lane.
+    fn lane_owner(&self, from: HandleId, name: WellKnownName<'_>) -> Result<u64, NoLane> {
+        let sender = self.connected(from).map_err(|_| NoLane::Gone)?;
+        let names = &self.buses[self.conns[sender].bus].names;
+        let entry = self.names.find(names, name.as_str().as_bytes()).ok_or(NoLane::Gone)?;
+        let owner = self.names.owner(entry).ok_or(NoLane::Gone)?;
+        if self.names.activator(entry).is_some() {
+            return Err(NoLane::Activator);
+        }
+        Ok(self.conns[place(owner.connection)].id)
+    }
+
+    /// Emits what each message by a lane shows of its sender.
+    fn emit_pinned(&self, host: &mut dyn Host, grant: &LaneGrant, sink: &mut dyn ItemSink) {
+        let (Ok(from), Ok(to)) = (self.connected(grant.from), self.connected(grant.to)) else { return };
+        let (who, by) = (self.conn_creds(from), &self.conn_creds(to).spaces);
+        let attach = visible(grant.attach, self.conns[from].attach_send, &who.spaces, by);
+        let seen = translate(host, grant.to, by, who);
+        emit_process(attach, seen.as_ref().unwrap_or(who), &Gathered::NOTHING, &[], sink);
+        self.emit_connection(from, attach, sink);
     }
 
     /// Whether the engine would let a lane be opened from the connection behind `from` to the one with id
@@ -160,7 +213,7 @@ impl Domain<'_> {
             return Err(NoLane::Denied);
         }
         let to = self.handle_id(b.handle);
-        Ok(LaneGrant { from, from_id: a.id, to, bus: bus.index(), attach: b.attach_recv })
+        Ok(LaneGrant { from, from_id: a.id, to, to_id: receiver, bus: bus.index(), attach: b.attach_recv })
     }
 
     /// Closes the lanes into a connection: what its senders know of it is not true any more.
@@ -171,6 +224,27 @@ impl Domain<'_> {
     /// Closes all lanes of a bus: who may talk to whom, or who is to see it, has changed.
     pub(super) fn close_lanes_on(&self, host: &mut dyn Host, bus: BusIx) {
         host.lanes_close(Lanes::Bus(bus.index()));
+    }
+}
+
+/// Items one after another; those that do not fit are counted only.
+struct Buffer {
+    bytes: [u8; TERMS_METADATA_MAX],
+    len: Measure,
+}
+
+impl ItemSink for Buffer {
+    fn item(&mut self, kind: ItemType, parts: &[&[u8]]) {
+        let at = align8(self.len.len()) as usize;
+        self.len.item(kind, parts);
+        let end = self.len.len() as usize;
+        let Some(mut place) = self.bytes.get_mut(at..end) else { return };
+        let size = (end - at) as u64;
+        for part in [&size.to_ne_bytes()[..], &kind.0.to_ne_bytes()].iter().chain(parts) {
+            let Some((head, rest)) = place.split_at_mut_checked(part.len()) else { return };
+            head.copy_from_slice(part);
+            place = rest;
+        }
     }
 }
 

@@ -14,7 +14,7 @@ const WORLD: u64 = 3;
 const TALK: u64 = 1;
 
 fn grant(bed: &mut Bed, from: Peer, to: Peer) -> Result<(), NoLane> {
-    bed.domain.open_lane(&mut bed.host, from.handle, to.id)
+    bed.domain.open_lane(&mut bed.host, from.handle, LaneTo::Id(to.id))
 }
 
 /// What was closed since the last time.
@@ -39,7 +39,7 @@ fn a_lane_is_for_whoever_may_send() {
     assert_eq!(grant(&mut bed, a, a), Err(NoLane::Itself));
     assert_eq!(grant(&mut bed, a, Peer { id: 999, ..b }), Err(NoLane::Gone));
     let control = bed.control(OWNER);
-    assert_eq!(bed.domain.open_lane(&mut bed.host, control, b.id), Err(NoLane::Gone));
+    assert_eq!(bed.domain.open_lane(&mut bed.host, control, LaneTo::Id(b.id)), Err(NoLane::Gone));
     bed.byebye(b).unwrap();
     assert_eq!(grant(&mut bed, a, b), Err(NoLane::Gone));
 }
@@ -81,7 +81,7 @@ fn what_the_bus_has_to_see_or_collect_has_no_lane() {
     let activator = bed.activator("a.b");
     assert_eq!(grant(&mut bed, a, activator), Err(NoLane::Special));
     let owner = bed.control(OWNER);
-    assert_eq!(bed.domain.open_lane(&mut bed.host, owner, b.id), Err(NoLane::Gone));
+    assert_eq!(bed.domain.open_lane(&mut bed.host, owner, LaneTo::Id(b.id)), Err(NoLane::Gone));
     let endpoint = bed.open(OWNER);
     bed.make_endpoint(endpoint, "1000-guests").unwrap();
     let guest = bed.connect_on("1000-guests", OWNER);

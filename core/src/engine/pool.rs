@@ -334,6 +334,13 @@ impl<'a> Pool<'a> {
         self.get(SliceId(self.starting_at(offset)?))
     }
 
+    /// The slice that starts at `offset`, if the user holds it. `O(log n)`.
+    #[must_use]
+    pub fn published(&self, offset: u64) -> Option<Slice> {
+        let id = self.starting_at(offset)?;
+        self.record(id).ok().filter(|record| record.user).and_then(|_| self.get(SliceId(id)))
+    }
+
     /// The slice `id`, in `O(1)`; `None` once it is free.
     #[must_use]
     pub fn get(&self, id: SliceId) -> Option<Slice> {

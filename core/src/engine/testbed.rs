@@ -17,6 +17,7 @@ use crate::abi::{
     HelloFlags, ITEM_HEADER, Info, Item, ItemType, ItemWriter, Items, MakeFlags, Msg, MsgFlags, MsgInfo,
     NameFlags, RecvFlags, SendFlags, align8,
 };
+use crate::channel::terms::Terms;
 
 /// Uid of the creator of the bus.
 pub(super) const OWNER: u32 = 1000;
@@ -48,6 +49,8 @@ pub(super) struct TestHost {
     pub(super) lost: BTreeMap<HandleId, u64>,
     pub(super) watched: BTreeMap<HandleId, bool>,
     pub(super) lanes_opened: Vec<LaneGrant>,
+    /// Metadata of the lane opened last.
+    pub(super) lane_metadata: Vec<u8>,
     /// What was closed, and how many messages had been shown to anybody by then.
     pub(super) lanes_closed: Vec<(Lanes, usize)>,
     /// A message waits in a lane.
@@ -179,7 +182,8 @@ impl Host for TestHost {
         self.lost.insert(to, total);
     }
 
-    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+    fn lane_open(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
+        self.lane_metadata = terms.metadata.to_vec();
         self.lanes_opened.push(grant);
         Ok(())
     }

@@ -166,6 +166,8 @@ capacities! {
     lanes: 0..=16384, 0;
     /// Lanes into one connection.
     lanes_per_connection: 0..=256, 8;
+    /// Lanes into all connections of one user.
+    lanes_per_user: 0..=16384, 128;
     /// Bytes that one message reports of its sender's process.
     metadata_bytes: 0..=65536, 8192;
     /// The same for queries, kept for each connection and bus.

@@ -134,6 +134,7 @@ impl Daemon {
         let lanes = LaneTable::new(
             config.capacity.lanes as usize,
             config.capacity.lanes_per_connection as usize,
+            config.capacity.lanes_per_user as usize,
             u32::try_from(ring).ok().and_then(LaneLayout::new),
         );
         let state = State {

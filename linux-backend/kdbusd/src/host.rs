@@ -2,6 +2,7 @@
 
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::InboxLayout;
+use kdbus_core::channel::terms::Terms;
 use kdbus_core::engine::{
     EndpointId, Entry, FileId, FileKind, HandleId, Host, Id, LaneGrant, Lanes, NoLane, Node, Return,
 };
@@ -373,8 +374,8 @@ impl Host for Turn<'_> {
         self.state.inbox(to, |shared| shared.inbox.lost(total));
     }
 
-    fn lane_open(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
-        self.state.lanes.give(grant)
+    fn lane_open(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
+        self.state.lanes.give(grant, terms)
     }
 
     fn lanes_close(&mut self, which: Lanes) {

@@ -3,6 +3,8 @@
 //! A receiver brings a lane, kdbusd gives it to one sender, opens it once both have mapped it, and closes it when the
 //! engine says so. A lane never serves a second sender.
 
+use kdbus_core::abi::AttachFlags;
+use kdbus_core::channel::terms::{self, PAGE_WORDS, Terms, VERDICT_AT};
 use kdbus_core::channel::{LaneGate, LaneLayout};
 use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
 use kdbus_linux::local::map::{self, Seal, WordMap};
@@ -13,13 +15,18 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::clients::no_memory;
 
-/// Descriptors of a lane for one of its ends: lane part, way back, verdict, bell.
+/// Bytes of the longest name.
+const NAME_MAX: usize = 255;
+
+/// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, bell.
 pub(crate) type LaneFds = [OwnedFd; LANE_FDS];
 
 /// One lane, from when its receiver brought it to the receiver's end.
 #[derive(Debug)]
 struct Lane {
     receiver: HandleId,
+    /// The user who pays for it.
+    uid: u32,
     /// Whether the receiver has mapped it.
     ready: bool,
     sender: Option<HandleId>,
@@ -31,6 +38,10 @@ struct Lane {
     sealed: bool,
     gate: LaneGate<WordMap, WordMap>,
     back: WordMap,
+    /// Number of the terms that its page shows; 0 if none were written yet.
+    terms: u64,
+    attach: AttachFlags,
+    name: Vec<u8>,
     /// What its sender is to get.
     files: Option<LaneFds>,
 }
@@ -40,29 +51,40 @@ struct Lane {
 pub(crate) struct LaneTable {
     lanes: Box<[Option<Lane>]>,
     per_connection: usize,
+    per_user: usize,
     layout: Option<LaneLayout>,
     /// The lane that was given last.
     pub(crate) given: u32,
+    /// Id of its receiver.
+    pub(crate) given_to: u64,
     /// Descriptors for its sender, the first time.
     pub(crate) given_files: Option<LaneFds>,
 }
 
 impl LaneTable {
-    /// Room for `count` lanes of `layout`, `per_connection` of them into each connection.
-    pub(crate) fn new(count: usize, per_connection: usize, layout: Option<LaneLayout>) -> Self {
+    /// Room for `count` lanes of `layout`, `per_connection` of them into each connection and `per_user` into those
+    /// of one user.
+    pub(crate) fn new(
+        count: usize,
+        per_connection: usize,
+        per_user: usize,
+        layout: Option<LaneLayout>,
+    ) -> Self {
         let lanes = (0..count).map(|_| None).collect();
-        Self { lanes, per_connection, layout, given: 0, given_files: None }
+        Self { lanes, per_connection, per_user, layout, given: 0, given_to: 0, given_files: None }
     }
 
     /// Makes a lane into a connection. Returns its number and what the receiver gets of it.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` without lanes; `ENOBUFS` if there are no more, or no more for it; what the system says.
-    pub(crate) fn bring(&mut self, receiver: HandleId) -> io::Result<(u32, LaneFds)> {
+    /// `EOPNOTSUPP` without lanes; `ENOBUFS` if there are no more, or no more for it or its user; what the system says.
+    pub(crate) fn bring(&mut self, receiver: HandleId, uid: u32) -> io::Result<(u32, LaneFds)> {
         let layout = self.layout.filter(|_| !self.lanes.is_empty()).ok_or(io::Errno::OPNOTSUPP)?;
         let own = self.lanes.iter().flatten().filter(|lane| lane.receiver == receiver).count();
-        let place = self.lanes.iter().position(Option::is_none).filter(|_| own < self.per_connection);
+        let of_user = self.lanes.iter().flatten().filter(|lane| lane.uid == uid).count();
+        let allowed = own < self.per_connection && of_user < self.per_user;
+        let place = self.lanes.iter().position(Option::is_none).filter(|_| allowed);
         let place = place.ok_or(io::Errno::NOBUFS)?;
         let file = |name, words: usize| map::create(name, 8 * words as u64);
         let lane_file = file(c"kdbus-lane", layout.lane_words())?;
@@ -71,8 +93,8 @@ impl LaneTable {
         let back_file = file(c"kdbus-lane-back", LaneLayout::BACK_WORDS)?;
         let back = WordMap::read_only(&back_file, LaneLayout::BACK_WORDS).map_err(no_memory)?;
         map::seal(&back_file, Seal::SizeFirst)?;
-        let verdict_file = file(c"kdbus-verdict", 1)?;
-        let verdict = WordMap::writable(&verdict_file, 1).map_err(no_memory)?;
+        let verdict_file = file(c"kdbus-lane-terms", PAGE_WORDS)?;
+        let verdict = WordMap::writable(&verdict_file, PAGE_WORDS).map_err(no_memory)?;
         map::seal(&verdict_file, Seal::SizeAndWriters)?;
         // The ringing end goes to the sender and no other: kdbusd could be made to wait in it.
         let (bell, ringer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -80,20 +102,24 @@ impl LaneTable {
         let received = [clone(&lane_file)?, clone(&back_file)?, clone(&verdict_file)?, bell];
         self.lanes[place] = Some(Lane {
             receiver,
+            uid,
             ready: false,
             sender: None,
             bus: 0,
             granted: false,
             sealed: false,
-            gate: LaneGate::new(lane, verdict, 0),
+            gate: LaneGate::new(lane, verdict, VERDICT_AT),
             back,
+            terms: 0,
+            attach: AttachFlags::empty(),
+            name: Vec::with_capacity(NAME_MAX),
             files: Some([lane_file, back_file, verdict_file, ringer]),
         });
         Ok((place as u32, received))
     }
 
     /// Gives a lane to a sender, or opens the one it has; see [`given`](Self::given).
-    pub(crate) fn give(&mut self, grant: LaneGrant) -> Result<(), NoLane> {
+    pub(crate) fn give(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
         if self.lanes.is_empty() {
             return Err(NoLane::Off);
         }
@@ -108,7 +134,10 @@ impl LaneTable {
         let Some(lane) = self.lanes.get_mut(place).and_then(Option::as_mut) else {
             return Err(NoLane::Full);
         };
-        (self.given, self.given_files) = (place as u32, None);
+        (self.given, self.given_to, self.given_files) = (place as u32, grant.to_id, None);
+        if !lane.accept(terms) {
+            return Err(NoLane::Terms);
+        }
         if own.is_none() {
             let copies = lane
                 .files
@@ -156,6 +185,18 @@ impl LaneTable {
         true
     }
 
+    /// Takes a lane back that its receiver needs no more: its sender is gone, or has broken its rules. False if it
+    /// has no such lane.
+    #[must_use]
+    pub(crate) fn drop_one(&mut self, number: u32, receiver: HandleId) -> bool {
+        let Some(place) = self.lanes.get_mut(number as usize) else { return false };
+        let Some(lane) = place.as_mut().filter(|lane| lane.receiver == receiver) else { return false };
+        lane.gate.close();
+        terms::end(lane.gate.page());
+        *place = None;
+        true
+    }
+
     /// Closes lanes, and hands each receiver of one that was open to `woken`.
     pub(crate) fn close(&mut self, which: Lanes, mut woken: impl FnMut(HandleId)) {
         for lane in self.lanes.iter_mut().flatten() {
@@ -166,6 +207,9 @@ impl LaneTable {
             };
             if meant {
                 lane.granted = false;
+                if let Lanes::Of(_) = which {
+                    terms::end(lane.gate.page());
+                }
                 if lane.gate.verdict().is_open() {
                     lane.gate.close();
                     woken(lane.receiver);
@@ -200,6 +244,34 @@ impl LaneTable {
     }
 }
 
+impl Lane {
+    /// Whether messages may be sent under these terms. They are written if they are others than before, which
+    /// needs a lane without messages.
+    fn accept(&mut self, terms: &Terms<'_>) -> bool {
+        // By a lane that is open to a name, messages to its owner's id go as well. One that was closed may lead to
+        // somebody who does not own the name any more.
+        let open = self.gate.verdict().is_open();
+        let covered = terms.name == self.name || (open && terms.name.is_empty());
+        if self.terms != 0 && covered && terms.attach == self.attach {
+            return true;
+        }
+        self.gate.close();
+        if self.gate.holds_messages(&self.back) || !terms.write(self.gate.page(), self.terms + 1) {
+            if open {
+                self.gate.open();
+            }
+            return false;
+        }
+        (self.terms, self.attach) = (self.terms + 1, terms.attach);
+        self.name.clear();
+        self.name.extend_from_slice(terms.name);
+        if open {
+            self.gate.open();
+        }
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_get_seals};
@@ -210,12 +282,14 @@ mod tests {
     const B: HandleId = HandleId { index: 2, generation: 0 };
     const C: HandleId = HandleId { index: 3, generation: 0 };
 
+    const TERMS: Terms<'static> = Terms { sender: 1, attach: AttachFlags::empty(), name: b"", metadata: b"" };
+
     fn table() -> LaneTable {
-        LaneTable::new(3, 2, LaneLayout::new(512))
+        LaneTable::new(3, 2, 3, LaneLayout::new(512))
     }
 
     fn grant(from: HandleId, to: HandleId) -> LaneGrant {
-        LaneGrant { from, from_id: 1, to, bus: 7, attach: kdbus_core::abi::AttachFlags::empty() }
+        LaneGrant { from, from_id: 1, to, to_id: 2, bus: 7, attach: AttachFlags::empty() }
     }
 
     fn is_open(table: &LaneTable, number: u32) -> bool {
@@ -225,11 +299,11 @@ mod tests {
     #[test]
     fn a_lane_opens_once_both_ends_have_mapped_it_and_nobody_else_can_write() {
         let mut table = table();
-        let (number, received) = table.bring(A).unwrap();
-        assert_eq!(table.give(grant(B, A)), Err(NoLane::Full), "its receiver is not ready");
+        let (number, received) = table.bring(A, 0).unwrap();
+        assert_eq!(table.give(grant(B, A), &TERMS), Err(NoLane::Full), "its receiver is not ready");
         assert!(!table.mapped(number, B) && !table.mapped(9, A));
         assert!(table.mapped(number, A));
-        table.give(grant(B, A)).unwrap();
+        table.give(grant(B, A), &TERMS).unwrap();
         assert!(!is_open(&table, number));
         let sent = table.given_files.take().unwrap();
         assert!(table.mapped(number, B) && is_open(&table, number));
@@ -246,19 +320,19 @@ mod tests {
     fn a_lane_serves_one_sender_only() {
         let mut table = table();
         for _ in 0..2 {
-            let (number, _received) = table.bring(A).unwrap();
+            let (number, _received) = table.bring(A, 0).unwrap();
             assert!(table.mapped(number, A));
         }
-        assert_eq!(table.bring(A).err(), Some(io::Errno::NOBUFS), "as many as one may have");
-        table.give(grant(B, A)).unwrap();
+        assert_eq!(table.bring(A, 0).err(), Some(io::Errno::NOBUFS), "as many as one may have");
+        table.give(grant(B, A), &TERMS).unwrap();
         let first = table.given;
-        table.give(grant(B, A)).unwrap();
+        table.give(grant(B, A), &TERMS).unwrap();
         assert_eq!((table.given, table.given_files.is_some()), (first, false), "it has one");
         table.close(Lanes::Of(B), |_| {});
-        table.give(grant(C, A)).unwrap();
+        table.give(grant(C, A), &TERMS).unwrap();
         assert_ne!(table.given, first);
         let late = HandleId { generation: 1, ..B };
-        assert_eq!(table.give(grant(late, A)), Err(NoLane::Full));
+        assert_eq!(table.give(grant(late, A), &TERMS), Err(NoLane::Full));
         table.remove(A);
         assert!(table.lanes.iter().all(Option::is_none));
     }
@@ -267,12 +341,12 @@ mod tests {
     fn what_closes_a_lane_between_its_grant_and_its_mapping_keeps_it_closed() {
         for which in [Lanes::Into(A), Lanes::Of(B), Lanes::Bus(7)] {
             let mut table = table();
-            let (number, _received) = table.bring(A).unwrap();
+            let (number, _received) = table.bring(A, 0).unwrap();
             assert!(table.mapped(number, A));
-            table.give(grant(B, A)).unwrap();
+            table.give(grant(B, A), &TERMS).unwrap();
             table.close(which, |_| panic!("it was not open"));
             assert!(table.mapped(number, B) && !is_open(&table, number), "{which:?}");
-            table.give(grant(B, A)).unwrap();
+            table.give(grant(B, A), &TERMS).unwrap();
             assert!(is_open(&table, number));
             for other in [Lanes::Into(B), Lanes::Of(C), Lanes::Bus(8)] {
                 table.close(other, |_| panic!("another one is meant"));
@@ -286,19 +360,19 @@ mod tests {
     #[test]
     fn a_receiver_that_seals_its_lane_otherwise_gets_nothing_from_it() {
         let mut table = table();
-        let (number, received) = table.bring(A).unwrap();
+        let (number, received) = table.bring(A, 0).unwrap();
         rustix::fs::fcntl_add_seals(&received[0], SealFlags::SEAL).unwrap();
         assert!(table.mapped(number, A));
-        table.give(grant(B, A)).unwrap();
+        table.give(grant(B, A), &TERMS).unwrap();
         assert!(table.mapped(number, B) && !is_open(&table, number));
-        let _ = table.give(grant(B, A));
+        let _ = table.give(grant(B, A), &TERMS);
         assert!(!is_open(&table, number));
     }
 
     #[test]
     fn without_a_budget_there_are_no_lanes() {
-        let mut table = LaneTable::new(0, 8, LaneLayout::new(512));
-        assert_eq!(table.bring(A).err(), Some(io::Errno::OPNOTSUPP));
-        assert_eq!(table.give(grant(B, A)), Err(NoLane::Off));
+        let mut table = LaneTable::new(0, 8, 8, LaneLayout::new(512));
+        assert_eq!(table.bring(A, 0).err(), Some(io::Errno::OPNOTSUPP));
+        assert_eq!(table.give(grant(B, A), &TERMS), Err(NoLane::Off));
     }
 }

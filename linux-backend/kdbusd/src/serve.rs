@@ -3,10 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno, RecvFlags};
+use kdbus_core::WellKnownName;
+use kdbus_core::abi::{CMD_MAX_SIZE, Command, DST_ID_NAME, Errno, RecvFlags};
 use kdbus_core::engine::quota::Charge;
 use kdbus_core::engine::{
-    Arrival, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, NoLane, Outcome, Request,
+    Arrival, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, LaneTo, NoLane, Outcome,
+    Request,
 };
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
@@ -354,20 +356,30 @@ impl Daemon {
             }
             Kind::BringLane => {
                 // An error to the client, whoever it is, if it has no connection.
-                let brought = if self.state.clients.get(from).is_some_and(|client| client.shared.is_some()) {
-                    self.state.lanes.bring(from).map_err(errno)
-                } else {
-                    Err(Errno::EBADFD)
-                };
-                let result = brought.map(|(number, fds)| (number, Some(fds)));
+                let State { clients, lanes, .. } = &mut self.state;
+                let connected = clients.get(from).filter(|client| client.shared.is_some());
+                let brought = connected
+                    .map_or(Err(Errno::EBADFD), |client| lanes.bring(from, client.uid).map_err(errno));
+                let result = brought.map(|(number, fds)| (number, 0, Some(fds)));
                 self.answer_lane(from, &header, result);
             }
             Kind::OpenLane => {
                 let mut turn = Turn::idle(&mut self.state);
-                let opened = self.domain.open_lane(&mut turn, from, header.key);
+                let to = match header.key {
+                    DST_ID_NAME => WellKnownName::from_bytes(arg).map(LaneTo::Name),
+                    id => Ok(LaneTo::Id(id)),
+                };
+                let opened = to
+                    .map_err(|error| error.errno())
+                    .and_then(|to| self.domain.open_lane(&mut turn, from, to).map_err(NoLane::errno));
                 let lanes = &mut self.state.lanes;
-                let result = opened.map(|()| (lanes.given, lanes.given_files.take()));
-                self.answer_lane(from, &header, result.map_err(NoLane::errno));
+                let result = opened.map(|()| (lanes.given, lanes.given_to, lanes.given_files.take()));
+                self.answer_lane(from, &header, result);
+            }
+            Kind::DropLane => {
+                if !self.state.lanes.drop_one(header.slot, from) {
+                    self.state.doom(from, "it has no such lane");
+                }
             }
             Kind::LaneMapped => {
                 if !self.state.lanes.mapped(header.slot, from) {
@@ -478,12 +490,17 @@ impl Daemon {
         if with_files { self.send_with_files(to, &answer, &parts) } else { self.send(to, &answer, &parts) }
     }
 
-    /// Answers with the number of a lane and its descriptors.
-    fn answer_lane(&mut self, to: HandleId, header: &Header, result: Result<(u32, Option<LaneFds>), Errno>) {
+    /// Answers with the number of a lane, its receiver and its descriptors.
+    fn answer_lane(
+        &mut self,
+        to: HandleId,
+        header: &Header,
+        result: Result<(u32, u64, Option<LaneFds>), Errno>,
+    ) {
         self.settle();
         let mut answer = Header::answer(header.serial, result.as_ref().map(|_| ()).map_err(|error| *error));
-        if let Ok((number, fds)) = result {
-            answer.slot = number;
+        if let Ok((number, receiver, fds)) = result {
+            (answer.slot, answer.key) = (number, receiver);
             if let Some(client) = self.state.clients.get_mut(to) {
                 client.hello = fds;
             }

@@ -19,15 +19,35 @@ pub(super) enum Woken {
     HungUp,
 }
 
+/// What the events of the set are about; lanes follow.
+const SOCKET: u64 = 0;
+const OWN: u64 = 1;
+const PIPE: u64 = 2;
+const FIRST_LANE: u64 = 3;
+
+/// Events that one wait takes.
+const EVENTS: usize = 16;
+
+/// Bytes that may lie in a lane's bell before they are taken out.
+const RUNG_MAX: u32 = 1024;
+
 /// The descriptors that wake a client, in one set that can be polled from outside.
 #[derive(Debug)]
 pub(super) struct Bell {
     set: OwnedFd,
     /// The read end of kdbusd's pipe, once there is a connection.
     pipe: OnceCell<OwnedFd>,
+    /// Something may lie in the pipe.
+    pipe_rung: Cell<bool>,
     /// Rung by the client itself, for what it found after it had asked for the bell.
     own: OwnedFd,
     own_rung: Cell<bool>,
+    /// Somebody else may poll the set, so it has to be readable while anything waits.
+    watched: Cell<bool>,
+    /// Lanes ring in the set.
+    lanes: Cell<bool>,
+    /// A ring of a pipe that is not empty makes no new event: true for some kernels before 5.14.
+    stale: Cell<bool>,
 }
 
 impl Bell {
@@ -35,11 +55,19 @@ impl Bell {
     pub(super) fn new(socket: BorrowedFd<'_>) -> Result<Self, Errno> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let own = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let data = epoll::EventData::new_u64(0);
         // Answers on the socket are waited for by whoever asked.
-        epoll::add(&set, socket, data, epoll::EventFlags::RDHUP)?;
-        epoll::add(&set, &own, data, epoll::EventFlags::IN)?;
-        Ok(Self { set, pipe: OnceCell::new(), own, own_rung: Cell::new(false) })
+        epoll::add(&set, socket, epoll::EventData::new_u64(SOCKET), epoll::EventFlags::RDHUP)?;
+        epoll::add(&set, &own, epoll::EventData::new_u64(OWN), epoll::EventFlags::IN)?;
+        Ok(Self {
+            set,
+            pipe: OnceCell::new(),
+            pipe_rung: Cell::new(false),
+            own,
+            own_rung: Cell::new(false),
+            watched: Cell::new(false),
+            lanes: Cell::new(false),
+            stale: Cell::new(false),
+        })
     }
 
     /// Adds the bell of a new connection.
@@ -47,25 +75,46 @@ impl Bell {
         // kdbusd has its own description of the other end, so this changes nothing for it.
         let flags = rustix::fs::fcntl_getfl(&pipe)? | rustix::fs::OFlags::NONBLOCK;
         rustix::fs::fcntl_setfl(&pipe, flags)?;
-        epoll::add(&self.set, &pipe, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        epoll::add(&self.set, &pipe, epoll::EventData::new_u64(PIPE), epoll::EventFlags::IN)?;
         // There is one HELLO at most.
         self.pipe.set(pipe).map_err(|_| Errno::EXIST)
     }
 
-    /// The set: readable while anything waits.
-    pub(super) fn set(&self) -> BorrowedFd<'_> {
+    /// Adds the bell of lane `at`. It makes one event for each ring, and is emptied now and then.
+    pub(super) fn add_lane(&self, at: usize, bell: BorrowedFd<'_>) -> Result<(), Errno> {
+        if !self.lanes.replace(true) {
+            self.stale.set(rings_are_lost()?);
+        }
+        let data = epoll::EventData::new_u64(FIRST_LANE + at as u64);
+        epoll::add(&self.set, bell, data, epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    /// The set: readable while anything waits, from here on.
+    pub(super) fn watch(&self) -> BorrowedFd<'_> {
+        self.watched.set(true);
         self.set.as_fd()
     }
 
-    /// Silences the bell. False if kdbusd's end of it is closed.
-    pub(super) fn silence(&self) -> bool {
+    /// Whether the set may be polled by somebody else.
+    pub(super) const fn is_watched(&self) -> bool {
+        self.watched.get()
+    }
+
+    /// Silences the bell, and tells `rung` of lanes. False if kdbusd's end of it is closed.
+    pub(super) fn silence(&self, rung: impl FnMut(usize, bool)) -> bool {
         if self.own_rung.replace(false) {
             let _ = rustix::io::read(&self.own, &mut [0; 8]);
         }
+        if self.watched.get() && self.lanes.get() {
+            // Takes the events that others have seen; what ends the connection stays.
+            let _ = self.take(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }), rung);
+        }
         let Some(pipe) = self.pipe.get() else { return true };
-        // kdbusd rings once for each time it is asked to, so there is at most one byte; more of them would
-        // only make the next look come early.
-        match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut [0; 64])) {
+        if !self.pipe_rung.replace(false) && !self.watched.get() {
+            return true;
+        }
+        // kdbusd rings once for each time it is asked to; more of them would only make the next look come early.
+        match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut [0; 4096])) {
             Ok(0) => false,
             Ok(_) | Err(_) => true,
         }
@@ -79,8 +128,61 @@ impl Bell {
         }
     }
 
-    /// Waits for the bell, for `socket`'s end or until `deadline`. Restarts after signals.
-    pub(super) fn wait(&self, socket: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<Woken, Errno> {
+    /// Waits for the bell, for `socket`'s end or until `deadline`, and tells `rung` of lanes. Restarts after
+    /// signals.
+    pub(super) fn wait(
+        &self,
+        socket: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+        mut rung: impl FnMut(usize, bool),
+    ) -> Result<Woken, Errno> {
+        loop {
+            let timeout = deadline.map(|deadline| timespec(deadline.since(now())));
+            let taken = if self.watched.get() {
+                self.poll(socket, timeout.as_ref())
+            } else {
+                match self.take(timeout.as_ref(), &mut rung) {
+                    // Before Linux 5.11 no wait takes parts of a millisecond but this one.
+                    Err(Errno::NOSYS) => self.poll(socket, timeout.as_ref()).and_then(|woken| {
+                        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+                        if woken == Woken::HungUp { Ok(woken) } else { self.take(Some(&now), &mut rung) }
+                    }),
+                    taken => taken,
+                }
+            };
+            match taken {
+                Err(Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits for events, and takes those of lanes.
+    fn take(&self, timeout: Option<&Timespec>, mut rung: impl FnMut(usize, bool)) -> Result<Woken, Errno> {
+        let mut buffer = [const { core::mem::MaybeUninit::uninit() }; EVENTS];
+        let (events, _) = epoll::wait(&self.set, &mut buffer[..], timeout)?;
+        let ended = epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR;
+        let mut woken = Woken::Early;
+        for event in events {
+            let flags = event.flags;
+            match event.data.u64() {
+                SOCKET => woken = Woken::HungUp,
+                // Whoever silences the bell reads it.
+                OWN => {}
+                PIPE => {
+                    self.pipe_rung.set(true);
+                    if flags.intersects(ended) {
+                        woken = Woken::HungUp;
+                    }
+                }
+                lane => rung((lane - FIRST_LANE) as usize, self.stale.get()),
+            }
+        }
+        Ok(woken)
+    }
+
+    /// Waits and takes nothing.
+    fn poll(&self, socket: BorrowedFd<'_>, timeout: Option<&Timespec>) -> Result<Woken, Errno> {
         let (pipe, pipe_events) = match self.pipe.get() {
             Some(pipe) => (pipe.as_fd(), PollFlags::IN),
             None => (socket, PollFlags::RDHUP),
@@ -88,20 +190,50 @@ impl Bell {
         let mut fds = [
             PollFd::from_borrowed_fd(pipe, pipe_events),
             PollFd::from_borrowed_fd(socket, PollFlags::RDHUP),
-            PollFd::new(&self.own, PollFlags::IN),
+            PollFd::new(&self.set, PollFlags::IN),
         ];
-        loop {
-            let timeout = deadline.map(|deadline| timespec(deadline.since(now())));
-            match poll(&mut fds, timeout.as_ref()) {
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
-                Ok(_) => break,
-            }
-        }
+        poll(&mut fds, timeout)?;
         let ended = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR | PollFlags::NVAL;
         let hung_up = fds[..2].iter().any(|fd| fd.revents().intersects(ended));
         Ok(if hung_up { Woken::HungUp } else { Woken::Early })
     }
+}
+
+/// How often a lane rang since its bell was emptied.
+#[derive(Debug)]
+pub(super) struct Rings(u32);
+
+impl Rings {
+    /// It did not ring yet.
+    pub(super) const fn new() -> Self {
+        Self(0)
+    }
+
+    /// One more event. True if the bell is to be emptied.
+    pub(super) const fn count(&mut self, stale: bool) -> bool {
+        self.0 += 1;
+        let full = stale || self.0 >= RUNG_MAX;
+        if full {
+            self.0 = 0;
+        }
+        full
+    }
+}
+
+/// Whether this kernel makes no new event for a ring of a bell that was not emptied.
+fn rings_are_lost() -> Result<bool, Errno> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&set, &read, epoll::EventData::new_u64(0), flags)?;
+    let mut events = 0;
+    for _ in 0..2 {
+        rustix::io::write(&write, &[1])?;
+        let mut buffer = [const { core::mem::MaybeUninit::uninit() }; 1];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        events += epoll::wait(&set, &mut buffer[..], Some(&now))?.0.len();
+    }
+    Ok(events != 2)
 }
 
 /// Waits until `socket` has a packet or its end, or until `cancel` is readable. True for the socket.
@@ -140,6 +272,13 @@ pub(super) fn now() -> Instant {
     Instant::from_nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
 }
 
+/// What the clock of the day shows more than the bus' clock, in nanoseconds.
+pub(super) fn realtime_offset() -> i64 {
+    let day = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let day = day.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(day.tv_nsec);
+    day.wrapping_sub(now().as_nanos() as i64)
+}
+
 fn timespec(span: core::time::Duration) -> Timespec {
     Timespec { tv_sec: span.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: span.subsec_nanos().into() }
 }
@@ -156,7 +295,7 @@ mod tests {
     }
 
     fn readable(bell: &Bell) -> bool {
-        let mut fds = [PollFd::new(&bell.set, PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(bell.watch(), PollFlags::IN)];
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
     }
 
@@ -169,13 +308,13 @@ mod tests {
         assert!(!readable(&bell));
         rustix::io::write(&write, b"!").unwrap();
         assert!(readable(&bell));
-        assert_eq!(bell.wait(socket.as_fd(), None), Ok(Woken::Early));
-        assert!(bell.silence());
+        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
+        assert!(bell.silence(|_, _| {}));
         assert!(!readable(&bell));
         bell.ring_own();
         bell.ring_own();
-        assert_eq!(bell.wait(socket.as_fd(), None), Ok(Woken::Early));
-        assert!(bell.silence());
+        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
+        assert!(bell.silence(|_, _| {}));
         assert!(!readable(&bell));
     }
 
@@ -187,7 +326,7 @@ mod tests {
         assert!(!readable(&bell));
         drop(peer);
         assert!(readable(&bell));
-        assert_eq!(bell.wait(socket.as_fd(), None), Ok(Woken::HungUp));
+        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::HungUp));
     }
 
     #[test]
@@ -197,8 +336,8 @@ mod tests {
         let bell = Bell::new(socket.as_fd()).unwrap();
         bell.attach(read).unwrap();
         drop(write);
-        assert_eq!(bell.wait(socket.as_fd(), None), Ok(Woken::HungUp));
-        assert!(!bell.silence());
+        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::HungUp));
+        assert!(!bell.silence(|_, _| {}));
     }
 
     #[test]
@@ -206,9 +345,9 @@ mod tests {
         let (socket, _peer) = pair();
         let bell = Bell::new(socket.as_fd()).unwrap();
         let deadline = now().after(core::time::Duration::from_micros(300));
-        assert_eq!(bell.wait(socket.as_fd(), Some(deadline)), Ok(Woken::Early));
+        assert_eq!(bell.wait(socket.as_fd(), Some(deadline), |_, _| {}), Ok(Woken::Early));
         assert!(now() >= deadline);
-        assert_eq!(bell.wait(socket.as_fd(), Some(Instant::ZERO)), Ok(Woken::Early));
+        assert_eq!(bell.wait(socket.as_fd(), Some(Instant::ZERO), |_, _| {}), Ok(Woken::Early));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Answer {
     pub fds_lost: bool,
     /// Number of the lane that it is about.
     pub(super) lane: u32,
+    /// Id of the connection that the lane leads to.
+    pub(super) receiver: u64,
 }
 
 /// The shared queue of a connection, for whoever receives from it.
@@ -197,31 +199,45 @@ impl Handle {
     pub fn bring_lane(&self) -> Result<InLane, Failure> {
         let header = Header::new(Kind::BringLane, self.next_serial());
         let answer = self.transact(header, &mut [], None, Attachments::default())?;
-        let (number, lane) = (answer.lane, InLane::map(answer).map_err(Failure::Refused)?);
-        self.lane_mapped(number)?;
+        let lane = InLane::map(answer).map_err(Failure::Refused)?;
+        self.about_lane(Kind::LaneMapped, lane.number())?;
         Ok(lane)
     }
 
-    /// Opens a lane to connection `receiver`; `None` if it is one that this connection has, which is open
-    /// again then.
+    /// Gives a lane back that nothing more is received by.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Broken`] if the bus is gone.
+    pub fn drop_lane(&self, lane: InLane) -> Result<(), Failure> {
+        self.about_lane(Kind::DropLane, lane.number())
+    }
+
+    /// Opens a lane to connection `receiver`, or with 0 to the owner of `name`; `None` if it is one that this
+    /// connection has, which is open again then. Returns the receiver's id too.
     ///
     /// # Errors
     ///
     /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such connection, `EPERM` if this one may not talk to
     /// it, `ENOBUFS` if it has no lane left, `EOPNOTSUPP` if all has to go through kdbusd.
-    pub fn open_lane(&self, receiver: u64) -> Result<Option<OutLane>, Failure> {
+    pub fn open_lane(&self, receiver: u64, name: &[u8]) -> Result<(u64, Option<OutLane>), Failure> {
         let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
-        let answer = self.transact(header, &mut [], None, Attachments::default())?;
+        let mut bytes = [0; 256];
+        let name = name.get(..name.len().min(bytes.len())).unwrap_or_default();
+        let (argument, _) = bytes.split_at_mut(name.len());
+        argument.copy_from_slice(name);
+        let answer = self.transact(header, argument, None, Attachments::default())?;
+        let (number, receiver) = (answer.lane, answer.receiver);
         if answer.fds.is_empty() && !answer.fds_lost {
-            return Ok(None);
+            return Ok((receiver, None));
         }
-        let (number, lane) = (answer.lane, OutLane::map(answer).map_err(Failure::Refused)?);
-        self.lane_mapped(number)?;
-        Ok(Some(lane))
+        let lane = OutLane::map(answer).map_err(Failure::Refused)?;
+        self.about_lane(Kind::LaneMapped, number)?;
+        Ok((receiver, Some(lane)))
     }
 
-    fn lane_mapped(&self, number: u32) -> Result<(), Failure> {
-        let header = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+    fn about_lane(&self, kind: Kind, number: u32) -> Result<(), Failure> {
+        let header = Header { slot: number, ..Header::new(kind, 0) };
         socket::send(&self.socket, &header, &[], &[], Wait::Yes).map_err(|error| self.sent(error))
     }
 
@@ -384,7 +400,7 @@ impl Handle {
         mut cancel: Option<BorrowedFd<'_>>,
     ) -> Result<Answer, Failure> {
         let mut buffer = self.answer.borrow_mut();
-        let mut answer = Answer { fds: Descriptors::new(), fds_lost: false, lane: 0 };
+        let mut answer = Answer { fds: Descriptors::new(), fds_lost: false, lane: 0, receiver: 0 };
         loop {
             if let Some(fd) = cancel
                 && !bell::wait_answer(self.socket(), fd).map_err(|error| self.fail(error))?
@@ -410,7 +426,7 @@ impl Handle {
             if packet.header.serial != serial {
                 continue;
             }
-            answer.lane = packet.header.slot;
+            (answer.lane, answer.receiver) = (packet.header.slot, packet.header.key);
             write_back(arg, packet.arg);
             if let (Some(message), Some(returned)) = (message, packet.message) {
                 write_back(message, returned);

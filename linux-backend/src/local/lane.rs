@@ -1,6 +1,7 @@
 //! Lanes in mapped memory: what a client has of those that kdbusd gave it.
 
 use kdbus_core::abi::Errno;
+use kdbus_core::channel::terms::{self, PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane, Violation};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,6 +13,7 @@ use super::wire::LANE_FDS;
 /// A lane by which one other client sends to this one.
 #[derive(Debug)]
 pub struct InLane {
+    number: u32,
     reader: LaneReader<WordMap, WordMap, WordMap>,
     bell: OwnedFd,
 }
@@ -19,15 +21,18 @@ pub struct InLane {
 /// A lane to one other client.
 #[derive(Debug)]
 pub struct OutLane {
+    receiver: u64,
     writer: LaneWriter<WordMap, WordMap, WordMap>,
     bell: OwnedFd,
+    /// Key of the message sent last.
+    last: u64,
 }
 
 /// The files of a lane, checked, and how large it is.
 struct Files {
     lane: OwnedFd,
     back: OwnedFd,
-    verdict: OwnedFd,
+    page: OwnedFd,
     bell: OwnedFd,
     layout: LaneLayout,
 }
@@ -37,27 +42,29 @@ impl Files {
         if answer.fds_lost {
             return Err(Errno::EMFILE);
         }
-        let [lane, back, verdict, bell] = answer.fds.into_array::<LANE_FDS>().map_err(|_| EPROTO)?;
+        let [lane, back, page, bell] = answer.fds.into_array::<LANE_FDS>().map_err(|_| EPROTO)?;
         let len = rustix::fs::fstat(&lane).map_err(errno)?.st_size as u64;
         let layout = LaneLayout::of_words((len / 8) as usize).ok_or(EPROTO)?;
-        for (file, len) in [(&lane, len), (&back, 8 * LaneLayout::BACK_WORDS as u64), (&verdict, 8)] {
+        let (back_len, page_len) = (8 * LaneLayout::BACK_WORDS as u64, 8 * PAGE_WORDS as u64);
+        for (file, len) in [(&lane, len), (&back, back_len), (&page, page_len)] {
             if !map::holds(file, len).map_err(errno)? {
                 return Err(EPROTO);
             }
         }
-        Ok(Self { lane, back, verdict, bell, layout })
+        Ok(Self { lane, back, page, bell, layout })
     }
 }
 
 impl InLane {
     /// Maps what an answer has brought.
     pub(super) fn map(answer: Answer) -> Result<Self, Errno> {
-        let Files { lane, back, verdict, bell, layout } = Files::of(answer)?;
+        let number = answer.lane;
+        let Files { lane, back, page, bell, layout } = Files::of(answer)?;
         let lane = WordMap::read_only(lane, layout.lane_words()).map_err(errno)?;
         let back = WordMap::writable(back, LaneLayout::BACK_WORDS).map_err(errno)?;
-        let verdict = WordMap::read_only(verdict, 1).map_err(errno)?;
-        let reader = LaneReader::new(lane, back, verdict, 0, layout).ok_or(EPROTO)?;
-        Ok(Self { reader, bell })
+        let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
+        let reader = LaneReader::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
+        Ok(Self { number, reader, bell })
     }
 
     /// The next message that was not copied out yet.
@@ -81,12 +88,39 @@ impl InLane {
         self.reader.give_back(words);
     }
 
-    /// Silences the bell and asks for it again. The caller then looks once more, and sleeps only if nothing
-    /// is there.
+    /// kdbusd's number of the lane.
+    pub(super) const fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Bytes that the lane holds, heads of messages among them.
+    pub(super) const fn bytes(&self) -> u64 {
+        8 * self.reader.layout().ring()
+    }
+
+    /// The page in which kdbusd says what the lane is.
+    pub(super) const fn page(&self) -> &WordMap {
+        self.reader.page()
+    }
+
+    /// Receives nothing more from a sender that broke the rules.
+    pub(super) fn reject(&mut self) {
+        self.reader.reject();
+    }
+
+    /// Whether it came to that.
+    pub(super) const fn is_rejected(&self) -> bool {
+        self.reader.is_rejected()
+    }
+
+    /// Asks for the bell. The caller then looks once more, and sleeps only if nothing is there.
     pub fn ask_bell(&mut self) {
-        // The sender rings at most once for each time it is asked; more of it is its own time.
-        let _ = rustix::io::retry_on_intr(|| rustix::io::read(&self.bell, &mut [0; 64]));
         self.reader.ask_bell();
+    }
+
+    /// Takes back what was rung. A sender rings at most once for each time it is asked; more of it is its own time.
+    pub fn silence(&self) {
+        let _ = rustix::io::retry_on_intr(|| rustix::io::read(&self.bell, &mut [0; 4096]));
     }
 
     /// Whether the lane is closed and everything in it was copied out.
@@ -106,12 +140,13 @@ impl AsFd for InLane {
 impl OutLane {
     /// Maps what an answer has brought.
     pub(super) fn map(answer: Answer) -> Result<Self, Errno> {
-        let Files { lane, back, verdict, bell, layout } = Files::of(answer)?;
+        let receiver = answer.receiver;
+        let Files { lane, back, page, bell, layout } = Files::of(answer)?;
         let lane = WordMap::writable(lane, layout.lane_words()).map_err(errno)?;
         let back = WordMap::read_only(back, LaneLayout::BACK_WORDS).map_err(errno)?;
-        let verdict = WordMap::read_only(verdict, 1).map_err(errno)?;
-        let writer = LaneWriter::new(lane, back, verdict, 0, layout).ok_or(EPROTO)?;
-        Ok(Self { writer, bell })
+        let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
+        let writer = LaneWriter::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
+        Ok(Self { receiver, writer, bell, last: 0 })
     }
 
     /// Whether messages can be sent now. A lane is opened some time after it was given.
@@ -120,17 +155,36 @@ impl OutLane {
         self.writer.is_open()
     }
 
-    /// Sends two parts as one message. On return the receiver can see it; its bell was rung if it sleeps.
+    /// Id of the connection that receives.
+    #[must_use]
+    pub const fn receiver(&self) -> u64 {
+        self.receiver
+    }
+
+    /// Whether the receiver is gone for good.
+    pub(super) fn has_ended(&self) -> bool {
+        terms::has_ended(self.writer.page())
+    }
+
+    /// Sends a message at the time `key`: `first`, and behind it the runs of `second`. On return the receiver can
+    /// see it; its bell was rung if it sleeps.
     ///
     /// # Errors
     ///
     /// [`NotByLane`]: nothing was sent.
-    pub fn send(&mut self, key: u64, priority: i64, first: &[u8], second: &[u8]) -> Result<(), NotByLane> {
-        let head = LaneHead { first: first.len() as u64, second: second.len() as u64, key, priority };
-        let mut reserved = self.writer.reserve(head)?;
+    pub fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[&[u8]]) -> Result<(), NotByLane> {
+        let bytes = second.iter().fold(0, |sum: u64, run| sum.saturating_add(run.len() as u64));
+        let key = key.max(self.last + 1);
+        let mut reserved =
+            self.writer.reserve(LaneHead { first: first.len() as u64, second: bytes, key, call })?;
         reserved.put(first);
-        reserved.put(second);
-        if reserved.commit()? {
+        reserved.next_part();
+        for run in second {
+            reserved.put(run);
+        }
+        let ring = reserved.commit()?;
+        self.last = key;
+        if ring {
             // Full: it rings already. Closed: the receiver is gone, which kdbusd tells.
             let _ = rustix::io::write(&self.bell, &[1]);
         }

@@ -73,7 +73,7 @@ pub fn holds(file: impl AsFd, len: u64) -> Result<bool, Errno> {
 }
 
 /// A range of pages, unmapped on drop.
-struct Pages {
+pub(super) struct Pages {
     start: NonNull<u8>,
     len: usize,
 }
@@ -92,7 +92,7 @@ impl Pages {
         Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, len })
     }
 
-    fn fresh(len: usize) -> Result<Self, Errno> {
+    pub(super) fn fresh(len: usize) -> Result<Self, Errno> {
         let (protection, flags) =
             (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::POPULATE);
         // SAFETY: the kernel chooses an address where nothing is mapped.
@@ -101,12 +101,12 @@ impl Pages {
     }
 
     /// Where `len` bytes at `offset` start, if they lie inside.
-    fn range(&self, offset: u64, len: u64) -> Option<Range<usize>> {
+    pub(super) fn range(&self, offset: u64, len: u64) -> Option<Range<usize>> {
         let end = offset.checked_add(len).filter(|end| *end <= self.len as u64)?;
         Some(offset as usize..end as usize)
     }
 
-    fn at(&self, offset: usize) -> *mut u8 {
+    pub(super) fn at(&self, offset: usize) -> *mut u8 {
         // Never beyond the mapping for offsets out of `range`, so it does not wrap.
         self.start.as_ptr().wrapping_add(offset)
     }
@@ -409,6 +409,25 @@ impl Words for WordMap {
     #[inline]
     fn store(&self, index: usize, value: u64) {
         self.for_writing().store(index, value);
+    }
+
+    #[inline]
+    fn store_run(&self, index: usize, words: &[[u8; 8]]) {
+        let Some(place) = self.for_writing().get(index..) else { return };
+        let words = words.get(..place.len()).unwrap_or(words);
+        // SAFETY: the words lie in the mapping, which is writable. They are reached by address alone, through atomics
+        // or as here; whoever reads them meanwhile sees old or new bytes, and uses none before a later store says so.
+        unsafe { copy::into_shared(place.as_ptr().cast_mut().cast(), words.as_flattened()) };
+    }
+
+    #[inline]
+    fn load_run(&self, index: usize, words: &mut [u64]) {
+        use zerocopy::IntoBytes;
+        let Some(place) = self.words().get(index..) else { return };
+        let count = words.len().min(place.len());
+        let Some(words) = words.get_mut(..count) else { return };
+        // SAFETY: the words lie in the mapping; each byte is read once, whatever another process writes there.
+        unsafe { copy::out_of_shared(place.as_ptr().cast(), words.as_mut_bytes()) };
     }
 
     #[inline]

@@ -4,14 +4,17 @@
 //! [`socket`]); messages are received out of shared memory ([`map`], [`kdbus_core::channel`]) without a system
 //! call. What kdbusd itself builds on stands here too. `docs/local-protocol.md` describes both sides.
 
+mod arena;
 mod bell;
 mod copy;
 mod error;
 mod handle;
+mod inward;
 mod lane;
 mod loan;
 pub mod map;
 mod memfd;
+mod outward;
 mod place;
 pub mod raw;
 mod receive;

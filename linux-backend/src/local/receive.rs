@@ -6,19 +6,18 @@ use kdbus_core::engine::Return;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
 
+use super::arena::Arena;
 use super::bell;
+use super::inward::InLanes;
 use super::map::Block;
 
 /// The lane in which kdbusd shows its entries.
-const KDBUSD: u32 = 0;
+pub(super) const KDBUSD: u32 = 0;
 
 /// Looks at fresh entries that may follow each other before the receiver gives up for now.
 const LOOKS: usize = 3;
 
-/// What waits for one connection: the lanes into it, merged into one queue.
-///
-/// kdbusd's shared queue is the one lane there is; another one would be looked at in [`look`](Self::look),
-/// between reading the clock and sorting the batch.
+/// What waits for one connection: kdbusd's shared queue and the lanes into it, merged into one queue.
 #[derive(Debug)]
 pub(super) struct Receiver<P, S> {
     inbox: InboxReader<P, S>,
@@ -28,6 +27,7 @@ pub(super) struct Receiver<P, S> {
     /// What stands in the queue for each slot of kdbusd's lane. It may be gone there by now.
     queued: Block<Option<Handle>>,
     batch: Block<Arrived>,
+    lanes: Option<InLanes>,
     /// Losses that were reported.
     lost: u64,
     /// Notices that the owner was woken for.
@@ -46,18 +46,34 @@ impl<P: Words, S: Words> Receiver<P, S> {
             nodes: Block::new(depth, Node::new)?,
             queued: Block::new(depth, || None)?,
             batch: Block::new(depth, Arrived::default)?,
+            lanes: None,
             lost,
             notices,
         })
     }
 
+    /// Receives by `lanes` too. Nothing was received yet.
+    pub(super) fn add_lanes(&mut self, lanes: InLanes) -> Result<(), Errno> {
+        let room = self.inbox.layout().depth() as usize + lanes.room();
+        self.head = Head::new();
+        self.nodes = Block::new(room, Node::new)?;
+        self.batch = Block::new(room, Arrived::default)?;
+        self.lanes = Some(lanes);
+        Ok(())
+    }
+
+    /// The lanes.
+    pub(super) const fn lanes(&mut self) -> Option<&mut InLanes> {
+        self.lanes.as_mut()
+    }
+
     /// The next message as `flags` and `priority` ask for it. It stays queued until [`take`](Self::take) or
     /// [`forget`](Self::forget).
-    pub(super) fn next(&mut self, flags: RecvFlags, priority: i64) -> Option<Arrived> {
+    pub(super) fn next(&mut self, flags: RecvFlags, priority: i64, arena: Option<&Arena>) -> Option<Arrived> {
         let by_priority = flags.contains(RecvFlags::USE_PRIORITY);
         // What came in since is younger than anything that is queued, so in order of arrival it can wait.
         if by_priority || self.head.is_empty() {
-            self.look();
+            self.look(arena);
         }
         let queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
         let entry = if by_priority { queue.peek() } else { queue.peek_front() }?;
@@ -84,6 +100,19 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.inbox.push_return(Return::Taken { slot: message.slot, key: message.key }).map(Some)
     }
 
+    /// Receives or, with `DROP`, gives up a message that came by lane; with `PEEK`, only shows it.
+    pub(super) fn take_from_lane(&mut self, message: &Arrived, flags: RecvFlags, arena: &Arena) {
+        let Some(lanes) = &mut self.lanes else { return };
+        if !flags.contains(RecvFlags::DROP) {
+            lanes.show(message.slot, arena);
+        }
+        if !flags.contains(RecvFlags::PEEK)
+            && let Some(queued) = lanes.take(message.slot, arena)
+        {
+            PriorityQueue::new(&mut self.head, &mut self.nodes).remove(queued);
+        }
+    }
+
     /// Removes `message` from the queue: it was received by command, or is gone.
     pub(super) fn forget(&mut self, message: &Arrived) {
         if let Some(handle) = self.queued.get_mut(message.slot as usize).and_then(Option::take) {
@@ -106,14 +135,22 @@ impl<P: Words, S: Words> Receiver<P, S> {
         lost.wrapping_sub(core::mem::replace(&mut self.lost, lost))
     }
 
+    /// Whether broadcasts were lost that [`dropped`](Self::dropped) has not told of.
+    pub(super) fn has_losses(&self) -> bool {
+        self.inbox.lost() != self.lost
+    }
+
     /// Asks for the bell, which the caller has silenced, and looks at everything once more. True if there is
     /// something that nobody rings for, losses from before aside: the caller reports them next.
     pub(super) fn arm(&mut self) -> bool {
         let lost = self.inbox.lost();
         self.inbox.arm();
+        if let Some(lanes) = &mut self.lanes {
+            lanes.ask_bells();
+        }
         let notices = self.inbox.notices();
         let noticed = core::mem::replace(&mut self.notices, notices) != notices;
-        noticed || self.inbox.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
+        noticed || self.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
     }
 
     /// Whether the connection still lives.
@@ -121,10 +158,15 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.inbox.is_alive()
     }
 
-    /// Moves what came in on the lanes into the queue.
-    fn look(&mut self) {
+    /// Whether something came in that was not looked at.
+    fn has_fresh(&mut self) -> bool {
+        self.inbox.has_fresh() || self.lanes.as_mut().is_some_and(InLanes::has_fresh)
+    }
+
+    /// Moves what came in into the queue.
+    fn look(&mut self, arena: Option<&Arena>) {
         for _ in 0..LOOKS {
-            if !self.inbox.has_fresh() {
+            if !self.has_fresh() {
                 return;
             }
             // The clock comes first: what is queued later in one lane waits for the next look, because
@@ -141,8 +183,16 @@ impl<P: Words, S: Words> Receiver<P, S> {
                     with_files: entry.with_files,
                 })
             });
+            if let (Some(lanes), Some(arena)) = (&mut self.lanes, arena) {
+                lanes.drain(&mut batch, arena);
+            }
             let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
             for arrived in batch.sorted() {
+                if let (Some(lanes), true) = (&mut self.lanes, arrived.lane != KDBUSD) {
+                    // There are as many places as messages that may wait.
+                    lanes.queued(arrived.slot, queue.push(arrived.priority, *arrived).ok());
+                    continue;
+                }
                 let Some(queued) = self.queued.get_mut(arrived.slot as usize) else { continue };
                 // The slot was used before, for something that was taken back.
                 if let Some(old) = queued.take() {

@@ -1,22 +1,30 @@
 //! The transport over kdbusd.
 
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 
-use kdbus_core::Instant;
 use kdbus_core::abi::{
     CmdFree, CmdHello, CmdRecv, Command, Errno, HelloFlags, MsgInfo, RecvFlags, RecvReturnFlags, SendFlags,
 };
 use kdbus_core::channel::{Arrived, InboxReader};
 use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport};
+use kdbus_core::{Instant, WellKnownName};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::arena::Arena;
 use super::bell::{self, Bell, Woken};
 use super::error::{ConnectError, EPROTO, errno};
 use super::handle::{Answer, Attachments, Handle};
-use super::map::WordMap;
+use super::inward::InLanes;
+use super::map::{Block, WordMap};
+use super::outward::OutLanes;
 use super::place::Environment;
-use super::receive::Receiver;
+use super::receive::{KDBUSD, Receiver};
+
+/// Lanes that are brought unless an application says otherwise.
+const LANES: usize = 4;
+/// Bytes between the pool and the arena, in offsets.
+const GAP: u64 = 4096;
 
 /// How a [`LocalTransport`] is made.
 #[derive(Clone, Copy, Debug)]
@@ -24,13 +32,14 @@ pub struct Options {
     environment: Environment,
     staging: u64,
     prefault: bool,
+    lanes: usize,
 }
 
 impl Options {
     /// What this process' environment says, and the defaults below.
     #[must_use]
     pub fn new() -> Self {
-        Self { environment: Environment::current(), staging: 1 << 20, prefault: true }
+        Self { environment: Environment::current(), staging: 1 << 20, prefault: true, lanes: LANES }
     }
 
     /// Looks for buses where `environment` says. Default: [`Environment::current`].
@@ -56,6 +65,15 @@ impl Options {
         self
     }
 
+    /// Brings lanes at HELLO, by which as many senders can reach this connection past kdbusd, if kdbusd has any, and
+    /// has as many by which to send. Each takes three times its bytes (kdbusd's `memory.lane`), in memory that is
+    /// really there. Default: 4; 0 for neither.
+    #[must_use]
+    pub const fn lanes(mut self, count: usize) -> Self {
+        self.lanes = count;
+        self
+    }
+
     /// Opens a bus, endpoint or `control` by its name, or any node by its absolute path.
     ///
     /// # Errors
@@ -63,7 +81,7 @@ impl Options {
     /// [`ConnectError`], which says what to do.
     pub fn connect(&self, name: &str) -> Result<LocalTransport, ConnectError> {
         let handle = Handle::open(self.environment.node(name)?, self.staging, self.prefault)?;
-        LocalTransport::over(handle)
+        Ok(LocalTransport { wanted: self.lanes, ..LocalTransport::over(handle)? })
     }
 
     /// Opens the bus that the environment names in `KDBUS_BUS`; without that, the first one that exists of
@@ -79,7 +97,9 @@ impl Options {
                 .map_err(ConnectError::from)
                 .and_then(|path| Handle::open(path, self.staging, self.prefault));
             match opened {
-                Ok(handle) => return LocalTransport::over(handle),
+                Ok(handle) => {
+                    return Ok(LocalTransport { wanted: self.lanes, ..LocalTransport::over(handle)? });
+                }
                 Err(error) if error.is_absence() => last = last.or(Some(error)),
                 Err(error) => return Err(error),
             }
@@ -106,6 +126,12 @@ pub struct LocalTransport {
     handle: Handle,
     bell: Bell,
     receiver: RefCell<Option<Receiver<WordMap, WordMap>>>,
+    /// Lanes that are to be brought.
+    wanted: usize,
+    /// Where messages lie that came by lane.
+    arena: OnceCell<Arena>,
+    /// Lanes by which this connection sends.
+    outward: RefCell<Option<OutLanes>>,
     /// The connection has ended, though kdbusd has not.
     ended: Cell<bool>,
 }
@@ -129,7 +155,7 @@ impl LocalTransport {
         Options::new().connect_default()
     }
 
-    /// A transport over an open node.
+    /// A transport over an open node. It brings no lanes.
     ///
     /// # Errors
     ///
@@ -137,7 +163,15 @@ impl LocalTransport {
     pub fn over(handle: Handle) -> Result<Self, ConnectError> {
         let bell =
             Bell::new(handle.socket()).map_err(|error| ConnectError::System(handle.path(), errno(error)))?;
-        Ok(Self { handle, bell, receiver: RefCell::new(None), ended: Cell::new(false) })
+        Ok(Self {
+            handle,
+            bell,
+            receiver: RefCell::new(None),
+            wanted: 0,
+            arena: OnceCell::new(),
+            outward: RefCell::new(None),
+            ended: Cell::new(false),
+        })
     }
 
     /// Makes room for `bytes` of payload too large for a packet now, so that no send has to.
@@ -175,17 +209,95 @@ impl LocalTransport {
     }
 
     /// Takes over what a successful HELLO has left.
-    fn attach(&self, flags: u64) -> Result<(), Failure> {
+    fn attach(&self, hello: &CmdHello) -> Result<(), Failure> {
+        let flags = HelloFlags::from_bits_retain(hello.flags);
         let Some(queue) = self.handle.take_queue() else { return Ok(()) };
         let inbox = InboxReader::attach(queue.posted, queue.shared).map_err(|_| self.handle.fail(EPROTO))?;
         let system = |error| self.handle.fail(errno(error));
         self.bell.attach(queue.bell).map_err(system)?;
         // kdbus: a policy holder receives nothing, which kdbusd tells it.
-        if HelloFlags::from_bits_retain(flags).contains(HelloFlags::POLICY_HOLDER) {
+        if flags.contains(HelloFlags::POLICY_HOLDER) {
             return Ok(());
         }
-        *self.receiver.borrow_mut() = Some(Receiver::new(inbox).map_err(system)?);
+        let mut receiver = Receiver::new(inbox).map_err(system)?;
+        // The others take part in no exchange of two.
+        if self.wanted > 0 && !flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::MONITOR) {
+            self.bring_lanes(&mut receiver, hello.id)?;
+        }
+        *self.receiver.borrow_mut() = Some(receiver);
         Ok(())
+    }
+
+    /// Brings as many lanes as wanted, or as kdbusd has.
+    fn bring_lanes(&self, receiver: &mut Receiver<WordMap, WordMap>, id: u64) -> Result<(), Failure> {
+        let system = |error| self.handle.fail(errno(error));
+        let mut lanes = Block::new(self.wanted, || None).map_err(system)?;
+        let mut count = 0;
+        for place in &mut *lanes {
+            match self.handle.bring_lane() {
+                Ok(lane) => *place = Some(lane),
+                Err(Failure::Refused(_)) => break,
+                Err(broken) => return Err(broken),
+            }
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let brought = lanes.iter_mut().filter_map(Option::take);
+        let (inward, arena) = InLanes::new(brought, count, id).map_err(system)?;
+        for (at, bell) in inward.bells() {
+            self.bell.add_lane(at, bell).map_err(system)?;
+        }
+        receiver.add_lanes(inward).map_err(system)?;
+        // There is one HELLO at most.
+        let _ = self.arena.set(arena);
+        *self.outward.borrow_mut() = Some(OutLanes::new(self.wanted, id).map_err(system)?);
+        Ok(())
+    }
+
+    /// Opens a lane to the connection with this id now, so that no message to it has to wait for one.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code, as [`Handle::open_lane`]. Messages go through kdbusd then.
+    pub fn open_lane(&self, receiver: u64) -> Result<(), Failure> {
+        self.open_lane_to(receiver, &[])
+    }
+
+    /// Opens a lane to the owner of a name now, so that no message to it has to wait for one.
+    ///
+    /// # Errors
+    ///
+    /// As [`open_lane`](Self::open_lane).
+    pub fn open_lane_to_name(&self, name: WellKnownName<'_>) -> Result<(), Failure> {
+        self.open_lane_to(0, name.as_str().as_bytes())
+    }
+
+    fn open_lane_to(&self, id: u64, name: &[u8]) -> Result<(), Failure> {
+        self.check()?;
+        match &mut *self.outward.borrow_mut() {
+            Some(outward) => outward.open(&self.handle, id, name),
+            None => Err(Failure::Refused(Errno::EOPNOTSUPP)),
+        }
+    }
+
+    /// Puts new lanes in the place of those that nothing more comes by.
+    fn replace_lanes(&self, receiver: &mut Receiver<WordMap, WordMap>) -> Result<(), Failure> {
+        let Some(lanes) = receiver.lanes() else { return Ok(()) };
+        while let Some((at, lane)) = lanes.worn_out() {
+            self.handle.drop_lane(lane)?;
+            let Ok(lane) = self.handle.bring_lane() else { break };
+            if self.bell.add_lane(at, lane.as_fd()).is_ok() {
+                lanes.replace(at, lane);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where offsets of the arena begin: behind the pool, and behind the offset that stands for no message.
+    fn arena_base(&self) -> u64 {
+        self.handle.pool().map_or(0, super::map::ReadMap::len) + GAP
     }
 
     /// The message that a command has received, or `None` if it only dropped one.
@@ -242,7 +354,17 @@ impl LocalTransport {
     ) -> Result<Option<Option<Incoming<OwnedFd>>>, Failure> {
         let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
         // Each round returns or removes an entry.
-        while let Some(entry) = receiver.next(flags, priority) {
+        let arena = self.arena.get();
+        while let Some(entry) = receiver.next(flags, priority, arena) {
+            if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {
+                receiver.take_from_lane(&entry, flags, arena);
+                if flags.contains(RecvFlags::DROP) {
+                    return Ok(Some(None));
+                }
+                let offset = self.arena_base() + entry.offset;
+                let info = MsgInfo { offset, msg_size: entry.size, return_flags: 0 };
+                return Ok(Some(Some(Incoming { info, fds: heapless::Vec::new() })));
+            }
             if plain && !entry.with_files {
                 match receiver.take(&entry) {
                     Ok(None) => continue,
@@ -271,6 +393,35 @@ impl LocalTransport {
         Ok(None)
     }
 
+    /// The descriptor, for somebody else to poll.
+    fn watch(&self) -> BorrowedFd<'_> {
+        if !self.bell.is_watched() {
+            let set = self.bell.watch();
+            if let Some(receiver) = &mut *self.receiver.borrow_mut()
+                && (self.arm(receiver) == Ok(true) || receiver.has_losses())
+            {
+                self.bell.ring_own();
+            }
+            return set;
+        }
+        self.bell.watch()
+    }
+
+    /// Silences the bell and asks for it. True if something is there that nobody rings for.
+    fn arm(&self, receiver: &mut Receiver<WordMap, WordMap>) -> Result<bool, Failure> {
+        let mut rung = |at, stale| {
+            if let Some(lanes) = receiver.lanes() {
+                lanes.rang(at, stale);
+            }
+        };
+        if !self.bell.silence(&mut rung) || !receiver.is_alive() {
+            return Err(self.end());
+        }
+        self.replace_lanes(receiver)?;
+        let fresh = receiver.arm();
+        if receiver.is_alive() { Ok(fresh) } else { Err(self.end()) }
+    }
+
     fn receive(
         &self,
         receiver: &mut Receiver<WordMap, WordMap>,
@@ -278,18 +429,14 @@ impl LocalTransport {
         priority: i64,
     ) -> Result<Received<OwnedFd>, Failure> {
         let mut taken = self.next(receiver, flags, priority)?;
-        if taken.is_none() {
-            if !self.bell.silence() || !receiver.is_alive() {
-                return Err(self.end());
-            }
-            if receiver.arm() {
+        if taken.is_none() && self.bell.is_watched() {
+            if self.arm(receiver)? {
                 // It came before the bell was asked for, so nobody else rings for it.
                 self.bell.ring_own();
                 taken = self.next(receiver, flags, priority)?;
             }
-            if !receiver.is_alive() {
-                return Err(self.end());
-            }
+        } else if !receiver.is_alive() {
+            return Err(self.end());
         }
         Ok(Received { message: taken.flatten(), dropped: receiver.dropped() })
     }
@@ -298,7 +445,7 @@ impl LocalTransport {
 impl AsFd for LocalTransport {
     /// The descriptor that is readable while anything waits.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.set()
+        self.watch()
     }
 }
 
@@ -311,14 +458,20 @@ impl Transport for LocalTransport {
         self.check()?;
         self.handle.command(command.request(), arg).map_err(|failure| self.refused(failure))?;
         if command == Command::Hello {
-            let flags = CmdHello::read_from_prefix(arg).map_or(0, |(hello, _)| hello.flags);
-            self.attach(flags)?;
+            let hello =
+                CmdHello::read_from_prefix(arg).map_or_else(|_| CmdHello::default(), |(hello, _)| hello);
+            self.attach(&hello)?;
         }
         Ok(())
     }
 
     fn send(&self, message: &mut Outgoing<'_, BorrowedFd<'_>>) -> Result<(), Failure> {
         self.check()?;
+        if let Some(outward) = &mut *self.outward.borrow_mut()
+            && outward.send(&self.handle, message)
+        {
+            return Ok(());
+        }
         let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
         self.handle
             .send_message(message.message, SendFlags::empty(), with)
@@ -362,10 +515,17 @@ impl Transport for LocalTransport {
     }
 
     fn slice(&self, offset: u64, size: u64) -> Option<&[u8]> {
-        self.handle.pool()?.bytes(offset, size)
+        match (offset.checked_sub(self.arena_base()), self.arena.get()) {
+            (Some(offset), Some(arena)) => arena.bytes(offset, size),
+            _ => self.handle.pool()?.bytes(offset, size),
+        }
     }
 
     fn free(&self, offset: u64) {
+        if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena.get()) {
+            arena.free(offset);
+            return;
+        }
         let Some(pool) = self.handle.pool() else { return };
         if offset >= pool.len() || self.check().is_err() {
             return;
@@ -388,7 +548,20 @@ impl Transport for LocalTransport {
 
     fn wait(&self, deadline: Option<Instant>) -> Result<(), Failure> {
         self.check()?;
-        match self.bell.wait(self.handle.socket(), deadline) {
+        if !self.bell.is_watched()
+            && let Some(receiver) = &mut *self.receiver.borrow_mut()
+            && (self.arm(receiver)? || receiver.has_losses())
+        {
+            return Ok(());
+        }
+        let rung = |at, stale| {
+            if let Some(receiver) = &mut *self.receiver.borrow_mut()
+                && let Some(lanes) = receiver.lanes()
+            {
+                lanes.rang(at, stale);
+            }
+        };
+        match self.bell.wait(self.handle.socket(), deadline, rung) {
             Ok(Woken::Early) => Ok(()),
             Ok(Woken::HungUp) => Err(self.end()),
             Err(error) => Err(Failure::Refused(errno(error))),
@@ -400,7 +573,7 @@ impl Transport for LocalTransport {
     }
 
     fn fd(&self) -> Option<i32> {
-        Some(self.bell.set().as_raw_fd())
+        Some(self.watch().as_raw_fd())
     }
 
     fn watch_room(&self, receiver: u64) -> Result<bool, Failure> {

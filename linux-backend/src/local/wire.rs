@@ -22,7 +22,7 @@ pub const FDS_MAX: usize = 64;
 
 /// Descriptors in the answer to HELLO: pool, posted part, shared part, bell.
 pub const HELLO_FDS: usize = 4;
-/// Descriptors that come with a lane: its lane part, its way back, its verdict, and an end of its bell.
+/// Descriptors that come with a lane: its lane part, its way back, its page of the bus, and an end of its bell.
 pub const LANE_FDS: usize = 4;
 
 /// What a packet is about.
@@ -44,11 +44,14 @@ pub enum Kind {
     Stats = 6,
     /// To kdbusd: a lane for messages to this client. The answer brings its descriptors, and its number in `slot`.
     BringLane = 7,
-    /// To kdbusd: a lane to connection `key`, or the one there is opened again. The answer brings descriptors
-    /// the first time, and the lane's number in `slot`.
+    /// To kdbusd: a lane to connection `key`, or, if that is 0, to the owner of the name that is the argument; the
+    /// one there is is opened again. The answer brings descriptors the first time, the lane's number in
+    /// `slot`, and the id of its receiver in `key`.
     OpenLane = 8,
     /// To kdbusd: this client has mapped lane `slot` and needs no more of its descriptors. Has no answer.
     LaneMapped = 9,
+    /// To kdbusd: this client does not receive by lane `slot` any more. Has no answer.
+    DropLane = 10,
     /// To the client: the end of the command with this `serial`. `number` is the errno, 0 for success.
     Answer = 0x80,
 }
@@ -67,6 +70,7 @@ impl Kind {
             7 => Self::BringLane,
             8 => Self::OpenLane,
             9 => Self::LaneMapped,
+            10 => Self::DropLane,
             0x80 => Self::Answer,
             _ => return None,
         })
@@ -125,7 +129,7 @@ pub struct Header {
     /// Slot of [`Kind::ReceiveEntry`]; number of a lane.
     pub slot: u32,
     /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], [`Kind::Stats`] and [`Kind::OpenLane`],
-    /// serial of [`Kind::Cancel`].
+    /// receiver of a lane, serial of [`Kind::Cancel`].
     pub key: u64,
 }
 

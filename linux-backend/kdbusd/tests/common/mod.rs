@@ -67,6 +67,12 @@ impl Bus {
         self.options().staging(0).connect(&self.name())
     }
 
+    /// A connection that neither brings lanes nor asks for any by itself.
+    pub(crate) fn connect_without_lanes(&self) -> Client {
+        let transport = self.options().staging(0).lanes(0).connect(&self.name()).unwrap();
+        Connection::with_capacities(transport, &Hello::new()).unwrap()
+    }
+
     pub(crate) fn connect(&self) -> Client {
         self.hello(&Hello::new())
     }

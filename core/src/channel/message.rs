@@ -1,0 +1,187 @@
+//! Messages by lane: which ones go, and what their receiver makes of them.
+//!
+//! A lane carries header and items as its first part, up to the next multiple of 8, and the payload as its second.
+//! The receiver copies both to where they stay, and [`settle`] turns the copy into what a slice of the bus holds.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::abi::{
+    AttachFlags, DST_ID_NAME, FLAG_NEGOTIATE, Frame, ITEM_HEADER, ItemType, Items, MESSAGE, Msg, SendFlags,
+    Timestamp, Vec, align8,
+};
+use crate::examine::{Examined, Route, examine, received_len};
+
+use super::lane::{LaneHead, Violation};
+use super::terms::HeldTerms;
+
+/// Where the words of a message lie that comes in on a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes of header and items.
+    first: u64,
+    /// Where the payload begins.
+    base: u64,
+    /// Bytes of the payload.
+    payload: u64,
+}
+
+impl Place {
+    /// Where the parts of a message go that is received under these terms. `None` if no message is that large.
+    #[must_use]
+    pub fn of(head: &LaneHead, terms: &HeldTerms) -> Option<Self> {
+        let (first, payload) = (head.first, head.second);
+        let whole = first >= Msg::SIZE as u64 && first.is_multiple_of(8);
+        let base = align8(received_len(first, metadata_len(terms)));
+        base.checked_add(payload).filter(|end| whole && *end <= u64::MAX - 7)?;
+        Some(Self { first, base, payload })
+    }
+
+    /// Bytes of the slice.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.base + align8(self.payload)
+    }
+
+    /// The two parts of a slice that [`LaneReader::copy_out`](super::LaneReader::copy_out) fills. `None` if it is
+    /// shorter than [`size`](Self::size).
+    pub fn parts<'s>(&self, slice: &'s mut [u64]) -> Option<(&'s mut [u64], &'s mut [u64])> {
+        let (items, payload) = slice.split_at_mut_checked((self.base / 8) as usize)?;
+        Some((items.get_mut(..(self.first / 8) as usize)?, payload))
+    }
+}
+
+/// Bytes of the metadata of a message, to the unpadded end.
+fn metadata_len(terms: &HeldTerms) -> u64 {
+    let pinned = terms.metadata().len() as u64;
+    if terms.attach().contains(AttachFlags::TIMESTAMP) {
+        align8(pinned) + (ITEM_HEADER + size_of::<Timestamp>()) as u64
+    } else {
+        pinned
+    }
+}
+
+/// What a message by lane is to its receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Its priority.
+    pub priority: i64,
+    /// Its sender's number for it.
+    pub cookie: u64,
+    /// The cookie of the call that it answers, 0 if none.
+    pub answers: u64,
+    /// When its sender stops waiting for an answer, in nanoseconds; 0 if it is no call.
+    pub deadline: u64,
+}
+
+/// A message that can go by lane, if there is one to its receiver.
+///
+/// Messages with descriptors or memfds, signals, messages to a name that one connection has to own, and all that
+/// the bus would refuse are not among them: they take the other way, and come back from there with their
+/// reason. Cost: two passes over the items. `message` is changed only as the bus would.
+#[must_use]
+pub fn sendable(message: &mut [u8], sender: u64) -> Option<Examined<'_>> {
+    let header = Msg::read_from_prefix(message).ok()?.0;
+    if header.flags & FLAG_NEGOTIATE != 0 || (header.src_id != 0 && header.src_id != sender) {
+        return None;
+    }
+    let bytes = Frame::check(message, &MESSAGE, false).ok()?.bytes;
+    let examined = examine(bytes, SendFlags::empty(), 0).ok()?;
+    is_plain(&examined).then_some(examined)
+}
+
+/// Whether nothing belongs to a message but bytes, and it goes to one connection or one name.
+fn is_plain(message: &Examined<'_>) -> bool {
+    matches!(message.route, Route::Plain | Route::Call | Route::Reply(_))
+        && message.memfds == 0
+        && message.name.is_some() == (message.header.dst_id == DST_ID_NAME)
+        && Items::new(message.items).all(|item| {
+            item.is_ok_and(|item| match item.kind {
+                ItemType::PAYLOAD_VEC => item.record::<Vec>().is_some_and(|vec| vec.address != 0),
+                ItemType::DST_NAME => true,
+                _ => false,
+            })
+        })
+}
+
+/// Makes what `place` has put into `slice` the message that connection `receiver` gets: examined, with its sender,
+/// its metadata, and offsets in place of addresses.
+///
+/// # Errors
+///
+/// [`Violation`] if the bus would not have carried it, or not by this lane.
+pub fn settle(
+    slice: &mut [u8],
+    place: &Place,
+    terms: &HeldTerms,
+    receiver: u64,
+    stamp: Timestamp,
+) -> Result<Settled, Violation> {
+    let (items, payload) = slice.split_at_mut_checked(place.base as usize).ok_or(Violation)?;
+    let (sent, rest) = items.split_at_mut_checked(place.first as usize).ok_or(Violation)?;
+    let message = sendable(sent, terms.sender()).ok_or(Violation)?;
+    let Examined { header, route, name, .. } = message;
+    let addressed = match name {
+        Some(name) => name.as_str().as_bytes() == terms.name(),
+        None => header.dst_id == receiver,
+    };
+    let len = message.len();
+    if !addressed || align8(len) != place.first || message.payload != place.payload {
+        return Err(Violation);
+    }
+    let mut to = place.base;
+    let mut at = Msg::SIZE;
+    // Ends: each round goes on by an item, of which the examination has seen the size.
+    while let Some(size) = item_size(sent, at, len as usize) {
+        if get(sent, at + 8) == Some(ItemType::PAYLOAD_VEC.0) {
+            let bytes = get(sent, at + ITEM_HEADER).unwrap_or(0);
+            put(sent, at + 8, &ItemType::PAYLOAD_OFF.0);
+            put(sent, at + ITEM_HEADER, &Vec { size: bytes, address: to });
+            to += bytes;
+        }
+        at += align8(size) as usize;
+    }
+    put(sent, 0, &Msg { size: received_len(len, metadata_len(terms)), src_id: terms.sender(), ..header });
+    if let Some(padding) = sent.get_mut(len as usize..) {
+        padding.fill(0);
+    }
+    attach(rest, terms, stamp);
+    if let Some(padding) = payload.get_mut(place.payload as usize..) {
+        padding.fill(0);
+    }
+    Ok(Settled {
+        priority: header.priority,
+        cookie: header.cookie,
+        answers: if let Route::Reply(cookie) = route { cookie } else { 0 },
+        deadline: if route == Route::Call { header.timeout_ns() } else { 0 },
+    })
+}
+
+/// The size of the item at `at`, if there is one before `end`.
+fn item_size(bytes: &[u8], at: usize, end: usize) -> Option<u64> {
+    if at >= end { None } else { get(bytes, at).filter(|size| *size >= ITEM_HEADER as u64) }
+}
+
+fn get(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..)?.first_chunk().map(|word| u64::from_ne_bytes(*word))
+}
+
+fn put<T: IntoBytes + Immutable>(bytes: &mut [u8], at: usize, value: &T) {
+    if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..size_of::<T>())) {
+        place.copy_from_slice(value.as_bytes());
+    }
+}
+
+/// Writes the metadata behind the items.
+fn attach(to: &mut [u8], terms: &HeldTerms, stamp: Timestamp) {
+    let pinned = terms.metadata();
+    let (place, rest) = to.split_at_mut(to.len().min(pinned.len()));
+    for (place, byte) in place.iter_mut().zip(pinned) {
+        *place = *byte;
+    }
+    rest.fill(0);
+    if terms.attach().contains(AttachFlags::TIMESTAMP) {
+        let at = align8(pinned.len() as u64) as usize;
+        put(to, at, &[(ITEM_HEADER + size_of::<Timestamp>()) as u64, ItemType::TIMESTAMP.0]);
+        put(to, at + ITEM_HEADER, &stamp);
+    }
+}

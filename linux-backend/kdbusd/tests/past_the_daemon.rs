@@ -1,0 +1,173 @@
+//! Messages that clients send past a real daemon: applications notice nothing.
+
+mod common;
+
+use common::{Bus, Client};
+use kdbus_core::abi::{AttachFlags, ITEM_HEADER, ItemType, Items, Msg, NameFlags, RecvFlags, Timestamp};
+use kdbus_core::client::{Connection, Hello, Message, Part, Transport};
+use kdbus_core::{NodeName, WellKnownName};
+
+fn bus() -> Bus {
+    Bus::with(|config| config.capacity.lanes = 16)
+}
+
+fn hello(bus: &Bus, lanes: usize, hello: &Hello<'_>) -> Client {
+    let transport = bus.options().lanes(lanes).connect(&bus.name()).unwrap();
+    Connection::with_capacities(transport, hello).unwrap()
+}
+
+/// Messages that kdbusd has carried to a connection.
+fn carried(client: &Client) -> u64 {
+    client.transport().handle().stats(client.id()).unwrap().stats.received
+}
+
+fn name() -> WellKnownName<'static> {
+    WellKnownName::parse("org.example.Service").unwrap()
+}
+
+type Plain<'a> = Message<'a, std::os::fd::BorrowedFd<'a>>;
+
+/// A received message to the last byte, its times aside.
+fn received(client: &Client) -> Vec<u8> {
+    let transport = client.transport();
+    let info = transport.recv(RecvFlags::empty(), 0).unwrap().message.expect("it was sent").info;
+    let mut bytes = transport.slice(info.offset, info.msg_size).unwrap().to_vec();
+    transport.free(info.offset);
+    let size = u64::from_ne_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let mut times = 0;
+    for item in Items::new(&bytes.clone()[Msg::SIZE..size]).map(Result::unwrap) {
+        if item.kind == ItemType::TIMESTAMP {
+            let stamp: Timestamp = item.record().unwrap();
+            assert!(stamp.seqnum >= stamp.monotonic_ns && stamp.realtime_ns > stamp.monotonic_ns);
+            let at = Msg::SIZE + item.at + ITEM_HEADER;
+            bytes[at..at + size_of::<Timestamp>()].fill(0);
+            times += 1;
+        }
+    }
+    assert_eq!(times, 1);
+    bytes
+}
+
+#[test]
+fn a_message_is_the_same_either_way() {
+    let bus = bus();
+    let kinds = AttachFlags::TIMESTAMP
+        | AttachFlags::CREDS
+        | AttachFlags::PIDS
+        | AttachFlags::AUXGROUPS
+        | AttachFlags::CONN_DESCRIPTION;
+    let with = Hello::new().ask_metadata(kinds);
+    let (a, b) = (
+        hello(&bus, 4, &Hello::new().description(NodeName::parse("sender").unwrap())),
+        hello(&bus, 4, &with),
+    );
+    b.acquire(name(), NameFlags::empty()).unwrap();
+    let (head, tail) = ([7; 13], vec![9; 1000]);
+    let parts = [Part::Bytes(&tail[..]), Part::Bytes(&head[..])];
+    let messages: [Plain<'_>; 6] = [
+        Message::to(b.id()),
+        Message::to(b.id()).payload(&head).cookie(5).priority(-3),
+        Message::to_name(name()).payload(&tail).parts(&parts),
+        Message::to_name(name()).parts(&parts).payload_type(1),
+        Message::to(b.id()).payload(&tail),
+        Message::to_name(name()).payload(&head),
+    ];
+    let exchange = || {
+        messages.map(|message| {
+            let message = message.cookie(11);
+            a.send(&message).unwrap();
+            received(&b)
+        })
+    };
+    let by_daemon = exchange();
+    a.transport().open_lane_to_name(name()).unwrap();
+    let before = carried(&b);
+    assert_eq!(exchange(), by_daemon);
+    assert_eq!(carried(&b), before, "none of them went through the daemon");
+}
+
+#[test]
+fn a_lane_is_opened_by_sending() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    for _ in 0..40 {
+        a.send(&Message::to(b.id()).payload(b"x")).unwrap();
+        b.try_recv().unwrap().unwrap();
+    }
+    assert!(carried(&b) < 20);
+}
+
+#[test]
+fn what_finds_no_room_in_a_lane_is_received_in_its_place() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new().pool_size(4 << 20)));
+    a.transport().open_lane(b.id()).unwrap();
+    // Larger than the lane, every now and then.
+    let large = vec![1; 100_000];
+    for number in 0..40_u64 {
+        let payload = if number % 7 == 3 { &large[..] } else { b"small" };
+        a.send(&Message::to(b.id()).payload(payload).cookie(number + 1)).unwrap();
+    }
+    let through = carried(&b);
+    assert!((1..40).contains(&through), "both ways were used: {through}");
+    for number in 0..40_u64 {
+        assert_eq!(b.try_recv().unwrap().unwrap().cookie(), number + 1);
+    }
+    assert!(b.try_recv().unwrap().is_none());
+}
+
+#[test]
+fn a_full_lane_and_a_full_queue_refuse_as_ever() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    let mut sent = 0;
+    let refusal = loop {
+        match a.send(&Message::to(b.id()).payload(&[0; 4000]).cookie(sent + 1)) {
+            Ok(_) => sent += 1,
+            Err(error) => break error,
+        }
+        assert!(sent < 10_000);
+    };
+    assert!(format!("{refusal}").contains("room") || sent > 16, "{refusal}");
+    for number in 0..sent {
+        assert_eq!(b.try_recv().unwrap().unwrap().cookie(), number + 1);
+    }
+    assert!(b.try_recv().unwrap().is_none());
+}
+
+#[test]
+fn priority_peek_and_drop_work_on_lanes() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    for (cookie, priority) in [(1, 5), (2, -1), (3, 0)] {
+        a.send(&Message::to(b.id()).payload(b"p").cookie(cookie).priority(priority)).unwrap();
+    }
+    let transport = b.transport();
+    let peeked = transport.recv(RecvFlags::PEEK | RecvFlags::USE_PRIORITY, 0).unwrap().message.unwrap().info;
+    let cookie = |bytes: &[u8]| u64::from_ne_bytes(bytes[48..56].try_into().unwrap());
+    let first = transport.slice(peeked.offset, peeked.msg_size).unwrap();
+    assert_eq!(cookie(first), 2);
+    transport.free(peeked.offset);
+    assert!(transport.slice(peeked.offset, peeked.msg_size).is_none(), "it was given back");
+    assert!(transport.recv(RecvFlags::DROP, 0).unwrap().message.is_none());
+    let rest: Vec<u64> =
+        std::iter::from_fn(|| b.try_recv().unwrap().map(|message| message.cookie())).collect();
+    assert_eq!(rest, [2, 3], "the first in the queue was dropped");
+}
+
+#[test]
+fn a_lane_of_the_dead_makes_place_for_the_next_sender() {
+    let bus = bus();
+    let b = hello(&bus, 1, &Hello::new());
+    for round in 0..20_u64 {
+        let a = hello(&bus, 1, &Hello::new());
+        a.transport().open_lane(b.id()).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        a.send(&Message::to(b.id()).payload(b"x").cookie(round + 1)).unwrap();
+        drop(a);
+        assert_eq!(b.recv_blocking(std::time::Duration::from_secs(5)).unwrap().cookie(), round + 1);
+        // It notices the end before it sleeps the next time.
+        assert!(b.recv_blocking(std::time::Duration::from_millis(1)).is_err());
+    }
+}

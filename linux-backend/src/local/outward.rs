@@ -1,0 +1,196 @@
+//! The lanes from one connection to others.
+
+use kdbus_core::abi::{DST_ID_NAME, Msg};
+use kdbus_core::channel::sendable;
+use kdbus_core::client::{Failure, Outgoing};
+use kdbus_core::examine::{Examined, Route};
+use rustix::io::Errno;
+
+use super::bell;
+use super::handle::Handle;
+use super::lane::OutLane;
+use super::map::Block;
+
+/// Messages to one receiver before a lane is asked for.
+const PATIENCE: u32 = 4;
+/// Messages after which a lane that was refused is asked for again, at the most.
+const PATIENCE_MAX: u32 = 1 << 16;
+/// Receivers whose messages are counted at one time.
+const CANDIDATES: usize = 32;
+/// Bytes of the longest name.
+const NAME_MAX: usize = 255;
+
+/// A name as it stands in messages; empty for none.
+type Name = heapless::Vec<u8, NAME_MAX>;
+
+/// A lane that was given to this connection.
+#[derive(Debug)]
+struct Outward {
+    lane: OutLane,
+    /// The name under which it was asked for last.
+    name: Name,
+}
+
+/// A receiver to which no lane leads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Candidate {
+    key: u64,
+    messages: u32,
+    /// The count at which a lane is asked for.
+    ask_at: u32,
+}
+
+/// All lanes from one connection.
+#[derive(Debug)]
+pub(super) struct OutLanes {
+    lanes: Block<Option<Outward>>,
+    /// The one that was used last.
+    last: usize,
+    candidates: [Candidate; CANDIDATES],
+    /// Id of the connection.
+    sender: u64,
+}
+
+/// Whom a message goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum To<'m> {
+    Id(u64),
+    Name(&'m [u8]),
+}
+
+impl<'m> To<'m> {
+    fn of(message: &Examined<'m>) -> Self {
+        match message.name {
+            Some(name) => Self::Name(name.as_str().as_bytes()),
+            None => Self::Id(message.header.dst_id),
+        }
+    }
+
+    /// A number that other receivers rarely have: FNV-1a of the name.
+    fn key(self) -> u64 {
+        match self {
+            Self::Id(id) => id,
+            Self::Name(name) => name.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+            }),
+        }
+    }
+}
+
+impl Outward {
+    fn leads(&self, to: To<'_>) -> bool {
+        match to {
+            To::Id(id) => self.lane.receiver() == id,
+            To::Name(name) => self.name == name,
+        }
+    }
+}
+
+impl OutLanes {
+    /// Room for `count` lanes from connection `sender`.
+    pub(super) fn new(count: usize, sender: u64) -> Result<Self, Errno> {
+        let lanes = Block::new(count, || None)?;
+        Ok(Self { lanes, last: 0, candidates: [Candidate::default(); CANDIDATES], sender })
+    }
+
+    /// Sends a message by lane. False if it has to take the other way: nothing was sent.
+    pub(super) fn send<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>) -> bool {
+        if !message.fds.is_empty() {
+            return false;
+        }
+        let Some(examined) = sendable(message.message, self.sender) else { return false };
+        if examined.route != Route::Plain {
+            return false;
+        }
+        let to = To::of(&examined);
+        let Some(at) = self.lane_to(handle, to) else { return false };
+        let Some(Some(outward)) = self.lanes.get_mut(at) else { return false };
+        let len = (Msg::SIZE + examined.items.len()).next_multiple_of(8);
+        let Some(first) = message.message.get(..len) else { return false };
+        if outward.lane.send(bell::now().as_nanos(), 0, first, message.payload).is_err() {
+            return false;
+        }
+        self.last = at;
+        true
+    }
+
+    /// Asks for a lane now, whatever was refused before.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code, as [`Handle::open_lane`]; `ENOBUFS` if this connection has no place for
+    /// another one.
+    pub(super) fn open(&mut self, handle: &Handle, id: u64, name: &[u8]) -> Result<(), Failure> {
+        let to = if name.is_empty() { To::Id(id) } else { To::Name(name) };
+        self.ask(handle, to).map(|_| ())
+    }
+
+    /// The open lane that leads to `to`; without one, one is asked for every now and then.
+    fn lane_to(&mut self, handle: &Handle, to: To<'_>) -> Option<usize> {
+        if let Some(at) = self.find(to) {
+            let outward = self.lanes.get_mut(at)?.as_mut()?;
+            if outward.lane.is_open() {
+                return Some(at);
+            }
+            if outward.lane.has_ended() {
+                *self.lanes.get_mut(at)? = None;
+            }
+        }
+        let key = to.key();
+        let candidate = self.candidates.get_mut(key as usize % CANDIDATES)?;
+        if candidate.key != key {
+            *candidate = Candidate { key, messages: 0, ask_at: PATIENCE };
+        }
+        candidate.messages += 1;
+        if candidate.messages < candidate.ask_at {
+            return None;
+        }
+        candidate.messages = 0;
+        candidate.ask_at = (2 * candidate.ask_at).min(PATIENCE_MAX);
+        let at = self.ask(handle, to).ok()?;
+        if let Some(candidate) = self.candidates.get_mut(key as usize % CANDIDATES) {
+            candidate.ask_at = PATIENCE;
+        }
+        Some(at)
+    }
+
+    fn find(&self, to: To<'_>) -> Option<usize> {
+        let leads = |lane: &Option<Outward>| lane.as_ref().is_some_and(|lane| lane.leads(to));
+        if self.lanes.get(self.last).is_some_and(leads) {
+            return Some(self.last);
+        }
+        self.lanes.iter().position(leads)
+    }
+
+    /// Asks kdbusd for a lane to `to`, or to open the one there is.
+    fn ask(&mut self, handle: &Handle, to: To<'_>) -> Result<usize, Failure> {
+        let (id, name) = match to {
+            To::Id(id) => (id, &[][..]),
+            To::Name(name) => (DST_ID_NAME, name),
+        };
+        let (receiver, lane) = handle.open_lane(id, name)?;
+        let full = Failure::Refused(kdbus_core::abi::Errno::ENOBUFS);
+        let name = Name::from_slice(name).map_err(|_| full)?;
+        for other in self.lanes.iter_mut().flatten().filter(|other| other.name == name) {
+            other.name.clear();
+        }
+        let at = match lane {
+            None => self.find(To::Id(receiver)),
+            Some(lane) => {
+                let free = self.lanes.iter().position(Option::is_none);
+                let at = free.or_else(|| self.lanes.iter().position(|other| is_closed(other.as_ref())));
+                if let Some(place) = at.and_then(|at| self.lanes.get_mut(at)) {
+                    *place = Some(Outward { lane, name: Name::new() });
+                }
+                at
+            }
+        };
+        let outward = at.and_then(|at| self.lanes.get_mut(at)?.as_mut()).ok_or(full)?;
+        outward.name = name;
+        at.ok_or(full)
+    }
+}
+
+fn is_closed(lane: Option<&Outward>) -> bool {
+    lane.is_some_and(|outward| !outward.lane.is_open())
+}
