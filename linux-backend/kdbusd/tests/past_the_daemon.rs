@@ -38,7 +38,7 @@ fn received(client: &Client) -> Vec<u8> {
     for item in Items::new(&bytes.clone()[Msg::SIZE..size]).map(Result::unwrap) {
         if item.kind == ItemType::TIMESTAMP {
             let stamp: Timestamp = item.record().unwrap();
-            assert!(stamp.seqnum >= stamp.monotonic_ns && stamp.realtime_ns > stamp.monotonic_ns);
+            assert!(stamp.seqnum > 0 && stamp.realtime_ns > stamp.monotonic_ns);
             let at = Msg::SIZE + item.at + ITEM_HEADER;
             bytes[at..at + size_of::<Timestamp>()].fill(0);
             times += 1;
