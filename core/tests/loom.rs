@@ -163,7 +163,7 @@ fn a_call_ends_once() {
     loom::model(|| {
         let words = Model::new(1);
         CallWord::new(&words, 0).begin(9);
-        let ends: Vec<_> = [CallState::Answered, CallState::Dead]
+        let ends: Vec<_> = [CallState::Answered, CallState::Relayed]
             .into_iter()
             .map(|how| {
                 let words = words.clone();

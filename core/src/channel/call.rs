@@ -2,12 +2,46 @@
 //!
 //! Each call by lane has a word that caller, callee and bus can write. It names the call by a number that is
 //! not used twice while anybody may remember it, and says how the call stands. Whoever moves it away from
-//! *pending* has ended the call; all others learn that they came too late.
+//! *pending* has ended the call; all others learn that they came too late. A callee that changes it at will
+//! deceives its caller about its own replies, and nobody else.
 
 use super::words::Words;
 
 /// Numbers that a call word can hold.
 pub const CALL_MAX: u64 = u64::MAX >> 2;
+
+/// Calls by one lane that can be open at a time.
+pub const CALLS_MAX: usize = 128;
+
+/// Words that hold them: a page.
+pub const CALL_WORDS: usize = 512;
+
+/// A call, as the head of its message names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallName {
+    /// Which word it has, below [`CALLS_MAX`].
+    pub index: usize,
+    /// Its number.
+    pub number: u64,
+}
+
+impl CallName {
+    const INDEX_BITS: u32 = 8;
+
+    /// The value of a head; never 0.
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        self.number << Self::INDEX_BITS | self.index as u64
+    }
+
+    /// What the value of a head names; `None` for 0 and for what no caller makes.
+    #[must_use]
+    pub const fn from_word(word: u64) -> Option<Self> {
+        let name =
+            Self { index: (word & ((1 << Self::INDEX_BITS) - 1)) as usize, number: word >> Self::INDEX_BITS };
+        if name.number == 0 || name.index >= CALLS_MAX { None } else { Some(name) }
+    }
+}
 
 /// How a call stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +53,8 @@ pub enum CallState {
     Answered,
     /// Its time is over, or its caller waits no longer.
     Expired,
-    /// The callee is gone.
-    Dead,
+    /// The bus took the reply over, and brings it if it can be brought.
+    Relayed,
 }
 
 impl CallState {
@@ -29,7 +63,7 @@ impl CallState {
             Self::Pending => 0,
             Self::Answered => 1,
             Self::Expired => 2,
-            Self::Dead => 3,
+            Self::Relayed => 3,
         }
     }
 
@@ -38,7 +72,7 @@ impl CallState {
             0 => Self::Pending,
             1 => Self::Answered,
             2 => Self::Expired,
-            _ => Self::Dead,
+            _ => Self::Relayed,
         }
     }
 }
@@ -72,6 +106,11 @@ impl<W: Words> CallWord<W> {
             && self.words.replace(self.at, word(number, CallState::Pending), word(number, how))
     }
 
+    /// Undoes an end as `how`, because the reply was not sent after all. False if the call has not ended that way.
+    pub fn reopen(&self, number: u64, how: CallState) -> bool {
+        number <= CALL_MAX && self.words.replace(self.at, word(number, how), word(number, CallState::Pending))
+    }
+
     /// How call `number` stands; `None` if this is another call's word.
     #[must_use]
     pub fn state(&self, number: u64) -> Option<CallState> {
@@ -99,8 +138,29 @@ mod tests {
         assert_eq!(call.state(7), Some(CallState::Pending));
         assert!(!call.end(7, CallState::Pending));
         assert!(call.end(7, CallState::Expired));
-        assert!(!call.end(7, CallState::Answered) && !call.end(7, CallState::Dead));
+        assert!(!call.end(7, CallState::Answered) && !call.end(7, CallState::Relayed));
         assert_eq!(call.state(7), Some(CallState::Expired));
+    }
+
+    #[test]
+    fn a_name_is_what_a_head_says() {
+        for name in [CallName { index: 0, number: 1 }, CallName { index: 127, number: CALL_MAX >> 8 }] {
+            assert_eq!(CallName::from_word(name.word()), Some(name));
+        }
+        for word in [0, 5, 1 << 8 | 128, u64::from(u8::MAX)] {
+            assert_eq!(CallName::from_word(word), None);
+        }
+    }
+
+    #[test]
+    fn a_reply_that_was_not_sent_leaves_the_call_open() {
+        let words = [const { AtomicU64::new(0) }; 1];
+        let call = CallWord::new(&words[..], 0);
+        call.begin(7);
+        let answered = CallState::Answered;
+        assert!(!call.reopen(7, answered) && call.end(7, answered));
+        assert!(!call.reopen(6, answered) && !call.reopen(7, CallState::Relayed) && call.reopen(7, answered));
+        assert!(call.end(7, CallState::Expired) && !call.reopen(7, answered));
     }
 
     #[test]
@@ -119,7 +179,7 @@ mod tests {
         let words = [const { AtomicU64::new(0) }; 1];
         let call = CallWord::new(&words[..], 1);
         call.begin(7);
-        assert!(!call.end(7, CallState::Answered) && !call.end(0, CallState::Dead));
+        assert!(!call.end(7, CallState::Answered) && !call.end(0, CallState::Relayed));
         assert_eq!((call.state(7), call.state(0)), (None, None));
     }
 }

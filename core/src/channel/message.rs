@@ -6,8 +6,8 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::abi::{
-    AttachFlags, DST_ID_NAME, FLAG_NEGOTIATE, Frame, ITEM_HEADER, ItemType, Items, MESSAGE, Msg, SendFlags,
-    Timestamp, Vec, align8,
+    AttachFlags, DST_ID_NAME, FLAG_NEGOTIATE, Frame, ITEM_HEADER, ItemType, Items, MESSAGE, Msg,
+    PAYLOAD_KERNEL, SRC_ID_KERNEL, SendFlags, Timestamp, Vec, align8,
 };
 use crate::examine::{Examined, Route, examine, received_len};
 
@@ -154,6 +154,28 @@ pub fn settle(
         answers: if let Route::Reply(cookie) = route { cookie } else { 0 },
         deadline: if route == Route::Call { header.timeout_ns() } else { 0 },
     })
+}
+
+/// Bytes of the notification that a call has no reply.
+pub const CALL_ENDED_SIZE: u64 = (Msg::SIZE + ITEM_HEADER + ITEM_HEADER + size_of::<Timestamp>()) as u64;
+
+/// Makes `slice`, of [`CALL_ENDED_SIZE`] bytes, the notification that connection `caller` gets when its call with this
+/// cookie has no reply and will have none: because the callee is `dead`, or because its time is over.
+pub fn call_ended(slice: &mut [u8], caller: u64, cookie: u64, dead: bool, stamp: Timestamp) {
+    let header = Msg {
+        size: CALL_ENDED_SIZE,
+        dst_id: caller,
+        src_id: SRC_ID_KERNEL,
+        payload_type: PAYLOAD_KERNEL,
+        timeout_or_reply: cookie,
+        ..Msg::default()
+    };
+    let kind = if dead { ItemType::REPLY_DEAD } else { ItemType::REPLY_TIMEOUT };
+    put(slice, 0, &header);
+    put(slice, Msg::SIZE, &[ITEM_HEADER as u64, kind.0]);
+    let at = Msg::SIZE + ITEM_HEADER;
+    put(slice, at, &[(ITEM_HEADER + size_of::<Timestamp>()) as u64, ItemType::TIMESTAMP.0]);
+    put(slice, at + ITEM_HEADER, &stamp);
 }
 
 /// The size of the item at `at`, if there is one before `end`.

@@ -22,7 +22,7 @@ pub mod terms;
 mod verdict;
 mod words;
 
-pub use call::{CALL_MAX, CallState, CallWord};
+pub use call::{CALL_MAX, CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord};
 pub use entry::{Entry, Return};
 pub use inbox::{
     AttachError, DEPTH_MAX, InboxLayout, InboxReader, InboxWriter, LayoutError, RETURNS_MAX, ReturnsFull,
@@ -32,7 +32,7 @@ pub use lane::{
     Violation,
 };
 pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
-pub use message::{Place, Settled, sendable, settle};
+pub use message::{CALL_ENDED_SIZE, Place, Settled, call_ended, sendable, settle};
 pub use order::{Arrived, Batch, Order};
 pub use verdict::Verdict;
 pub use words::Words;

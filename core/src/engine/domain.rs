@@ -92,6 +92,8 @@ pub struct Domain<'s> {
     /// What the message at hand reports of its sender.
     pub(super) scratch: &'s mut [u8],
     pub(super) gathered: Gathered,
+    /// Whose call by lane the command under way answers.
+    pub(super) claimed: Option<HandleId>,
     pub(super) pending: Pending,
     /// The bus' own place among the users.
     pub(super) kernel: UserIx,
@@ -152,6 +154,15 @@ impl<'s> Domain<'s> {
                 Outcome::Done(Err(error))
             }
         }
+    }
+
+    /// Carries out a SEND of a reply to a call that came past the bus, by lane, from the connection behind `caller`.
+    /// The host has made sure that this is its end.
+    pub fn handle_claimed(&mut self, host: &mut dyn Host, arrival: Arrival<'_>, caller: HandleId) -> Outcome {
+        self.claimed = Some(caller);
+        let outcome = self.handle(host, arrival);
+        self.claimed = None;
+        outcome
     }
 
     /// Closes a handle, with all that lives by it: a connection, an endpoint or a bus.

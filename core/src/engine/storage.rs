@@ -290,6 +290,7 @@ impl<'s> Domain<'s> {
         // The bus itself is the first user: quotas know it by number 0.
         let kernel: UserIx = users.insert(User::new(Identity::Kernel)).ok_or(ConfigError::Zero("users"))?;
         Ok(Self {
+            claimed: None,
             config: *config,
             handles: Table::new(storage.handles),
             buses: Table::new(storage.buses),

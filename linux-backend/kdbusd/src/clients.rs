@@ -5,7 +5,7 @@ use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::MESSAGE_FDS_MAX;
 use kdbus_core::engine::{FileId, HandleId};
 use kdbus_linux::local::map::{self, Seal, WordMap, WriteMap};
-use kdbus_linux::local::wire::HELLO_FDS;
+use kdbus_linux::local::wire::{HELLO_FDS, LANE_FDS};
 use rustix::fd::OwnedFd;
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -62,7 +62,7 @@ pub(crate) struct Client {
     pub(crate) shared: Option<Shared>,
     /// The write end of its bell. It stays when the connection ends and its handle does not.
     pub(crate) bell: Option<OwnedFd>,
-    pub(crate) hello: Option<HelloFds>,
+    pub(crate) hello: heapless::Vec<OwnedFd, LANE_FDS>,
     /// Where large payload comes from: a memfd, read only.
     pub(crate) staging: Option<Foreign>,
     /// Files that go with the next answer that brings a message.
@@ -91,7 +91,7 @@ impl Client {
             names,
             shared: None,
             bell: None,
-            hello: None,
+            hello: heapless::Vec::new(),
             staging: None,
             outgoing: heapless::Vec::new(),
             ring: false,

@@ -148,7 +148,7 @@ impl Host for Turn<'_> {
             Ok((shared, bell, hello)) => {
                 client.shared = Some(shared);
                 client.bell = Some(bell);
-                client.hello = Some(hello);
+                client.hello = hello.into_iter().collect();
                 Ok(())
             }
             Err(error) => {
@@ -167,7 +167,7 @@ impl Host for Turn<'_> {
             let (uid, size) = (client.uid, shared.pool.len());
             // The bell stays until the handle is closed: its end means that the daemon is gone.
             let ring = shared.inbox.end();
-            client.hello = None;
+            client.hello.clear();
             self.state.budget.give_pool(uid, size);
             if ring {
                 self.state.ring(owner);

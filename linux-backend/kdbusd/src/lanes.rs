@@ -5,7 +5,7 @@
 
 use kdbus_core::abi::AttachFlags;
 use kdbus_core::channel::terms::{self, PAGE_WORDS, Terms, VERDICT_AT};
-use kdbus_core::channel::{LaneGate, LaneLayout};
+use kdbus_core::channel::{CALL_WORDS, CallName, CallState, CallWord, LaneGate, LaneLayout};
 use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
 use kdbus_linux::local::map::{self, Seal, WordMap};
 use kdbus_linux::local::wire::LANE_FDS;
@@ -18,7 +18,7 @@ use crate::clients::no_memory;
 /// Bytes of the longest name.
 const NAME_MAX: usize = 255;
 
-/// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, bell.
+/// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, calls, bell.
 pub(crate) type LaneFds = [OwnedFd; LANE_FDS];
 
 /// One lane, from when its receiver brought it to the receiver's end.
@@ -38,6 +38,7 @@ struct Lane {
     sealed: bool,
     gate: LaneGate<WordMap, WordMap>,
     back: WordMap,
+    calls: WordMap,
     /// Number of the terms that its page shows; 0 if none were written yet.
     terms: u64,
     attach: AttachFlags,
@@ -96,10 +97,14 @@ impl LaneTable {
         let verdict_file = file(c"kdbus-lane-terms", PAGE_WORDS)?;
         let verdict = WordMap::writable(&verdict_file, PAGE_WORDS).map_err(no_memory)?;
         map::seal(&verdict_file, Seal::SizeAndWriters)?;
+        let calls_file = file(c"kdbus-lane-calls", CALL_WORDS)?;
+        let calls = WordMap::writable(&calls_file, CALL_WORDS).map_err(no_memory)?;
+        map::seal(&calls_file, Seal::SizeFirst)?;
         // The ringing end goes to the sender and no other: kdbusd could be made to wait in it.
         let (bell, ringer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let clone = |file: &OwnedFd| io::fcntl_dupfd_cloexec(file, 0);
-        let received = [clone(&lane_file)?, clone(&back_file)?, clone(&verdict_file)?, bell];
+        let received =
+            [clone(&lane_file)?, clone(&back_file)?, clone(&verdict_file)?, clone(&calls_file)?, bell];
         self.lanes[place] = Some(Lane {
             receiver,
             uid,
@@ -110,10 +115,11 @@ impl LaneTable {
             sealed: false,
             gate: LaneGate::new(lane, verdict, VERDICT_AT),
             back,
+            calls,
             terms: 0,
             attach: AttachFlags::empty(),
             name: Vec::with_capacity(NAME_MAX),
-            files: Some([lane_file, back_file, verdict_file, ringer]),
+            files: Some([lane_file, back_file, verdict_file, calls_file, ringer]),
         });
         Ok((place as u32, received))
     }
@@ -143,10 +149,10 @@ impl LaneTable {
                 .files
                 .as_ref()
                 .map(|files| files.each_ref().map(|file| io::fcntl_dupfd_cloexec(file, 0).ok()));
-            let [Some(a), Some(b), Some(c), Some(d)] = copies.unwrap_or_default() else {
+            let [Some(a), Some(b), Some(c), Some(d), Some(e)] = copies.unwrap_or_default() else {
                 return Err(NoLane::Full);
             };
-            self.given_files = Some([a, b, c, d]);
+            self.given_files = Some([a, b, c, d, e]);
             lane.sender = Some(grant.from);
             lane.bus = grant.bus;
         } else if lane.sealed && !lane.gate.verdict().is_open() && !lane.gate.open() {
@@ -177,7 +183,8 @@ impl LaneTable {
         }
         if let Some(files) = lane.files.take() {
             // A receiver that has sealed it otherwise has a lane that never opens.
-            lane.sealed = map::seal(&files[0], Seal::SizeAndWriters).is_ok();
+            let sealed = [&files[0], &files[3]].map(|file| map::seal(file, Seal::SizeAndWriters).is_ok());
+            lane.sealed = sealed == [true; 2];
             if lane.sealed && lane.granted {
                 lane.gate.open();
             }
@@ -197,7 +204,32 @@ impl LaneTable {
         true
     }
 
-    /// Closes lanes, and hands each receiver of one that was open to `woken`.
+    /// Ends a call that came to `receiver` by one of its lanes, because kdbusd brings its reply. Returns the caller;
+    /// `None` if there is no such call, or none that waits.
+    pub(crate) fn claim(&mut self, number: u32, receiver: HandleId, call: u64) -> Option<HandleId> {
+        let (name, word, sender) = self.call(number, receiver, call)?;
+        word.end(name.number, CallState::Relayed).then_some(sender)
+    }
+
+    /// Undoes a [claim](Self::claim): the reply was refused.
+    pub(crate) fn give_claim_back(&mut self, number: u32, receiver: HandleId, call: u64) {
+        if let Some((name, word, _)) = self.call(number, receiver, call) {
+            let _ = word.reopen(name.number, CallState::Relayed);
+        }
+    }
+
+    fn call(
+        &self,
+        number: u32,
+        receiver: HandleId,
+        call: u64,
+    ) -> Option<(CallName, CallWord<&WordMap>, HandleId)> {
+        let lane = self.lanes.get(number as usize)?.as_ref().filter(|lane| lane.receiver == receiver)?;
+        let name = CallName::from_word(call)?;
+        Some((name, CallWord::new(&lane.calls, name.index), lane.sender?))
+    }
+
+    /// Closes lanes, and hands whoever has to look at one now to `woken`.
     pub(crate) fn close(&mut self, which: Lanes, mut woken: impl FnMut(HandleId)) {
         for lane in self.lanes.iter_mut().flatten() {
             let meant = match which {
@@ -207,8 +239,12 @@ impl LaneTable {
             };
             if meant {
                 lane.granted = false;
-                if let Lanes::Of(_) = which {
+                if let Lanes::Of(end) = which {
                     terms::end(lane.gate.page());
+                    if let Some(sender) = lane.sender.filter(|sender| *sender != end) {
+                        // Its calls have no end any more.
+                        woken(sender);
+                    }
                 }
                 if lane.gate.verdict().is_open() {
                     lane.gate.close();
@@ -308,7 +344,7 @@ mod tests {
         let sent = table.given_files.take().unwrap();
         assert!(table.mapped(number, B) && is_open(&table, number));
         let closed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
-        for file in received[..3].iter().chain(&sent[..3]) {
+        for file in received[..4].iter().chain(&sent[..4]) {
             assert!(fcntl_get_seals(file).unwrap().contains(closed));
             assert!(WordMap::writable(file, 1).is_err());
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

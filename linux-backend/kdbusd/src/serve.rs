@@ -13,7 +13,7 @@ use kdbus_core::engine::{
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
 use kdbus_linux::local::wire::{
-    FDS_MAX, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
+    FDS_MAX, FLAG_CLAIM, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
 };
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io;
@@ -436,7 +436,24 @@ impl Daemon {
         };
         let message_at = message.as_deref_mut();
         let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
-        let outcome = self.domain.handle(&mut turn, Arrival { at, from, caller: None, request });
+        let arrival = Arrival { at, from, caller: None, request };
+        let claimed = if header.flags & FLAG_CLAIM != 0 {
+            turn.state.lanes.claim(header.slot, from, header.key)
+        } else {
+            None
+        };
+        let outcome = match claimed {
+            Some(caller) => {
+                let outcome = self.domain.handle_claimed(&mut turn, arrival, caller);
+                if let Outcome::Done(Err(error)) = outcome
+                    && !uses_call_up(error)
+                {
+                    turn.state.lanes.give_claim_back(header.slot, from, header.key);
+                }
+                outcome
+            }
+            None => self.domain.handle(&mut turn, arrival),
+        };
         // What no message holds is closed before anybody hears of the command's end.
         drop(places);
         match outcome {
@@ -502,7 +519,7 @@ impl Daemon {
         if let Ok((number, receiver, fds)) = result {
             (answer.slot, answer.key) = (number, receiver);
             if let Some(client) = self.state.clients.get_mut(to) {
-                client.hello = fds;
+                client.hello = fds.into_iter().flatten().collect();
             }
         }
         self.send(to, &answer, &[]);
@@ -513,8 +530,8 @@ impl Daemon {
         let Some(client) = self.state.clients.get_mut(to) else {
             return;
         };
-        let hello = client.hello.take();
-        let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> = hello.iter().flatten().map(AsFd::as_fd).collect();
+        let hello = std::mem::take(&mut client.hello);
+        let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> = hello.iter().map(AsFd::as_fd).collect();
         let sent = socket::send(&client.socket, header, parts, &fds, Wait::No);
         self.sent(to, sent);
     }
@@ -637,6 +654,14 @@ impl Daemon {
             _ => {}
         }
     }
+}
+
+/// Whether a reply that was refused this way was the call's one reply all the same. kdbus: one that finds no room is.
+const fn uses_call_up(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::ENOBUFS | Errno::EXFULL | Errno::EMFILE | Errno::ECOMM | Errno::ECONNRESET | Errno::EFAULT
+    )
 }
 
 fn stats(view: &ConnectionView) -> Stats {

@@ -2,10 +2,14 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Bus, Client};
 use kdbus_core::abi::{AttachFlags, ITEM_HEADER, ItemType, Items, Msg, NameFlags, RecvFlags, Timestamp};
-use kdbus_core::client::{Connection, Hello, Message, Part, Transport};
-use kdbus_core::{NodeName, WellKnownName};
+use kdbus_core::client::{Connection, Hello, Message, Part, ReplyTo, Transport};
+use kdbus_core::{Instant, NodeName, WellKnownName};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use zerocopy::FromBytes;
 
 fn bus() -> Bus {
     Bus::with(|config| config.capacity.lanes = 16)
@@ -166,8 +170,166 @@ fn a_lane_of_the_dead_makes_place_for_the_next_sender() {
         a.transport().open_lane(b.id()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         a.send(&Message::to(b.id()).payload(b"x").cookie(round + 1)).unwrap();
         drop(a);
-        assert_eq!(b.recv_blocking(std::time::Duration::from_secs(5)).unwrap().cookie(), round + 1);
+        assert_eq!(b.recv_blocking(Duration::from_secs(5)).unwrap().cookie(), round + 1);
         // It notices the end before it sleeps the next time.
-        assert!(b.recv_blocking(std::time::Duration::from_millis(1)).is_err());
+        assert!(b.recv_blocking(Duration::from_millis(1)).is_err());
     }
+}
+
+/// Two connections with open lanes both ways.
+fn pair(bus: &Bus) -> (Client, Client) {
+    let hello = |lanes| hello(bus, lanes, &Hello::new().pool_size(4 << 20));
+    let (a, b) = (hello(2), hello(2));
+    a.transport().open_lane(b.id()).unwrap();
+    b.transport().open_lane(a.id()).unwrap();
+    (a, b)
+}
+
+fn after(millis: u64) -> Instant {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+    Instant::from_nanos((now + Duration::from_millis(millis)).as_nanos() as u64)
+}
+
+fn call(from: &Client, to: &Client, cookie: u64, millis: u64) {
+    let message = Message::to(to.id()).payload(b"question").cookie(cookie).expect_reply(after(millis));
+    from.send(&message).unwrap();
+}
+
+fn reply(from: &Client, to: ReplyTo, payload: &[u8]) -> Result<(), String> {
+    from.send(&Message::reply(to).payload(payload)).map(|_| ()).map_err(|error| format!("{error:?}"))
+}
+
+/// Receives a call, and whom to answer.
+fn called(by: &Client) -> ReplyTo {
+    by.try_recv().unwrap().expect("it was called").reply_to()
+}
+
+/// The raw messages that wait: sender, cookie of the call that it is about, kind of the first item.
+fn ends(client: &Client) -> Vec<(u64, u64, ItemType)> {
+    let transport = client.transport();
+    let next = || {
+        let info = transport.recv(RecvFlags::empty(), 0).unwrap().message?.info;
+        let bytes = transport.slice(info.offset, info.msg_size).unwrap();
+        let header = Msg::read_from_prefix(bytes).unwrap().0;
+        let items = &bytes[Msg::SIZE..header.size as usize];
+        let kind = Items::new(items).next().unwrap().unwrap().kind;
+        transport.free(info.offset);
+        Some((header.src_id, header.cookie_reply(), kind))
+    };
+    std::iter::from_fn(next).collect()
+}
+
+#[test]
+fn calls_and_replies_go_past_the_daemon() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let before = (carried(&a), carried(&b));
+    for cookie in 1..500 {
+        call(&a, &b, cookie, 10_000);
+        reply(&b, called(&b), b"answer").unwrap();
+        let answer = a.try_recv().unwrap().unwrap();
+        assert_eq!((answer.cookie_reply(), answer.payload()), (cookie, &b"answer"[..]));
+    }
+    assert_eq!((carried(&a), carried(&b)), before);
+}
+
+#[test]
+fn a_reply_takes_the_other_way_where_it_has_to() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let large = vec![5; 100_000];
+    for cookie in 1..20 {
+        call(&a, &b, cookie, 10_000);
+        let to = called(&b);
+        reply(&b, to, &large).unwrap();
+        let answer = a.try_recv().unwrap().unwrap();
+        assert_eq!((answer.cookie_reply(), answer.payload()), (cookie, &large[..]));
+        drop(answer);
+        assert_eq!(
+            reply(&b, to, b"again"),
+            reply(&b, ReplyTo { cookie: 999, ..to }, b"never"),
+            "one is enough"
+        );
+        assert!(ends(&a).is_empty());
+    }
+    assert!(carried(&a) >= 19);
+}
+
+#[test]
+fn a_call_by_lane_times_out_once_and_its_reply_comes_too_late() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let kernel = 0;
+    call(&a, &b, 7, 20);
+    call(&a, &b, 8, 60_000);
+    let to = called(&b);
+    assert!(ends(&a).is_empty());
+    let told = loop {
+        a.transport().wait(None).unwrap();
+        let told = ends(&a);
+        if !told.is_empty() {
+            break told;
+        }
+    };
+    assert_eq!(told, [(kernel, 7, ItemType::REPLY_TIMEOUT)]);
+    assert!(reply(&b, to, b"late").is_err());
+    reply(&b, called(&b), b"in time").unwrap();
+    assert_eq!(ends(&a), [(b.id(), 8, ItemType::PAYLOAD_OFF)]);
+    // A deadline that has passed is told at once.
+    call(&a, &b, 9, 0);
+    assert_eq!(ends(&a), [(kernel, 9, ItemType::REPLY_TIMEOUT)]);
+}
+
+#[test]
+fn who_polls_from_outside_hears_of_the_time_out() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    assert!(ends(&a).is_empty());
+    let readable = |timeout: Option<&Timespec>| {
+        poll(&mut [PollFd::new(a.transport(), PollFlags::IN)], timeout).unwrap() == 1
+    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert!(!readable(Some(&now)));
+    call(&a, &b, 7, 20);
+    assert!(readable(None));
+    let told = loop {
+        let ends = ends(&a);
+        if !ends.is_empty() {
+            break ends;
+        }
+        assert!(readable(None));
+    };
+    assert_eq!(told, [(0, 7, ItemType::REPLY_TIMEOUT)]);
+    assert!(!readable(Some(&now)));
+}
+
+#[test]
+fn the_calls_of_the_dead_end_once_and_after_what_they_have_answered() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let id = b.id();
+    for cookie in 1..=3 {
+        call(&a, &b, cookie, 60_000);
+    }
+    reply(&b, called(&b), b"first").unwrap();
+    let _received = called(&b);
+    drop(b);
+    a.transport().wait(Some(after(5000))).unwrap();
+    let told = loop {
+        let told = ends(&a);
+        if !told.is_empty() {
+            break told;
+        }
+        a.transport().wait(Some(after(5000))).unwrap();
+    };
+    let mut rest = told.clone();
+    while rest.len() < 3 {
+        a.transport().wait(Some(after(5000))).unwrap();
+        rest.extend(ends(&a));
+    }
+    rest[1..].sort_by_key(|(_, cookie, _)| *cookie);
+    let dead = |cookie| (0, cookie, ItemType::REPLY_DEAD);
+    assert_eq!(rest, [(id, 1, ItemType::PAYLOAD_OFF), dead(2), dead(3)]);
+    assert!(ends(&a).is_empty());
 }

@@ -23,7 +23,8 @@ pub(super) enum Woken {
 const SOCKET: u64 = 0;
 const OWN: u64 = 1;
 const PIPE: u64 = 2;
-const FIRST_LANE: u64 = 3;
+const TIMER: u64 = 3;
+const FIRST_LANE: u64 = 4;
 
 /// Events that one wait takes.
 const EVENTS: usize = 16;
@@ -44,6 +45,10 @@ pub(super) struct Bell {
     own_rung: Cell<bool>,
     /// Somebody else may poll the set, so it has to be readable while anything waits.
     watched: Cell<bool>,
+    /// Makes the set readable in time for what this process itself has to end; only while it is watched.
+    timer: OnceCell<OwnedFd>,
+    /// When it goes off.
+    goes_off: Cell<Instant>,
     /// Lanes ring in the set.
     lanes: Cell<bool>,
     /// A ring of a pipe that is not empty makes no new event: true for some kernels before 5.14.
@@ -65,6 +70,8 @@ impl Bell {
             own,
             own_rung: Cell::new(false),
             watched: Cell::new(false),
+            timer: OnceCell::new(),
+            goes_off: Cell::new(Instant::FAR),
             lanes: Cell::new(false),
             stale: Cell::new(false),
         })
@@ -98,6 +105,43 @@ impl Bell {
     /// Whether the set may be polled by somebody else.
     pub(super) const fn is_watched(&self) -> bool {
         self.watched.get()
+    }
+
+    /// Makes the set readable at `at`, or earlier. Costs a system call if that is earlier than before.
+    pub(super) fn set_timer(&self, at: Instant) {
+        let now = now();
+        if self.goes_off.get() <= now {
+            // It went off: readable until it is set anew.
+            self.goes_off.set(Instant::FAR);
+            self.start_timer(at);
+        } else if at < self.goes_off.get() {
+            self.start_timer(at);
+        }
+    }
+
+    fn start_timer(&self, at: Instant) {
+        use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+        if self.timer.get().is_none() {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            let Ok(timer) = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags) else { return };
+            let data = epoll::EventData::new_u64(TIMER);
+            if epoll::add(&self.set, &timer, data, epoll::EventFlags::IN).is_err() {
+                return;
+            }
+            let _ = self.timer.set(timer);
+        }
+        let Some(timer) = self.timer.get() else { return };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = if at == Instant::FAR {
+            never
+        } else {
+            timespec(core::time::Duration::from_nanos(at.as_nanos().max(1)))
+        };
+        let value = Itimerspec { it_interval: never, it_value: value };
+        // Setting it takes back that it went off.
+        if rustix::time::timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &value).is_ok() {
+            self.goes_off.set(at);
+        }
     }
 
     /// Silences the bell, and tells `rung` of lanes. False if kdbusd's end of it is closed.
@@ -168,7 +212,7 @@ impl Bell {
             match event.data.u64() {
                 SOCKET => woken = Woken::HungUp,
                 // Whoever silences the bell reads it.
-                OWN => {}
+                OWN | TIMER => {}
                 PIPE => {
                     self.pipe_rung.set(true);
                     if flags.intersects(ended) {

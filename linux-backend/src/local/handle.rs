@@ -150,12 +150,14 @@ impl Handle {
         self.transact(header, arg, message, with)
     }
 
-    /// Sends `message` and does not want it back; the answer's record is returned.
+    /// Sends `message` and does not want it back; the answer's record is returned. With `claim` it is the reply to a call
+    /// that came by lane: the lane's number, and the call.
     pub(super) fn send_message(
         &self,
         message: &mut [u8],
         flags: SendFlags,
         with: Attachments<'_>,
+        claim: Option<(u32, u64)>,
     ) -> Result<(CmdSend, Answer), Failure> {
         let mut command = CmdSend {
             size: size_of::<CmdSend>() as u64,
@@ -165,6 +167,10 @@ impl Handle {
         };
         let mut header = Header::new(Kind::Command, self.next_serial());
         header.number = Command::Send.request();
+        if let Some((lane, call)) = claim {
+            header.flags |= wire::FLAG_CLAIM;
+            (header.slot, header.key) = (lane, call);
+        }
         let answer = self.transact(header, command.as_mut_bytes(), Some(message), with)?;
         Ok((command, answer))
     }

@@ -2,7 +2,7 @@
 
 use kdbus_core::abi::Timestamp;
 use kdbus_core::channel::terms::{self, HeldTerms};
-use kdbus_core::channel::{Arrived, Batch, Place, settle};
+use kdbus_core::channel::{Arrived, Batch, CALL_ENDED_SIZE, CallName, CallWord, Place, call_ended, settle};
 use kdbus_core::queue;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
@@ -10,21 +10,33 @@ use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
+use super::calls::{Calls, Owed};
 use super::lane::InLane;
-use super::map::Block;
+use super::map::{Block, WordMap};
 
 /// Small messages of one lane that may wait or be read.
 const BLOCKS: usize = 64;
 /// Messages of one lane that may wait.
 const WAITING: usize = 128;
+/// The lane of the transport's own notifications.
+const NOTICES: u32 = u32::MAX;
 /// Large messages of one lane that may wait or be read.
 const RECORDS: usize = 128;
+
+/// A call that came by lane and was not answered yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwedCall {
+    /// Which lane.
+    lane: usize,
+    pub(super) name: CallName,
+}
 
 /// A message that came by lane and waits in the queue.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     held: Held,
-    lane: usize,
+    /// Which lane; none for a notification of this transport's own.
+    lane: Option<usize>,
     /// Room that its lane gets back when it is received.
     words: u64,
     queued: Option<queue::Handle>,
@@ -40,11 +52,12 @@ struct Inward {
     /// The bell was not asked for since something came.
     hot: bool,
     rings: Rings,
+    owed: Owed,
 }
 
 impl Inward {
     const fn new(lane: InLane) -> Self {
-        Self { lane, terms: HeldTerms::new(), waiting: 0, hot: false, rings: Rings::new() }
+        Self { lane, terms: HeldTerms::new(), waiting: 0, hot: false, rings: Rings::new(), owed: Owed::new() }
     }
 }
 
@@ -58,6 +71,8 @@ pub(super) struct InLanes {
     free_len: usize,
     /// Id of the connection.
     receiver: u64,
+    /// There was no room for a message: nothing is looked at before something is given back.
+    starved: bool,
 }
 
 impl InLanes {
@@ -82,7 +97,7 @@ impl InLanes {
         })?;
         let arena = Arena::new(BLOCKS * count, bytes, RECORDS * count)?;
         let waiting = Block::new(room, || None)?;
-        Ok((Self { lanes, waiting, free, free_len: room, receiver }, arena))
+        Ok((Self { lanes, waiting, free, free_len: room, receiver, starved: false }, arena))
     }
 
     /// Messages that may wait all in all.
@@ -98,15 +113,16 @@ impl InLanes {
     /// Whether a lane has something that was not looked at. Cost: a few loads for each lane.
     pub(super) fn has_fresh(&mut self) -> bool {
         self.free_len > 0
+            && !self.starved
             && self.lanes.iter_mut().flatten().any(|inward| matches!(inward.lane.peek(), Ok(Some(_))))
     }
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
     /// sender breaks a rule is not looked at again.
-    pub(super) fn drain(&mut self, batch: &mut Batch<'_>, arena: &Arena) {
+    pub(super) fn drain(&mut self, batch: &mut Batch<'_>, arena: &Arena, calls: &mut Calls) {
         let mut offset = None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
-            let Some(Inward { lane, terms, waiting, hot, .. }) = inward else { continue };
+            let Some(Inward { lane, terms, waiting, hot, owed, .. }) = inward else { continue };
             // Ends: a lane holds a bounded number of messages that were not received.
             while let Ok(Some(head)) = lane.peek() {
                 *hot = true;
@@ -141,8 +157,21 @@ impl InLanes {
                         break;
                     }
                     // It stays where it is until something is given back.
-                    None => break,
+                    None => {
+                        self.starved = true;
+                        break;
+                    }
                 };
+                let call = CallName::from_word(head.call);
+                if settled.answers != 0 && !calls.answered(call, terms.sender(), settled.answers) {
+                    // It comes too late, or is the second one: nobody waits for it.
+                    arena.release(held);
+                    lane.give_back(words);
+                    continue;
+                }
+                if let (Some(call), true) = (call, settled.deadline != 0) {
+                    owed.add(call, settled.cookie);
+                }
                 let arrived = Arrived {
                     key: head.key,
                     priority: settled.priority,
@@ -156,7 +185,7 @@ impl InLanes {
                 debug_assert!(admitted, "there was room");
                 self.free_len = last;
                 if let Some(place) = self.waiting.get_mut(slot as usize) {
-                    *place = Some(Waiting { held, lane: at, words, queued: None });
+                    *place = Some(Waiting { held, lane: Some(at), words, queued: None });
                 }
                 *waiting += 1;
             }
@@ -186,11 +215,62 @@ impl InLanes {
             *place = slot;
             self.free_len += 1;
         }
-        if let Some(Some(inward)) = self.lanes.get_mut(lane) {
+        self.starved = false;
+        if let Some(Some(inward)) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
             inward.waiting = inward.waiting.saturating_sub(1);
             inward.lane.give_back(words);
         }
         queued
+    }
+
+    /// Something was given back, so there may be room again.
+    pub(super) const fn relieve(&mut self) {
+        self.starved = false;
+    }
+
+    /// The notification that the call with this cookie has no reply, for the queue. It is lost without a trace if there
+    /// is no room.
+    pub(super) fn call_ended(&mut self, cookie: u64, dead: bool, key: u64, arena: &Arena) -> Option<Arrived> {
+        let last = self.free_len.checked_sub(1)?;
+        let slot = self.free.get(last).copied()?;
+        let realtime_ns = key.saturating_add_signed(bell::realtime_offset());
+        let stamp = Timestamp { seqnum: key, monotonic_ns: key, realtime_ns };
+        let receiver = self.receiver;
+        let filled = arena.fill(CALL_ENDED_SIZE, |words| {
+            call_ended(words.as_mut_bytes(), receiver, cookie, dead, stamp);
+            Ok::<_, core::convert::Infallible>(())
+        });
+        let Some(Ok((held, ()))) = filled else { return None };
+        self.free_len = last;
+        *self.waiting.get_mut(slot as usize)? = Some(Waiting { held, lane: None, words: 0, queued: None });
+        let (offset, size) = (held.offset, held.size);
+        Some(Arrived { key, priority: 0, lane: NOTICES, slot, offset, size, with_files: false })
+    }
+
+    /// The call from connection `caller` that a reply to `cookie` answers, if it came by lane.
+    pub(super) fn owed(&self, caller: u64, cookie: u64) -> Option<OwedCall> {
+        let found = |(lane, inward): (usize, &Option<Inward>)| {
+            let inward = inward.as_ref().filter(|inward| inward.terms.sender() == caller)?;
+            Some(OwedCall { lane, name: inward.owed.find(cookie)? })
+        };
+        self.lanes.iter().enumerate().find_map(found)
+    }
+
+    /// The word of such a call.
+    pub(super) fn call(&self, owed: &OwedCall) -> Option<CallWord<&WordMap>> {
+        self.lanes.get(owed.lane)?.as_ref().map(|inward| inward.lane.call(owed.name))
+    }
+
+    /// kdbusd's number of the lane by which it came.
+    pub(super) fn number(&self, owed: &OwedCall) -> Option<u32> {
+        self.lanes.get(owed.lane)?.as_ref().map(|inward| inward.lane.number())
+    }
+
+    /// Such a call was answered, or has ended otherwise.
+    pub(super) fn forget_owed(&mut self, owed: &OwedCall) {
+        if let Some(Some(inward)) = self.lanes.get_mut(owed.lane) {
+            inward.owed.remove(owed.name);
+        }
     }
 
     /// Asks for the bells of the lanes by which something came. The caller then looks once more at everything.

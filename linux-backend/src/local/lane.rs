@@ -2,7 +2,9 @@
 
 use kdbus_core::abi::Errno;
 use kdbus_core::channel::terms::{self, PAGE_WORDS, VERDICT_AT};
-use kdbus_core::channel::{LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane, Violation};
+use kdbus_core::channel::{
+    CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane, Violation,
+};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::error::{EPROTO, errno};
@@ -15,6 +17,7 @@ use super::wire::LANE_FDS;
 pub struct InLane {
     number: u32,
     reader: LaneReader<WordMap, WordMap, WordMap>,
+    calls: WordMap,
     bell: OwnedFd,
 }
 
@@ -23,6 +26,7 @@ pub struct InLane {
 pub struct OutLane {
     receiver: u64,
     writer: LaneWriter<WordMap, WordMap, WordMap>,
+    calls: WordMap,
     bell: OwnedFd,
     /// Key of the message sent last.
     last: u64,
@@ -33,6 +37,7 @@ struct Files {
     lane: OwnedFd,
     back: OwnedFd,
     page: OwnedFd,
+    calls: OwnedFd,
     bell: OwnedFd,
     layout: LaneLayout,
 }
@@ -42,16 +47,18 @@ impl Files {
         if answer.fds_lost {
             return Err(Errno::EMFILE);
         }
-        let [lane, back, page, bell] = answer.fds.into_array::<LANE_FDS>().map_err(|_| EPROTO)?;
+        let [lane, back, page, calls, bell] = answer.fds.into_array::<LANE_FDS>().map_err(|_| EPROTO)?;
         let len = rustix::fs::fstat(&lane).map_err(errno)?.st_size as u64;
         let layout = LaneLayout::of_words((len / 8) as usize).ok_or(EPROTO)?;
         let (back_len, page_len) = (8 * LaneLayout::BACK_WORDS as u64, 8 * PAGE_WORDS as u64);
-        for (file, len) in [(&lane, len), (&back, back_len), (&page, page_len)] {
+        for (file, len) in
+            [(&lane, len), (&back, back_len), (&page, page_len), (&calls, 8 * CALL_WORDS as u64)]
+        {
             if !map::holds(file, len).map_err(errno)? {
                 return Err(EPROTO);
             }
         }
-        Ok(Self { lane, back, page, bell, layout })
+        Ok(Self { lane, back, page, calls, bell, layout })
     }
 }
 
@@ -59,12 +66,13 @@ impl InLane {
     /// Maps what an answer has brought.
     pub(super) fn map(answer: Answer) -> Result<Self, Errno> {
         let number = answer.lane;
-        let Files { lane, back, page, bell, layout } = Files::of(answer)?;
+        let Files { lane, back, page, calls, bell, layout } = Files::of(answer)?;
         let lane = WordMap::read_only(lane, layout.lane_words()).map_err(errno)?;
         let back = WordMap::writable(back, LaneLayout::BACK_WORDS).map_err(errno)?;
         let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
         let reader = LaneReader::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
-        Ok(Self { number, reader, bell })
+        let calls = WordMap::writable(calls, CALL_WORDS).map_err(errno)?;
+        Ok(Self { number, reader, calls, bell })
     }
 
     /// The next message that was not copied out yet.
@@ -101,6 +109,11 @@ impl InLane {
     /// The page in which kdbusd says what the lane is.
     pub(super) const fn page(&self) -> &WordMap {
         self.reader.page()
+    }
+
+    /// The word of a call that came by this lane.
+    pub(super) const fn call(&self, name: CallName) -> CallWord<&WordMap> {
+        CallWord::new(&self.calls, name.index)
     }
 
     /// Receives nothing more from a sender that broke the rules.
@@ -141,12 +154,13 @@ impl OutLane {
     /// Maps what an answer has brought.
     pub(super) fn map(answer: Answer) -> Result<Self, Errno> {
         let receiver = answer.receiver;
-        let Files { lane, back, page, bell, layout } = Files::of(answer)?;
+        let Files { lane, back, page, calls, bell, layout } = Files::of(answer)?;
         let lane = WordMap::writable(lane, layout.lane_words()).map_err(errno)?;
         let back = WordMap::read_only(back, LaneLayout::BACK_WORDS).map_err(errno)?;
         let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
         let writer = LaneWriter::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
-        Ok(Self { receiver, writer, bell, last: 0 })
+        let calls = WordMap::writable(calls, CALL_WORDS).map_err(errno)?;
+        Ok(Self { receiver, writer, calls, bell, last: 0 })
     }
 
     /// Whether messages can be sent now. A lane is opened some time after it was given.
@@ -161,6 +175,11 @@ impl OutLane {
         self.receiver
     }
 
+    /// The word of a call that goes by this lane.
+    pub(super) const fn call(&self, name: CallName) -> CallWord<&WordMap> {
+        CallWord::new(&self.calls, name.index)
+    }
+
     /// Whether the receiver is gone for good.
     pub(super) fn has_ended(&self) -> bool {
         terms::has_ended(self.writer.page())
@@ -173,6 +192,19 @@ impl OutLane {
     ///
     /// [`NotByLane`]: nothing was sent.
     pub fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[&[u8]]) -> Result<(), NotByLane> {
+        self.send_if(key, call, first, second, || true).map(|_| ())
+    }
+
+    /// As [`send`](Self::send), if `agreed` says so once nothing is missing but the commit. False if not: nothing
+    /// was sent.
+    pub(super) fn send_if(
+        &mut self,
+        key: u64,
+        call: u64,
+        first: &[u8],
+        second: &[&[u8]],
+        agreed: impl FnOnce() -> bool,
+    ) -> Result<bool, NotByLane> {
         let bytes = second.iter().fold(0, |sum: u64, run| sum.saturating_add(run.len() as u64));
         let key = key.max(self.last + 1);
         let mut reserved =
@@ -182,12 +214,15 @@ impl OutLane {
         for run in second {
             reserved.put(run);
         }
+        if !agreed() {
+            return Ok(false);
+        }
         let ring = reserved.commit()?;
         self.last = key;
         if ring {
             // Full: it rings already. Closed: the receiver is gone, which kdbusd tells.
             let _ = rustix::io::write(&self.bell, &[1]);
         }
-        Ok(())
+        Ok(true)
     }
 }

@@ -6,6 +6,7 @@
 
 mod arena;
 mod bell;
+mod calls;
 mod copy;
 mod error;
 mod handle;

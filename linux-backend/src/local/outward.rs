@@ -1,13 +1,16 @@
 //! The lanes from one connection to others.
 
+use kdbus_core::Instant;
 use kdbus_core::abi::{DST_ID_NAME, Msg};
-use kdbus_core::channel::sendable;
+use kdbus_core::channel::{CallState, sendable};
 use kdbus_core::client::{Failure, Outgoing};
 use kdbus_core::examine::{Examined, Route};
 use rustix::io::Errno;
 
 use super::bell;
+use super::calls::{Call, Calls};
 use super::handle::Handle;
+use super::inward::{InLanes, OwedCall};
 use super::lane::OutLane;
 use super::map::Block;
 
@@ -47,8 +50,20 @@ pub(super) struct OutLanes {
     /// The one that was used last.
     last: usize,
     candidates: [Candidate; CANDIDATES],
+    calls: Calls,
     /// Id of the connection.
     sender: u64,
+}
+
+/// Which way a message takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    /// It was sent by lane.
+    Lane,
+    /// It has to go through kdbusd.
+    Bus,
+    /// It has to go through kdbusd, as the reply to this call.
+    Claim(OwedCall),
 }
 
 /// Whom a message goes to.
@@ -90,28 +105,104 @@ impl OutLanes {
     /// Room for `count` lanes from connection `sender`.
     pub(super) fn new(count: usize, sender: u64) -> Result<Self, Errno> {
         let lanes = Block::new(count, || None)?;
-        Ok(Self { lanes, last: 0, candidates: [Candidate::default(); CANDIDATES], sender })
+        Ok(Self {
+            lanes,
+            last: 0,
+            candidates: [Candidate::default(); CANDIDATES],
+            calls: Calls::new(),
+            sender,
+        })
     }
 
-    /// Sends a message by lane. False if it has to take the other way: nothing was sent.
-    pub(super) fn send<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>) -> bool {
-        if !message.fds.is_empty() {
-            return false;
-        }
-        let Some(examined) = sendable(message.message, self.sender) else { return false };
-        if examined.route != Route::Plain {
-            return false;
-        }
-        let to = To::of(&examined);
-        let Some(at) = self.lane_to(handle, to) else { return false };
-        let Some(Some(outward)) = self.lanes.get_mut(at) else { return false };
+    /// Sends a message by lane, if it can go by one. `inward` is where it came in what it may answer.
+    ///
+    /// # Errors
+    ///
+    /// `EMLINK`: a call, and as many as can be are open.
+    pub(super) fn send<F>(
+        &mut self,
+        handle: &Handle,
+        inward: Option<&mut InLanes>,
+        message: &mut Outgoing<'_, F>,
+    ) -> Result<Way, Failure> {
+        let Some(examined) = sendable(message.message, self.sender) else { return Ok(Way::Bus) };
+        let (route, cookie) = (examined.route, examined.header.cookie);
+        let (to, callee) = (To::of(&examined), examined.header.dst_id);
+        let deadline = Instant::from_nanos(examined.header.timeout_ns());
         let len = (Msg::SIZE + examined.items.len()).next_multiple_of(8);
-        let Some(first) = message.message.get(..len) else { return false };
-        if outward.lane.send(bell::now().as_nanos(), 0, first, message.payload).is_err() {
-            return false;
+        let mut inward = inward;
+        // Whatever way a reply takes, this is the call that it answers.
+        let owed = match (route, &mut inward) {
+            (Route::Reply(cookie), Some(inward)) => inward.owed(callee, cookie),
+            _ => None,
+        };
+        let claim = owed.map_or(Way::Bus, |owed| Way::Claim(owed));
+        if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
+            return Ok(claim);
+        }
+        let Some(at) = self.lane_to(handle, to) else { return Ok(claim) };
+        let Some(Some(outward)) = self.lanes.get_mut(at) else { return Ok(claim) };
+        let lane = &mut outward.lane;
+        let Some(first) = message.message.get(..len) else { return Ok(claim) };
+        let now = bell::now().as_nanos();
+        let sent = match (route, owed, inward) {
+            (Route::Call, ..) => {
+                let callee = lane.receiver();
+                let name = self.calls.open(at, callee, cookie, deadline);
+                let name = name.ok_or(Failure::Refused(kdbus_core::abi::Errno::EMLINK))?;
+                lane.call(name).begin(name.number);
+                let sent = lane.send(now, name.word(), first, message.payload).is_ok();
+                if !sent {
+                    self.calls.close(name);
+                }
+                sent
+            }
+            (_, Some(owed), Some(inward)) => {
+                let end = |how| inward.call(&owed).is_some_and(|call| call.end(owed.name.number, how));
+                let agreed = || end(CallState::Answered);
+                match lane.send_if(now, owed.name.word(), first, message.payload, agreed) {
+                    Ok(true) => {
+                        inward.forget_owed(&owed);
+                        true
+                    }
+                    // It has ended otherwise, which kdbusd says.
+                    Ok(false) => {
+                        inward.forget_owed(&owed);
+                        return Ok(Way::Bus);
+                    }
+                    Err(_) => {
+                        let call = inward.call(&owed);
+                        let _ = call.map(|call| call.reopen(owed.name.number, CallState::Answered));
+                        false
+                    }
+                }
+            }
+            _ => lane.send(now, 0, first, message.payload).is_ok(),
+        };
+        if !sent {
+            return Ok(claim);
         }
         self.last = at;
-        true
+        Ok(Way::Lane)
+    }
+
+    /// The calls that were sent by lane.
+    pub(super) const fn calls(&mut self) -> &mut Calls {
+        &mut self.calls
+    }
+
+    /// The lane `at`.
+    pub(super) fn lane(&self, at: usize) -> Option<&OutLane> {
+        self.lanes.get(at)?.as_ref().map(|outward| &outward.lane)
+    }
+
+    /// A call to somebody who is gone.
+    pub(super) fn call_to_the_dead(&self) -> Option<Call> {
+        let gone = |lane: &Option<Outward>| lane.as_ref().is_some_and(|outward| outward.lane.has_ended());
+        if self.calls.is_empty() {
+            return None;
+        }
+        (0..).zip(&*self.lanes).filter(|(_, lane)| gone(lane)).find_map(|(at, _)| self.calls.by_lane(at))
     }
 
     /// Asks for a lane now, whatever was refused before.
@@ -132,7 +223,7 @@ impl OutLanes {
             if outward.lane.is_open() {
                 return Some(at);
             }
-            if outward.lane.has_ended() {
+            if outward.lane.has_ended() && self.calls.by_lane(at).is_none() {
                 *self.lanes.get_mut(at)? = None;
             }
         }
@@ -178,7 +269,9 @@ impl OutLanes {
             None => self.find(To::Id(receiver)),
             Some(lane) => {
                 let free = self.lanes.iter().position(Option::is_none);
-                let at = free.or_else(|| self.lanes.iter().position(|other| is_closed(other.as_ref())));
+                let idle = |at: &usize| self.calls.by_lane(*at).is_none();
+                let closed = |at: &usize| self.lanes.get(*at).is_some_and(|other| is_closed(other.as_ref()));
+                let at = free.or_else(|| (0..self.lanes.len()).filter(closed).find(idle));
                 if let Some(place) = at.and_then(|at| self.lanes.get_mut(at)) {
                     *place = Some(Outward { lane, name: Name::new() });
                 }

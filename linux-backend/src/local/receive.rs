@@ -1,7 +1,10 @@
 //! Receiving out of shared memory.
 
+use core::time::Duration;
+
+use kdbus_core::Instant;
 use kdbus_core::abi::RecvFlags;
-use kdbus_core::channel::{Arrived, InboxReader, Order, ReturnsFull, Words};
+use kdbus_core::channel::{Arrived, CallState, InboxReader, Order, ReturnsFull, Words};
 use kdbus_core::engine::Return;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
@@ -10,12 +13,25 @@ use super::arena::Arena;
 use super::bell;
 use super::inward::InLanes;
 use super::map::Block;
+use super::outward::OutLanes;
 
 /// The lane in which kdbusd shows its entries.
 pub(super) const KDBUSD: u32 = 0;
 
 /// Looks at fresh entries that may follow each other before the receiver gives up for now.
 const LOOKS: usize = 3;
+
+/// What receiving by lanes needs besides.
+#[derive(Debug)]
+pub(super) struct Lanes<'a> {
+    /// Where messages lie.
+    pub(super) arena: &'a Arena,
+    /// Where replies belong to.
+    pub(super) outward: &'a mut OutLanes,
+}
+
+/// How long a call is waited for whose reply was announced and did not come.
+const GRACE: Duration = Duration::from_millis(1);
 
 /// What waits for one connection: kdbusd's shared queue and the lanes into it, merged into one queue.
 #[derive(Debug)]
@@ -69,11 +85,16 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
     /// The next message as `flags` and `priority` ask for it. It stays queued until [`take`](Self::take) or
     /// [`forget`](Self::forget).
-    pub(super) fn next(&mut self, flags: RecvFlags, priority: i64, arena: Option<&Arena>) -> Option<Arrived> {
+    pub(super) fn next(
+        &mut self,
+        flags: RecvFlags,
+        priority: i64,
+        lanes: Option<&mut Lanes<'_>>,
+    ) -> Option<Arrived> {
         let by_priority = flags.contains(RecvFlags::USE_PRIORITY);
         // What came in since is younger than anything that is queued, so in order of arrival it can wait.
         if by_priority || self.head.is_empty() {
-            self.look(arena);
+            self.look(lanes);
         }
         let queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
         let entry = if by_priority { queue.peek() } else { queue.peek_front() }?;
@@ -142,7 +163,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
     /// Asks for the bell, which the caller has silenced, and looks at everything once more. True if there is
     /// something that nobody rings for, losses from before aside: the caller reports them next.
-    pub(super) fn arm(&mut self) -> bool {
+    pub(super) fn arm(&mut self, outward: Option<&mut OutLanes>) -> bool {
         let lost = self.inbox.lost();
         self.inbox.arm();
         if let Some(lanes) = &mut self.lanes {
@@ -150,12 +171,55 @@ impl<P: Words, S: Words> Receiver<P, S> {
         }
         let notices = self.inbox.notices();
         let noticed = core::mem::replace(&mut self.notices, notices) != notices;
-        noticed || self.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
+        let calls = outward.is_some_and(wants_attention);
+        noticed || calls || self.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
     }
 
     /// Whether the connection still lives.
     pub(super) fn is_alive(&self) -> bool {
         self.inbox.is_alive()
+    }
+
+    /// Ends the calls by lane whose time is over, or whose callee is gone.
+    fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: bool) {
+        let now = bell::now();
+        // Ends: each round ends a call or puts it off.
+        while let Some(call) = lanes.outward.calls().due(now) {
+            let word = lanes.outward.lane(call.lane).map(|lane| lane.call(call.name));
+            let number = call.name.number;
+            let expired = word.as_ref().is_none_or(|word| word.end(number, CallState::Expired));
+            match word.and_then(|word| word.state(number)) {
+                _ if expired => self.call_ended(lanes, call.cookie, false, now),
+                // The reply is about to be sent, or was taken back just now.
+                Some(CallState::Answered | CallState::Pending) => {
+                    lanes.outward.calls().put_off(call.name, now.after(GRACE));
+                    continue;
+                }
+                Some(CallState::Relayed) => {}
+                Some(CallState::Expired) | None => self.call_ended(lanes, call.cookie, false, now),
+            }
+            lanes.outward.calls().close(call.name);
+        }
+        // Replies that came by lane and were not looked at come first.
+        if !dead || self.lanes.as_mut().is_some_and(InLanes::has_fresh) {
+            return;
+        }
+        while let Some(call) = lanes.outward.call_to_the_dead() {
+            let word = lanes.outward.lane(call.lane).map(|lane| lane.call(call.name));
+            if word.and_then(|word| word.state(call.name.number)) != Some(CallState::Relayed) {
+                self.call_ended(lanes, call.cookie, true, now);
+            }
+            lanes.outward.calls().close(call.name);
+        }
+    }
+
+    /// Queues the notification that a call has no reply.
+    fn call_ended(&mut self, lanes: &Lanes<'_>, cookie: u64, dead: bool, now: Instant) {
+        let Some(inward) = &mut self.lanes else { return };
+        if let Some(arrived) = inward.call_ended(cookie, dead, now.as_nanos(), lanes.arena) {
+            let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
+            inward.queued(arrived.slot, queue.push(arrived.priority, arrived).ok());
+        }
     }
 
     /// Whether something came in that was not looked at.
@@ -164,11 +228,14 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Moves what came in into the queue.
-    fn look(&mut self, arena: Option<&Arena>) {
+    fn look(&mut self, mut lanes: Option<&mut Lanes<'_>>) {
         for _ in 0..LOOKS {
-            if !self.has_fresh() {
+            let calls = lanes.as_mut().is_some_and(|lanes| wants_attention(lanes.outward));
+            if !calls && !self.has_fresh() {
                 return;
             }
+            // Whoever was gone before the clock was read has sent all of its replies by then.
+            let dead = lanes.as_ref().is_some_and(|lanes| lanes.outward.call_to_the_dead().is_some());
             // The clock comes first: what is queued later in one lane waits for the next look, because
             // something older may come into a lane that was looked at before.
             let mut batch = self.order.batch(bell::now(), &mut self.batch);
@@ -183,8 +250,8 @@ impl<P: Words, S: Words> Receiver<P, S> {
                     with_files: entry.with_files,
                 })
             });
-            if let (Some(lanes), Some(arena)) = (&mut self.lanes, arena) {
-                lanes.drain(&mut batch, arena);
+            if let (Some(inward), Some(Lanes { arena, outward })) = (&mut self.lanes, lanes.as_deref_mut()) {
+                inward.drain(&mut batch, arena, outward.calls());
             }
             let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
             for arrived in batch.sorted() {
@@ -201,9 +268,20 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 // There are as many places as slots, and each slot has one.
                 *queued = queue.push(arrived.priority, *arrived).ok();
             }
-            if !queue.is_empty() {
+            if calls && let Some(lanes) = lanes.as_deref_mut() {
+                self.end_calls(lanes, dead);
+            }
+            if !self.head.is_empty() {
                 return;
             }
         }
     }
+}
+
+/// Whether a call has to be ended.
+fn wants_attention(outward: &mut OutLanes) -> bool {
+    if outward.calls().is_empty() {
+        return false;
+    }
+    outward.call_to_the_dead().is_some() || bell::now() >= outward.calls().next()
 }

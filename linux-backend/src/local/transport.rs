@@ -17,9 +17,9 @@ use super::error::{ConnectError, EPROTO, errno};
 use super::handle::{Answer, Attachments, Handle};
 use super::inward::InLanes;
 use super::map::{Block, WordMap};
-use super::outward::OutLanes;
+use super::outward::{OutLanes, Way};
 use super::place::Environment;
-use super::receive::{KDBUSD, Receiver};
+use super::receive::{KDBUSD, Lanes, Receiver};
 
 /// Lanes that are brought unless an application says otherwise.
 const LANES: usize = 4;
@@ -355,7 +355,9 @@ impl LocalTransport {
         let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
         // Each round returns or removes an entry.
         let arena = self.arena.get();
-        while let Some(entry) = receiver.next(flags, priority, arena) {
+        let mut outward = self.outward.borrow_mut();
+        let mut lanes = arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, outward });
+        while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
             if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {
                 receiver.take_from_lane(&entry, flags, arena);
                 if flags.contains(RecvFlags::DROP) {
@@ -418,7 +420,11 @@ impl LocalTransport {
             return Err(self.end());
         }
         self.replace_lanes(receiver)?;
-        let fresh = receiver.arm();
+        let mut outward = self.outward.borrow_mut();
+        if let (Some(outward), true) = (&mut *outward, self.bell.is_watched()) {
+            self.bell.set_timer(outward.calls().next());
+        }
+        let fresh = receiver.arm(outward.as_mut());
         if receiver.is_alive() { Ok(fresh) } else { Err(self.end()) }
     }
 
@@ -467,16 +473,33 @@ impl Transport for LocalTransport {
 
     fn send(&self, message: &mut Outgoing<'_, BorrowedFd<'_>>) -> Result<(), Failure> {
         self.check()?;
-        if let Some(outward) = &mut *self.outward.borrow_mut()
-            && outward.send(&self.handle, message)
-        {
-            return Ok(());
-        }
+        let mut receiver = self.receiver.borrow_mut();
+        let mut inward = receiver.as_mut().and_then(Receiver::lanes);
+        let way = match &mut *self.outward.borrow_mut() {
+            Some(outward) => {
+                let way = outward.send(&self.handle, inward.as_deref_mut(), message)?;
+                if self.bell.is_watched() && !outward.calls().is_empty() {
+                    self.bell.set_timer(outward.calls().next());
+                }
+                way
+            }
+            None => Way::Bus,
+        };
+        let owed = match way {
+            Way::Lane => return Ok(()),
+            Way::Bus => None,
+            Way::Claim(owed) => Some(owed),
+        };
+        let claim = owed.and_then(|owed| {
+            inward.as_ref().and_then(|inward| inward.number(&owed)).map(|lane| (lane, owed.name.word()))
+        });
         let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
-        self.handle
-            .send_message(message.message, SendFlags::empty(), with)
-            .map_err(|failure| self.refused(failure))?;
-        Ok(())
+        let sent = self.handle.send_message(message.message, SendFlags::empty(), with, claim);
+        if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
+            inward.forget_owed(&owed);
+        }
+        drop(receiver);
+        sent.map(|_| ()).map_err(|failure| self.refused(failure))
     }
 
     fn call(
@@ -488,7 +511,7 @@ impl Transport for LocalTransport {
         let with = Attachments { payload: message.payload, fds: message.fds, cancel };
         let (command, answer) = self
             .handle
-            .send_message(message.message, SendFlags::SYNC_REPLY, with)
+            .send_message(message.message, SendFlags::SYNC_REPLY, with, None)
             .map_err(|failure| self.refused(failure))?;
         self.received(command.reply, answer).ok_or_else(|| self.handle.fail(EPROTO))
     }
@@ -524,6 +547,9 @@ impl Transport for LocalTransport {
     fn free(&self, offset: u64) {
         if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena.get()) {
             arena.free(offset);
+            if let Some(lanes) = self.receiver.borrow_mut().as_mut().and_then(Receiver::lanes) {
+                lanes.relieve();
+            }
             return;
         }
         let Some(pool) = self.handle.pool() else { return };
@@ -561,6 +587,8 @@ impl Transport for LocalTransport {
                 lanes.rang(at, stale);
             }
         };
+        let calls = self.outward.borrow_mut().as_mut().map(|outward| outward.calls().next());
+        let deadline = deadline.into_iter().chain(calls.filter(|next| *next != Instant::FAR)).min();
         match self.bell.wait(self.handle.socket(), deadline, rung) {
             Ok(Woken::Early) => Ok(()),
             Ok(Woken::HungUp) => Err(self.end()),

@@ -22,8 +22,9 @@ pub const FDS_MAX: usize = 64;
 
 /// Descriptors in the answer to HELLO: pool, posted part, shared part, bell.
 pub const HELLO_FDS: usize = 4;
-/// Descriptors that come with a lane: its lane part, its way back, its page of the bus, and an end of its bell.
-pub const LANE_FDS: usize = 4;
+/// Descriptors that come with a lane: its lane part, its way back, its page of the bus, its calls, and an end of its
+/// bell.
+pub const LANE_FDS: usize = 5;
 
 /// What a packet is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,10 @@ pub const FLAG_MESSAGE: u32 = 4;
 /// To kdbusd: the client wants the message back as the command left it. In an answer: it is there.
 pub const FLAG_RETURN_MESSAGE: u32 = 8;
 
-const FLAGS: u32 = FLAG_STAGED | FLAG_STAGING_FD | FLAG_MESSAGE | FLAG_RETURN_MESSAGE;
+/// To kdbusd: the SEND is the reply to call `key`, which came by lane `slot`.
+pub const FLAG_CLAIM: u32 = 16;
+
+const FLAGS: u32 = FLAG_STAGED | FLAG_STAGING_FD | FLAG_MESSAGE | FLAG_RETURN_MESSAGE | FLAG_CLAIM;
 
 /// The start of every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -126,10 +130,10 @@ pub struct Header {
     pub payload_size: u64,
     /// Descriptors that go with the packet.
     pub fds: u32,
-    /// Slot of [`Kind::ReceiveEntry`]; number of a lane.
+    /// Slot of [`Kind::ReceiveEntry`]; number of a lane, also with [`FLAG_CLAIM`].
     pub slot: u32,
     /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], [`Kind::Stats`] and [`Kind::OpenLane`],
-    /// receiver of a lane, serial of [`Kind::Cancel`].
+    /// receiver of a lane, call of [`FLAG_CLAIM`], serial of [`Kind::Cancel`].
     pub key: u64,
 }
 

@@ -1,0 +1,215 @@
+//! Calls by lane that wait for their end, at the caller and at the callee.
+
+use kdbus_core::Instant;
+use kdbus_core::channel::{CALLS_MAX, CallName};
+
+/// A call of this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) name: CallName,
+    /// The lane by which it was sent.
+    pub(super) lane: usize,
+    /// Id of the callee.
+    pub(super) callee: u64,
+    pub(super) cookie: u64,
+    /// When to look whether it has ended.
+    pub(super) deadline: Instant,
+}
+
+/// The calls that this connection has sent by lane and that have not ended.
+#[derive(Debug)]
+pub(super) struct Calls {
+    places: [Option<Call>; CALLS_MAX],
+    len: usize,
+    /// The number of the last call.
+    number: u64,
+    /// Not after the earliest deadline.
+    next: Instant,
+}
+
+impl Calls {
+    /// No calls.
+    pub(super) const fn new() -> Self {
+        Self { places: [None; CALLS_MAX], len: 0, number: 0, next: Instant::FAR }
+    }
+
+    /// Whether there is none.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Opens a call. `None` if there are [`CALLS_MAX`].
+    pub(super) fn open(
+        &mut self,
+        lane: usize,
+        callee: u64,
+        cookie: u64,
+        deadline: Instant,
+    ) -> Option<CallName> {
+        if self.len == CALLS_MAX {
+            return None;
+        }
+        let number = self.number + 1;
+        // Calls mostly end before the next begins, or in the order they began: the next place is mostly free.
+        let index = (0..CALLS_MAX)
+            .map(|step| (number as usize).wrapping_add(step) % CALLS_MAX)
+            .find(|index| self.places.get(*index).is_some_and(Option::is_none))?;
+        let name = CallName { index, number };
+        *self.places.get_mut(index)? = Some(Call { name, lane, callee, cookie, deadline });
+        (self.number, self.len) = (number, self.len + 1);
+        self.next = self.next.min(deadline);
+        Some(name)
+    }
+
+    /// Ends a call.
+    pub(super) fn close(&mut self, name: CallName) {
+        if let Some(place) = self.places.get_mut(name.index)
+            && place.take_if(|call| call.name == name).is_some()
+        {
+            self.len -= 1;
+            if self.len == 0 {
+                self.next = Instant::FAR;
+            }
+        }
+    }
+
+    /// Ends the call to `callee` that a reply names and answers. False if there is none.
+    pub(super) fn answered(&mut self, name: Option<CallName>, callee: u64, cookie: u64) -> bool {
+        let Some(name) = name else { return false };
+        let meant = |call: &Call| call.name == name && call.callee == callee && call.cookie == cookie;
+        let found = self.places.get(name.index).is_some_and(|call| call.as_ref().is_some_and(meant));
+        if found {
+            self.close(name);
+        }
+        found
+    }
+
+    /// When [`due`](Self::due) may bring something.
+    pub(super) const fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// A call whose deadline has come by `now`. It stays until it is [closed](Self::close) or
+    /// [put off](Self::put_off). Cost: `O(`[`CALLS_MAX`]`)`, and nothing before the earliest deadline.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Call> {
+        if now < self.next {
+            return None;
+        }
+        let first = self.places.iter().flatten().min_by_key(|call| call.deadline).copied();
+        self.next = first.map_or(Instant::FAR, |call| call.deadline);
+        first.filter(|call| call.deadline <= now)
+    }
+
+    /// Looks at a call again later.
+    pub(super) fn put_off(&mut self, name: CallName, until: Instant) {
+        if let Some(Some(call)) = self.places.get_mut(name.index)
+            && call.name == name
+        {
+            call.deadline = until;
+        }
+    }
+
+    /// A call that was sent by this lane.
+    pub(super) fn by_lane(&self, lane: usize) -> Option<Call> {
+        self.places.iter().flatten().find(|call| call.lane == lane).copied()
+    }
+}
+
+/// The calls that came by one lane and were not answered yet, as the callee remembers them.
+#[derive(Debug)]
+pub(super) struct Owed {
+    /// Number and cookie of each; number 0 where there is none.
+    places: [(u64, u64); CALLS_MAX],
+    /// Where to look first.
+    hint: usize,
+}
+
+impl Owed {
+    /// None.
+    pub(super) const fn new() -> Self {
+        Self { places: [(0, 0); CALLS_MAX], hint: 0 }
+    }
+
+    /// A call came in. Another one in its place has ended at its caller.
+    pub(super) fn add(&mut self, name: CallName, cookie: u64) {
+        if let Some(place) = self.places.get_mut(name.index) {
+            *place = (name.number, cookie);
+            self.hint = name.index;
+        }
+    }
+
+    /// The call with this cookie. Cost: `O(1)` for the one that came last, else `O(`[`CALLS_MAX`]`)`.
+    pub(super) fn find(&self, cookie: u64) -> Option<CallName> {
+        let meant = |index: &usize| {
+            self.places.get(*index).is_some_and(|(number, other)| *number != 0 && *other == cookie)
+        };
+        let index = Some(self.hint).filter(meant).or_else(|| (0..CALLS_MAX).find(|index| meant(index)))?;
+        self.places.get(index).map(|(number, _)| CallName { index, number: *number })
+    }
+
+    /// A call was answered, or has ended otherwise.
+    pub(super) fn remove(&mut self, name: CallName) {
+        if let Some(place) = self.places.get_mut(name.index)
+            && place.0 == name.number
+        {
+            *place = (0, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
+
+    #[test]
+    fn calls_come_due_in_the_order_of_their_deadlines() {
+        let mut calls = Calls::new();
+        let first = calls.open(0, 7, 1, at(300)).unwrap();
+        let second = calls.open(1, 8, 2, at(100)).unwrap();
+        assert_eq!((calls.next(), calls.due(at(99))), (at(100), None));
+        assert_eq!(calls.due(at(400)).unwrap().name, second);
+        calls.put_off(second, at(500));
+        assert_eq!(calls.due(at(400)).unwrap().name, first);
+        calls.close(first);
+        assert_eq!((calls.due(at(400)), calls.next()), (None, at(500)));
+        assert_eq!(calls.by_lane(1).unwrap().name, second);
+        assert!(calls.by_lane(0).is_none());
+    }
+
+    #[test]
+    fn a_reply_ends_the_call_that_it_names_once() {
+        let mut calls = Calls::new();
+        let name = calls.open(0, 7, 1, Instant::FAR);
+        assert!(!calls.answered(name, 8, 1) && !calls.answered(name, 7, 2) && !calls.answered(None, 7, 1));
+        assert!(calls.answered(name, 7, 1) && !calls.answered(name, 7, 1) && calls.is_empty());
+    }
+
+    #[test]
+    fn there_are_as_many_as_there_are_words() {
+        let mut calls = Calls::new();
+        let names: Vec<_> =
+            (0..CALLS_MAX as u64).map(|cookie| calls.open(0, 7, cookie, at(9)).unwrap()).collect();
+        assert!(calls.open(0, 7, 9, at(9)).is_none());
+        calls.close(names[5]);
+        assert_eq!(calls.open(0, 7, 9, at(9)).unwrap().index, names[5].index);
+    }
+
+    #[test]
+    fn what_is_owed_is_found_by_cookie() {
+        let mut owed = Owed::new();
+        let [a, b] = [3, 4].map(|index| CallName { index, number: 9 });
+        owed.add(a, 50);
+        owed.add(b, 60);
+        assert_eq!((owed.find(50), owed.find(60), owed.find(0)), (Some(a), Some(b), None));
+        owed.remove(CallName { number: 8, ..a });
+        assert_eq!(owed.find(50), Some(a));
+        owed.remove(a);
+        assert_eq!(owed.find(50), None);
+    }
+}
