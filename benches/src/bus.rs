@@ -136,6 +136,11 @@ pub fn daemon(job: &Job) -> io::Result<()> {
     config.log = LogLevel::Error;
     config.memory.pools_per_user = config.memory.pools;
     config.memory.largest_pool = Bytes(LARGEST_POOL);
+    if uses_lanes(&job.case) {
+        (config.capacity.lanes, config.capacity.lanes_per_user) = (16, 16);
+        let bytes = (8 * job.case.bytes as u64).next_power_of_two();
+        config.memory.lane = Bytes(bytes.clamp(64 << 10, 8 << 20));
+    }
     if job.count >= MANY {
         let capacity = &mut config.capacity;
         (capacity.clients, capacity.clients_per_user, capacity.connections) = (1200, 1200, 1100);
@@ -151,13 +156,13 @@ pub fn daemon(job: &Job) -> io::Result<()> {
 /// # Errors
 ///
 /// What failed.
-pub fn connect(dir: &Path, pool_size: u64, prefault: bool) -> io::Result<Bus> {
+pub fn connect(dir: &Path, pool_size: u64, prefault: bool, lanes: usize) -> io::Result<Bus> {
     let root = dir.join("bus");
     let environment =
         Environment::current().with_root(root.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     let name = format!("{}-{BUS}", rustix::process::geteuid().as_raw());
     let until = Instant::now() + PATIENCE;
-    let mut options = Options::new().environment(environment).prefault(prefault);
+    let mut options = Options::new().environment(environment).prefault(prefault).lanes(lanes);
     if !prefault {
         options = options.staging(0);
     }
@@ -171,6 +176,16 @@ pub fn connect(dir: &Path, pool_size: u64, prefault: bool) -> io::Result<Bus> {
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(2)),
         }
     }
+}
+
+/// Whether messages of a case go past the daemon.
+const fn uses_lanes(case: &Case) -> bool {
+    matches!(case.system, System::Channel | System::Loan) && !matches!(case.kind, Kind::Broadcast)
+}
+
+/// Lanes that each end of a case brings.
+const fn lanes(case: &Case) -> usize {
+    if uses_lanes(case) { 2 } else { 0 }
 }
 
 /// The pool for messages of a case: one sender can have a sixth of it waiting.
@@ -198,8 +213,13 @@ impl BusClient {
     ///
     /// What failed.
     pub fn new(dir: &Path, case: &Case) -> io::Result<Self> {
-        let bus = connect(dir, pool_size(case), true)?;
+        let bus = connect(dir, pool_size(case), true, lanes(case))?;
         let slabs = if case.system == System::Loan { Some(Slabs::of_client(&bus, case)?) } else { None };
+        if uses_lanes(case) {
+            bus.wait_for_name_blocking(service()?, PATIENCE).map_err(io::Error::other)?;
+            // At once, or after a few messages.
+            let _ = bus.transport().open_lane_to_name(service()?);
+        }
         Ok(Self { bus, case: *case, slabs })
     }
 
@@ -216,7 +236,7 @@ impl BusClient {
         }
         let reply = match self.case.system {
             // Past the queue, in one command: the shortest way through kdbusd.
-            System::SlowPath | System::Memfd | System::Loan => self.bus.call_blocking(message, CALL_TIMEOUT),
+            System::SlowPath | System::Memfd => self.bus.call_blocking(message, CALL_TIMEOUT),
             _ => self.bus.call(message, CALL_TIMEOUT).wait(),
         };
         reply.map_err(io::Error::other)
@@ -287,18 +307,13 @@ impl Client for BusClient {
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.case.system == System::Channel && !uses_lane(&self.bus) {
+        if uses_lanes(&self.case) && self.bus.transport().open_lanes() == 0 {
             return Err(io::Error::other("kdbusd has given no lane to these two"));
         }
         Ok(())
     }
 }
 
-/// Whether what the connection sends to the service goes past kdbusd.
-const fn uses_lane(_: &Bus) -> bool {
-    // The transport has none, so it has nothing to tell.
-    false
-}
 
 /// Puts the ends of `bytes` at those of `buffer`; what is in between was compared by nobody.
 fn keep_ends(buffer: &mut [u8], bytes: &[u8]) {
@@ -331,7 +346,7 @@ impl BusServer {
     ///
     /// What failed.
     pub fn new(job: &Job) -> io::Result<Self> {
-        let bus = connect(&job.dir, pool_size(&job.case), true)?;
+        let bus = connect(&job.dir, pool_size(&job.case), true, lanes(&job.case))?;
         if job.case.kind == Kind::Broadcast {
             bus.subscribe(TopicPattern::from(topic()?)).map_err(io::Error::other)?;
         } else {

@@ -128,7 +128,7 @@ impl More {
     /// Connects until the receiver has `count` peers, each of which has called it.
     fn peers(&mut self, contender: &Contender, count: usize) -> io::Result<()> {
         while self.peers.len() + 1 < count {
-            let peer = bus::connect(contender.dir(), SMALL_POOL, false)?;
+            let peer = bus::connect(contender.dir(), SMALL_POOL, false, 0)?;
             let call = Message::to_name(bus::service()?).payload(&[0; 64]);
             peer.call(&call, CALL_TIMEOUT).wait().map_err(io::Error::other)?;
             self.peers.push(peer);
@@ -140,7 +140,7 @@ impl More {
     fn names(&mut self, contender: &Contender, count: usize) -> io::Result<()> {
         while self.names < count {
             if self.names.is_multiple_of(NAMES_EACH) || self.peers.is_empty() {
-                self.peers.push(bus::connect(contender.dir(), SMALL_POOL, false)?);
+                self.peers.push(bus::connect(contender.dir(), SMALL_POOL, false, 0)?);
             }
             let name = format!("org.example.Number.n{}", self.names);
             let name = WellKnownName::parse(&name).map_err(io::Error::other)?;

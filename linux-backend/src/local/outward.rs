@@ -186,6 +186,11 @@ impl OutLanes {
         Ok(Way::Lane)
     }
 
+    /// Lanes that are open.
+    pub(super) fn open_lanes(&self) -> usize {
+        self.lanes.iter().flatten().filter(|outward| outward.lane.is_open()).count()
+    }
+
     /// The calls that were sent by lane.
     pub(super) const fn calls(&mut self) -> &mut Calls {
         &mut self.calls

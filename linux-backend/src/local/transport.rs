@@ -274,6 +274,12 @@ impl LocalTransport {
         self.open_lane_to(0, name.as_str().as_bytes())
     }
 
+    /// Lanes that lead from this connection to others now. Messages to other receivers go through kdbusd.
+    #[must_use]
+    pub fn open_lanes(&self) -> usize {
+        self.outward.borrow().as_ref().map_or(0, OutLanes::open_lanes)
+    }
+
     fn open_lane_to(&self, id: u64, name: &[u8]) -> Result<(), Failure> {
         self.check()?;
         match &mut *self.outward.borrow_mut() {
