@@ -314,7 +314,6 @@ impl Client for BusClient {
     }
 }
 
-
 /// Puts the ends of `bytes` at those of `buffer`; what is in between was compared by nobody.
 fn keep_ends(buffer: &mut [u8], bytes: &[u8]) {
     let [head, tail] = ends_of(bytes);

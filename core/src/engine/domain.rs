@@ -15,6 +15,7 @@ use super::effect::{Dirty, Pending};
 use super::endpoint::Endpoint;
 use super::files::Files;
 use super::host::{Arrival, Clock, Credentials, EndpointId, HandleId, Host, Outcome, Readiness, Request};
+use super::lanes::BesideLanes;
 use super::matches::Matches;
 use super::metadata::Gathered;
 use super::names::NameTable;
@@ -92,8 +93,8 @@ pub struct Domain<'s> {
     /// What the message at hand reports of its sender.
     pub(super) scratch: &'s mut [u8],
     pub(super) gathered: Gathered,
-    /// Whose call by lane the command under way answers.
-    pub(super) claimed: Option<HandleId>,
+    /// What the command under way has to do with lanes.
+    pub(super) beside: BesideLanes,
     pub(super) pending: Pending,
     /// The bus' own place among the users.
     pub(super) kernel: UserIx,
@@ -156,12 +157,16 @@ impl<'s> Domain<'s> {
         }
     }
 
-    /// Carries out a SEND of a reply to a call that came past the bus, by lane, from the connection behind `caller`.
-    /// The host has made sure that this is its end.
-    pub fn handle_claimed(&mut self, host: &mut dyn Host, arrival: Arrival<'_>, caller: HandleId) -> Outcome {
-        self.claimed = Some(caller);
+    /// Carries out a command as [`handle`](Self::handle), of a client that exchanges messages past the bus too.
+    pub fn handle_beside_lanes(
+        &mut self,
+        host: &mut dyn Host,
+        arrival: Arrival<'_>,
+        beside: BesideLanes,
+    ) -> Outcome {
+        self.beside = beside;
         let outcome = self.handle(host, arrival);
-        self.claimed = None;
+        self.beside = BesideLanes::default();
         outcome
     }
 

@@ -44,6 +44,15 @@ pub enum LaneTo<'n> {
     Name(WellKnownName<'n>),
 }
 
+/// What a SEND has to do with messages that went past the bus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BesideLanes {
+    /// It answers a call that came by lane from this connection. The host has made sure that this is its end.
+    pub answers: Option<HandleId>,
+    /// Calls that the sender has open by lane, as it says.
+    pub calls: u32,
+}
+
 /// Lanes that are to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

@@ -58,5 +58,5 @@ pub use host::{
     LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
 pub use inspect::{ConnectionView, Counters, Holder, Usage, Violation};
-pub use lanes::{LaneGrant, LaneTo, Lanes, NoLane};
+pub use lanes::{BesideLanes, LaneGrant, LaneTo, Lanes, NoLane};
 pub use storage::{Allocate, StaticStorage, Storage};

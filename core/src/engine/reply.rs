@@ -319,6 +319,11 @@ impl<'a> ReplyTable<'a> {
         if self.arena.slots.len() >= self.trackers.len() { Err(CallError::Full) } else { Ok(()) }
     }
 
+    /// Calls that `caller` has open.
+    pub fn open_calls(&self, caller: ConnectionIndex) -> u32 {
+        self.calls.get(caller.0 as usize).map_or(0, |calls| calls.count)
+    }
+
     /// Awaits the reply to `call`, in `O(log n)`.
     ///
     /// The tracker is pending from now on; [`carry`](Self::carry) ties it to its message. If the message

@@ -184,7 +184,10 @@ impl Domain<'_> {
                 self.drain(host, place(callee));
             }
         }
-        self.replies.check(index(conn)).map_err(|error| error.errno())
+        self.replies.check(index(conn)).map_err(|error| error.errno())?;
+        // A caller that counts too few of its own harms nobody: those past the bus take nothing here.
+        let open = self.replies.open_calls(index(conn)).saturating_add(self.beside.calls);
+        if open < CALLS_MAX { Ok(()) } else { Err(Errno::EMLINK) }
     }
 
     fn call(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
@@ -249,7 +252,7 @@ impl Domain<'_> {
     ) -> Result<Sent, Errno> {
         let &Sending { conn, bus, ref parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
-        if self.claimed.is_some_and(|caller| caller == self.handle_id(self.conns[to].handle)) {
+        if self.beside.answers.is_some_and(|caller| caller == self.handle_id(self.conns[to].handle)) {
             self.copy_to_monitors(host, at, bus, parcel);
             let delivered = self.deliver(host, at, to, parcel, name, None);
             self.note_refusal(conn, to, delivered)?;

@@ -11,6 +11,7 @@ use super::domain::Handle;
 use super::effect::Pending;
 use super::endpoint::Endpoint;
 use super::files::{FileRecord, Files};
+use super::lanes::BesideLanes;
 use super::matches::{Bucket, Match, Matches};
 use super::metadata::Gathered;
 use super::names::{ClaimedNames, NameArena, NameEntry, NameTable, OwnerRecord};
@@ -290,7 +291,7 @@ impl<'s> Domain<'s> {
         // The bus itself is the first user: quotas know it by number 0.
         let kernel: UserIx = users.insert(User::new(Identity::Kernel)).ok_or(ConfigError::Zero("users"))?;
         Ok(Self {
-            claimed: None,
+            beside: BesideLanes::default(),
             config: *config,
             handles: Table::new(storage.handles),
             buses: Table::new(storage.buses),

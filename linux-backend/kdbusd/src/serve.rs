@@ -7,8 +7,8 @@ use kdbus_core::WellKnownName;
 use kdbus_core::abi::{CMD_MAX_SIZE, Command, DST_ID_NAME, Errno, RecvFlags};
 use kdbus_core::engine::quota::Charge;
 use kdbus_core::engine::{
-    Arrival, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, LaneTo, NoLane, Outcome,
-    Request,
+    Arrival, BesideLanes, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, LaneTo, NoLane,
+    Outcome, Request,
 };
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
@@ -437,23 +437,15 @@ impl Daemon {
         let message_at = message.as_deref_mut();
         let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
         let arrival = Arrival { at, from, caller: None, request };
-        let claimed = if header.flags & FLAG_CLAIM != 0 {
-            turn.state.lanes.claim(header.slot, from, header.key)
-        } else {
-            None
-        };
-        let outcome = match claimed {
-            Some(caller) => {
-                let outcome = self.domain.handle_claimed(&mut turn, arrival, caller);
-                if let Outcome::Done(Err(error)) = outcome
-                    && !uses_call_up(error)
-                {
-                    turn.state.lanes.give_claim_back(header.slot, from, header.key);
-                }
-                outcome
-            }
-            None => self.domain.handle(&mut turn, arrival),
-        };
+        let claims = header.flags & FLAG_CLAIM != 0;
+        let answers = if claims { turn.state.lanes.claim(header.slot, from, header.key) } else { None };
+        let calls = if claims { 0 } else { header.slot };
+        let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, BesideLanes { answers, calls });
+        if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome)
+            && !uses_call_up(error)
+        {
+            self.state.lanes.give_claim_back(header.slot, from, header.key);
+        }
         // What no message holds is closed before anybody hears of the command's end.
         drop(places);
         match outcome {

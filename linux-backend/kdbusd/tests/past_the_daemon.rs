@@ -225,7 +225,7 @@ fn calls_and_replies_go_past_the_daemon() {
     let bus = bus();
     let (a, b) = pair(&bus);
     let before = (carried(&a), carried(&b));
-    for cookie in 1..500 {
+    for cookie in 1..2000 {
         call(&a, &b, cookie, 10_000);
         reply(&b, called(&b), b"answer").unwrap();
         let answer = a.try_recv().unwrap().unwrap();

@@ -38,6 +38,11 @@ impl Calls {
         self.len == 0
     }
 
+    /// How many there are.
+    pub(super) const fn len(&self) -> u32 {
+        self.len as u32
+    }
+
     /// Opens a call. `None` if there are [`CALLS_MAX`].
     pub(super) fn open(
         &mut self,

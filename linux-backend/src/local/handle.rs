@@ -37,6 +37,20 @@ pub struct Attachments<'a> {
     pub cancel: Option<BorrowedFd<'a>>,
 }
 
+/// What a SEND has to do with lanes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Beside {
+    /// So many calls by lane are open.
+    Calls(u32),
+    /// It answers a call that came by lane.
+    Claim {
+        /// kdbusd's number of the lane.
+        lane: u32,
+        /// What names the call.
+        call: u64,
+    },
+}
+
 /// How a command ended.
 #[derive(Debug)]
 pub struct Answer {
@@ -150,14 +164,13 @@ impl Handle {
         self.transact(header, arg, message, with)
     }
 
-    /// Sends `message` and does not want it back; the answer's record is returned. With `claim` it is the reply to a call
-    /// that came by lane: the lane's number, and the call.
+    /// Sends `message` and does not want it back; the answer's record is returned.
     pub(super) fn send_message(
         &self,
         message: &mut [u8],
         flags: SendFlags,
         with: Attachments<'_>,
-        claim: Option<(u32, u64)>,
+        beside: Beside,
     ) -> Result<(CmdSend, Answer), Failure> {
         let mut command = CmdSend {
             size: size_of::<CmdSend>() as u64,
@@ -167,9 +180,12 @@ impl Handle {
         };
         let mut header = Header::new(Kind::Command, self.next_serial());
         header.number = Command::Send.request();
-        if let Some((lane, call)) = claim {
-            header.flags |= wire::FLAG_CLAIM;
-            (header.slot, header.key) = (lane, call);
+        match beside {
+            Beside::Calls(count) => header.slot = count,
+            Beside::Claim { lane, call } => {
+                header.flags |= wire::FLAG_CLAIM;
+                (header.slot, header.key) = (lane, call);
+            }
         }
         let answer = self.transact(header, command.as_mut_bytes(), Some(message), with)?;
         Ok((command, answer))

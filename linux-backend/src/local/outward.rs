@@ -14,8 +14,6 @@ use super::inward::{InLanes, OwedCall};
 use super::lane::OutLane;
 use super::map::Block;
 
-/// Messages to one receiver before a lane is asked for.
-const PATIENCE: u32 = 4;
 /// Messages after which a lane that was refused is asked for again, at the most.
 const PATIENCE_MAX: u32 = 1 << 16;
 /// Receivers whose messages are counted at one time.
@@ -53,6 +51,7 @@ pub(super) struct OutLanes {
     calls: Calls,
     /// Id of the connection.
     sender: u64,
+    patience: u32,
 }
 
 /// Which way a message takes.
@@ -102,14 +101,15 @@ impl Outward {
 }
 
 impl OutLanes {
-    /// Room for `count` lanes from connection `sender`.
-    pub(super) fn new(count: usize, sender: u64) -> Result<Self, Errno> {
+    /// Room for lanes from connection `sender`, each asked for after `patience` messages.
+    pub(super) fn new((count, patience): (usize, u32), sender: u64) -> Result<Self, Errno> {
         let lanes = Block::new(count, || None)?;
         Ok(Self {
             lanes,
             last: 0,
             candidates: [Candidate::default(); CANDIDATES],
             calls: Calls::new(),
+            patience,
             sender,
         })
     }
@@ -235,17 +235,17 @@ impl OutLanes {
         let key = to.key();
         let candidate = self.candidates.get_mut(key as usize % CANDIDATES)?;
         if candidate.key != key {
-            *candidate = Candidate { key, messages: 0, ask_at: PATIENCE };
+            *candidate = Candidate { key, messages: 0, ask_at: self.patience };
         }
         candidate.messages += 1;
         if candidate.messages < candidate.ask_at {
             return None;
         }
         candidate.messages = 0;
-        candidate.ask_at = (2 * candidate.ask_at).min(PATIENCE_MAX);
+        candidate.ask_at = (2 * candidate.ask_at).clamp(1, PATIENCE_MAX);
         let at = self.ask(handle, to).ok()?;
         if let Some(candidate) = self.candidates.get_mut(key as usize % CANDIDATES) {
-            candidate.ask_at = PATIENCE;
+            candidate.ask_at = self.patience;
         }
         Some(at)
     }

@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::arena::Arena;
 use super::bell::{self, Bell, Woken};
 use super::error::{ConnectError, EPROTO, errno};
-use super::handle::{Answer, Attachments, Handle};
+use super::handle::{Answer, Attachments, Beside, Handle};
 use super::inward::InLanes;
 use super::map::{Block, WordMap};
 use super::outward::{OutLanes, Way};
@@ -23,6 +23,8 @@ use super::receive::{KDBUSD, Lanes, Receiver};
 
 /// Lanes that are brought unless an application says otherwise.
 const LANES: usize = 4;
+/// Messages to one receiver before a lane is asked for.
+const LANE_AFTER: u32 = 4;
 /// Bytes between the pool and the arena, in offsets.
 const GAP: u64 = 4096;
 
@@ -33,13 +35,20 @@ pub struct Options {
     staging: u64,
     prefault: bool,
     lanes: usize,
+    lane_after: u32,
 }
 
 impl Options {
     /// What this process' environment says, and the defaults below.
     #[must_use]
     pub fn new() -> Self {
-        Self { environment: Environment::current(), staging: 1 << 20, prefault: true, lanes: LANES }
+        Self {
+            environment: Environment::current(),
+            staging: 1 << 20,
+            prefault: true,
+            lanes: LANES,
+            lane_after: LANE_AFTER,
+        }
     }
 
     /// Looks for buses where `environment` says. Default: [`Environment::current`].
@@ -74,14 +83,31 @@ impl Options {
         self
     }
 
+    /// Asks for a lane to a receiver once so many messages went to it by kdbusd: asking takes longer than one message.
+    /// Default: 4.
+    #[must_use]
+    pub const fn lane_after(mut self, messages: u32) -> Self {
+        self.lane_after = messages;
+        self
+    }
+
     /// Opens a bus, endpoint or `control` by its name, or any node by its absolute path.
     ///
     /// # Errors
     ///
     /// [`ConnectError`], which says what to do.
     pub fn connect(&self, name: &str) -> Result<LocalTransport, ConnectError> {
-        let handle = Handle::open(self.environment.node(name)?, self.staging, self.prefault)?;
-        Ok(LocalTransport { wanted: self.lanes, ..LocalTransport::over(handle)? })
+        self.over(Handle::open(self.environment.node(name)?, self.staging, self.prefault)?)
+    }
+
+    /// A transport over an open node.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::System`] if there are no descriptors left to wait on.
+    pub fn over(&self, handle: Handle) -> Result<LocalTransport, ConnectError> {
+        let lanes = (self.lanes, self.lane_after);
+        Ok(LocalTransport { wanted: lanes, ..LocalTransport::over(handle)? })
     }
 
     /// Opens the bus that the environment names in `KDBUS_BUS`; without that, the first one that exists of
@@ -97,9 +123,7 @@ impl Options {
                 .map_err(ConnectError::from)
                 .and_then(|path| Handle::open(path, self.staging, self.prefault));
             match opened {
-                Ok(handle) => {
-                    return Ok(LocalTransport { wanted: self.lanes, ..LocalTransport::over(handle)? });
-                }
+                Ok(handle) => return self.over(handle),
                 Err(error) if error.is_absence() => last = last.or(Some(error)),
                 Err(error) => return Err(error),
             }
@@ -126,8 +150,8 @@ pub struct LocalTransport {
     handle: Handle,
     bell: Bell,
     receiver: RefCell<Option<Receiver<WordMap, WordMap>>>,
-    /// Lanes that are to be brought.
-    wanted: usize,
+    /// Lanes that are to be brought, and messages before one is asked for.
+    wanted: (usize, u32),
     /// Where messages lie that came by lane.
     arena: OnceCell<Arena>,
     /// Lanes by which this connection sends.
@@ -167,7 +191,7 @@ impl LocalTransport {
             handle,
             bell,
             receiver: RefCell::new(None),
-            wanted: 0,
+            wanted: (0, LANE_AFTER),
             arena: OnceCell::new(),
             outward: RefCell::new(None),
             ended: Cell::new(false),
@@ -221,7 +245,7 @@ impl LocalTransport {
         }
         let mut receiver = Receiver::new(inbox).map_err(system)?;
         // The others take part in no exchange of two.
-        if self.wanted > 0 && !flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::MONITOR) {
+        if self.wanted.0 > 0 && !flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::MONITOR) {
             self.bring_lanes(&mut receiver, hello.id)?;
         }
         *self.receiver.borrow_mut() = Some(receiver);
@@ -231,7 +255,7 @@ impl LocalTransport {
     /// Brings as many lanes as wanted, or as kdbusd has.
     fn bring_lanes(&self, receiver: &mut Receiver<WordMap, WordMap>, id: u64) -> Result<(), Failure> {
         let system = |error| self.handle.fail(errno(error));
-        let mut lanes = Block::new(self.wanted, || None).map_err(system)?;
+        let mut lanes = Block::new(self.wanted.0, || None).map_err(system)?;
         let mut count = 0;
         for place in &mut *lanes {
             match self.handle.bring_lane() {
@@ -278,6 +302,11 @@ impl LocalTransport {
     #[must_use]
     pub fn open_lanes(&self) -> usize {
         self.outward.borrow().as_ref().map_or(0, OutLanes::open_lanes)
+    }
+
+    /// The calls by lane, for kdbusd to count.
+    fn open_calls(&self) -> Beside {
+        Beside::Calls(self.outward.borrow_mut().as_mut().map_or(0, |outward| outward.calls().len()))
     }
 
     fn open_lane_to(&self, id: u64, name: &[u8]) -> Result<(), Failure> {
@@ -496,11 +525,13 @@ impl Transport for LocalTransport {
             Way::Bus => None,
             Way::Claim(owed) => Some(owed),
         };
-        let claim = owed.and_then(|owed| {
-            inward.as_ref().and_then(|inward| inward.number(&owed)).map(|lane| (lane, owed.name.word()))
-        });
+        let lane = owed.and_then(|owed| inward.as_ref()?.number(&owed));
+        let beside = match owed.zip(lane) {
+            Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
+            None => self.open_calls(),
+        };
         let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
-        let sent = self.handle.send_message(message.message, SendFlags::empty(), with, claim);
+        let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside);
         if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
             inward.forget_owed(&owed);
         }
@@ -517,7 +548,7 @@ impl Transport for LocalTransport {
         let with = Attachments { payload: message.payload, fds: message.fds, cancel };
         let (command, answer) = self
             .handle
-            .send_message(message.message, SendFlags::SYNC_REPLY, with, None)
+            .send_message(message.message, SendFlags::SYNC_REPLY, with, self.open_calls())
             .map_err(|failure| self.refused(failure))?;
         self.received(command.reply, answer).ok_or_else(|| self.handle.fail(EPROTO))
     }

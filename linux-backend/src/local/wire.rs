@@ -130,7 +130,8 @@ pub struct Header {
     pub payload_size: u64,
     /// Descriptors that go with the packet.
     pub fds: u32,
-    /// Slot of [`Kind::ReceiveEntry`]; number of a lane, also with [`FLAG_CLAIM`].
+    /// Slot of [`Kind::ReceiveEntry`]; number of a lane, also with [`FLAG_CLAIM`]; of another SEND, how many
+    /// calls by lane are open.
     pub slot: u32,
     /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], [`Kind::Stats`] and [`Kind::OpenLane`],
     /// receiver of a lane, call of [`FLAG_CLAIM`], serial of [`Kind::Cancel`].

@@ -4,9 +4,26 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command as Program, Stdio};
 
-use kdbus_conformance::{CaseInfo, Needs};
+use kdbus_conformance::CaseInfo;
 
 use crate::world::{DaemonWorld, configuration};
+
+/// Lanes of each client.
+const LANES: usize = 2;
+
+/// Cases that fill a pool, a queue or a quota to the brim. What waits in a lane is in none of them.
+const BEYOND_THE_POOL: [&str; 10] = [
+    "a_broadcast_to_a_full_receiver_counts_as_lost",
+    "a_full_pool_charges_nobody",
+    "a_full_service_loses_everything",
+    "a_message_lost_on_its_way_is_charged_to_nobody",
+    "a_message_takes_up_to_a_sixth_of_the_pool",
+    "a_pool_full_of_unfreed_slices_is_full",
+    "a_user_queues_up_to_256_messages",
+    "adjacent_free_slices_become_one",
+    "an_unheard_call_counts_beyond_its_deadline",
+    "what_does_not_fit_a_service_is_lost",
+];
 
 /// A running daemon with a tree of its own, ended on drop.
 pub(crate) struct Daemon {
@@ -15,12 +32,12 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    fn start(needs: Needs) -> Self {
+    fn start(configuration: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // Other users have to get at the nodes.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let file = directory.path().join("kdbusd.toml");
-        std::fs::write(&file, configuration(needs)).unwrap();
+        std::fs::write(&file, configuration).unwrap();
         // A shell, because the daemon tells on a descriptor of its own that it is ready. What is built for another
         // machine is run by an emulator.
         let mut process = Program::new("sh")
@@ -42,8 +59,25 @@ impl Daemon {
 
     /// A world with a daemon of its own.
     pub(crate) fn world(case: &CaseInfo) -> DaemonWorld<Self> {
-        let daemon = Self::start(case.needs());
+        let daemon = Self::start(&configuration(case.needs()));
         DaemonWorld::new(daemon.directory.path().join("tree"), daemon)
+    }
+
+    /// The same where every message that can goes past the daemon.
+    pub(crate) fn world_with_lanes(case: &CaseInfo) -> DaemonWorld<Self> {
+        if BEYOND_THE_POOL.contains(&case.name) {
+            println!(
+                "through kdbusd alone: {}: a lane's room comes on top of the pool's and the quota's",
+                case.name
+            );
+            return Self::world(case);
+        }
+        let lanes = (LANES * case.needs().connections).min(4096);
+        let capacity = format!("[capacity]\nlanes = {lanes}\nlanes-per-user = {lanes}\n");
+        let configuration =
+            configuration(case.needs()).replace("[capacity]\n", &capacity) + "lane = \"4 KiB\"\n";
+        let daemon = Self::start(&configuration);
+        DaemonWorld::new(daemon.directory.path().join("tree"), daemon).with_lanes(LANES)
     }
 }
 

@@ -19,3 +19,10 @@ mod transport {
 
     kdbus_conformance::conformance_tests!(|case| OverTransport(Daemon::world(case)));
 }
+
+/// The same, where each message that can goes by a lane.
+mod lanes {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(|case| OverTransport(Daemon::world_with_lanes(case)));
+}

@@ -21,7 +21,7 @@ use kdbus_core::abi::{
 use kdbus_linux::local::map::{ReadMap, WordMap};
 use kdbus_linux::local::socket::{self, Wait};
 use kdbus_linux::local::wire::{FDS_MAX, Header, Kind};
-use kdbus_linux::local::{self, LocalTransport, NodePath};
+use kdbus_linux::local::{self, LocalTransport, NodePath, Options};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -63,6 +63,8 @@ enum State {
 /// A daemon's tree for one case.
 pub(crate) struct DaemonWorld<D> {
     tree: PathBuf,
+    /// Lanes that each client brings through a transport; with any, each message that can goes by one.
+    lanes: usize,
     /// Ends with the case.
     _daemon: D,
     /// Every descriptor that a case knows, by its number; those of handles too.
@@ -75,7 +77,13 @@ impl<D> DaemonWorld<D> {
         let limit = rustix::process::getrlimit(Resource::Nofile);
         let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
         let _ = rustix::process::setrlimit(Resource::Nofile, most);
-        Self { tree, _daemon: daemon, fds: BTreeMap::new() }
+        Self { tree, lanes: 0, _daemon: daemon, fds: BTreeMap::new() }
+    }
+
+    /// The same with lanes.
+    #[allow(dead_code, reason = "not every program has lanes")]
+    pub(crate) fn with_lanes(self, lanes: usize) -> Self {
+        Self { lanes, ..self }
     }
 
     fn keep(&mut self, fd: OwnedFd) -> i32 {
@@ -549,7 +557,7 @@ impl<D> Transported for DaemonWorld<D> {
         let socket = self.socket(user, &node)?;
         let path = NodePath::new(self.tree.join(&node).as_os_str().as_encoded_bytes()).unwrap();
         let handle = local::Handle::over(socket, path, 0, false).unwrap();
-        Ok(LocalTransport::over(handle).unwrap())
+        Ok(Options::new().lanes(self.lanes).lane_after(0).over(handle).unwrap())
     }
 
     fn borrow<'a>(&'a self, _: User, number: i32) -> Option<BorrowedFd<'a>>
