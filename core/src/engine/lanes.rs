@@ -11,6 +11,7 @@ use crate::abi::{AttachFlags, Errno, ItemType, align8};
 use crate::channel::terms::{TERMS_METADATA_MAX, Terms};
 
 use super::Domain;
+use super::call::index;
 use super::host::{Credentials, HandleId, Host};
 use super::metadata::{Gathered, READ, emit_process, translate, visible};
 use super::registry::place;
@@ -223,6 +224,12 @@ impl Domain<'_> {
         }
         let to = self.handle_id(b.handle);
         Ok(LaneGrant { from, from_id: a.id, to, to_id: receiver, bus: bus.index(), attach: b.attach_recv })
+    }
+
+    /// Calls through the bus that the connection behind `handle` has open.
+    #[must_use]
+    pub fn open_calls(&self, handle: HandleId) -> u32 {
+        self.connected(handle).map_or(0, |conn| self.replies.open_calls(index(conn)))
     }
 
     /// Closes the lanes into a connection: what its senders know of it is not true any more.

@@ -495,6 +495,10 @@ impl Daemon {
             answer.flags |= FLAG_RETURN_MESSAGE;
             answer.message_size = message.len().min(CMD_MAX_SIZE) as u32;
         }
+        if header.number == Command::Send.request() {
+            // Whoever calls by lane too counts both.
+            answer.slot = self.domain.open_calls(to);
+        }
         let parts = [arg, message.unwrap_or_default()];
         if with_files { self.send_with_files(to, &answer, &parts) } else { self.send(to, &answer, &parts) }
     }

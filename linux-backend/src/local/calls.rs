@@ -114,6 +114,11 @@ impl Calls {
         }
     }
 
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Call> {
+        self.places.iter().flatten()
+    }
+
     /// A call that was sent by this lane.
     pub(super) fn by_lane(&self, lane: usize) -> Option<Call> {
         self.places.iter().flatten().find(|call| call.lane == lane).copied()

@@ -2,7 +2,7 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{DST_ID_NAME, Msg};
-use kdbus_core::channel::{CallState, sendable};
+use kdbus_core::channel::{CALLS_MAX, CallState, sendable};
 use kdbus_core::client::{Failure, Outgoing};
 use kdbus_core::examine::{Examined, Route};
 use rustix::io::Errno;
@@ -49,6 +49,8 @@ pub(super) struct OutLanes {
     last: usize,
     candidates: [Candidate; CANDIDATES],
     calls: Calls,
+    /// Calls through kdbusd that were open when it told last; there may be fewer by now.
+    by_bus: u32,
     /// Id of the connection.
     sender: u64,
     patience: u32,
@@ -109,23 +111,20 @@ impl OutLanes {
             last: 0,
             candidates: [Candidate::default(); CANDIDATES],
             calls: Calls::new(),
+            by_bus: 0,
             patience,
             sender,
         })
     }
 
     /// Sends a message by lane, if it can go by one. `inward` is where it came in what it may answer.
-    ///
-    /// # Errors
-    ///
-    /// `EMLINK`: a call, and as many as can be are open.
     pub(super) fn send<F>(
         &mut self,
         handle: &Handle,
         inward: Option<&mut InLanes>,
         message: &mut Outgoing<'_, F>,
-    ) -> Result<Way, Failure> {
-        let Some(examined) = sendable(message.message, self.sender) else { return Ok(Way::Bus) };
+    ) -> Way {
+        let Some(examined) = sendable(message.message, self.sender) else { return Way::Bus };
         let (route, cookie) = (examined.route, examined.header.cookie);
         let (to, callee) = (To::of(&examined), examined.header.dst_id);
         let deadline = Instant::from_nanos(examined.header.timeout_ns());
@@ -138,18 +137,23 @@ impl OutLanes {
         };
         let claim = owed.map_or(Way::Bus, |owed| Way::Claim(owed));
         if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
-            return Ok(claim);
+            return claim;
         }
-        let Some(at) = self.lane_to(handle, to) else { return Ok(claim) };
-        let Some(Some(outward)) = self.lanes.get_mut(at) else { return Ok(claim) };
+        let Some(at) = self.lane_to(handle, to) else { return claim };
+        let full = |calls: u32| calls + self.by_bus >= CALLS_MAX as u32;
+        if route == Route::Call && full(self.calls.len()) && full(self.waiting_calls()) {
+            // kdbusd knows how many of those through it are still open.
+            return Way::Bus;
+        }
+        let Some(Some(outward)) = self.lanes.get_mut(at) else { return claim };
         let lane = &mut outward.lane;
-        let Some(first) = message.message.get(..len) else { return Ok(claim) };
+        let Some(first) = message.message.get(..len) else { return claim };
         let now = bell::now().as_nanos();
         let sent = match (route, owed, inward) {
             (Route::Call, ..) => {
                 let callee = lane.receiver();
                 let name = self.calls.open(at, callee, cookie, deadline);
-                let name = name.ok_or(Failure::Refused(kdbus_core::abi::Errno::EMLINK))?;
+                let Some(name) = name else { return Way::Bus };
                 lane.call(name).begin(name.number);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
@@ -168,7 +172,7 @@ impl OutLanes {
                     // It has ended otherwise, which kdbusd says.
                     Ok(false) => {
                         inward.forget_owed(&owed);
-                        return Ok(Way::Bus);
+                        return Way::Bus;
                     }
                     Err(_) => {
                         let call = inward.call(&owed);
@@ -180,15 +184,32 @@ impl OutLanes {
             _ => lane.send(now, 0, first, message.payload).is_ok(),
         };
         if !sent {
-            return Ok(claim);
+            return claim;
         }
         self.last = at;
-        Ok(Way::Lane)
+        Way::Lane
     }
 
     /// Lanes that are open.
     pub(super) fn open_lanes(&self) -> usize {
         self.lanes.iter().flatten().filter(|outward| outward.lane.is_open()).count()
+    }
+
+    /// Calls through kdbusd that may be open.
+    pub(super) const fn set_by_bus(&mut self, calls: u32) {
+        self.by_bus = calls;
+    }
+
+    /// Calls by lane that have not ended, whether or not their replies were received. Cost: `O(CALLS_MAX)`.
+    pub(super) fn waiting_calls(&self) -> u32 {
+        if self.calls.is_empty() {
+            return 0;
+        }
+        let waits = |call: &&Call| {
+            let state = self.lane(call.lane).map(|lane| lane.call(call.name).state(call.name.number));
+            state == Some(Some(CallState::Pending))
+        };
+        self.calls.iter().filter(waits).count() as u32
     }
 
     /// The calls that were sent by lane.

@@ -306,7 +306,7 @@ impl LocalTransport {
 
     /// The calls by lane, for kdbusd to count.
     fn open_calls(&self) -> Beside {
-        Beside::Calls(self.outward.borrow_mut().as_mut().map_or(0, |outward| outward.calls().len()))
+        Beside::Calls(self.outward.borrow().as_ref().map_or(0, OutLanes::waiting_calls))
     }
 
     fn open_lane_to(&self, id: u64, name: &[u8]) -> Result<(), Failure> {
@@ -512,7 +512,7 @@ impl Transport for LocalTransport {
         let mut inward = receiver.as_mut().and_then(Receiver::lanes);
         let way = match &mut *self.outward.borrow_mut() {
             Some(outward) => {
-                let way = outward.send(&self.handle, inward.as_deref_mut(), message)?;
+                let way = outward.send(&self.handle, inward.as_deref_mut(), message);
                 if self.bell.is_watched() && !outward.calls().is_empty() {
                     self.bell.set_timer(outward.calls().next());
                 }
@@ -532,6 +532,9 @@ impl Transport for LocalTransport {
         };
         let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
         let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside);
+        if let (Ok((_, answer)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
+            outward.set_by_bus(answer.lane);
+        }
         if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
             inward.forget_owed(&owed);
         }

@@ -131,7 +131,7 @@ pub struct Header {
     /// Descriptors that go with the packet.
     pub fds: u32,
     /// Slot of [`Kind::ReceiveEntry`]; number of a lane, also with [`FLAG_CLAIM`]; of another SEND, how many
-    /// calls by lane are open.
+    /// calls by lane are open; in its answer, how many through kdbusd.
     pub slot: u32,
     /// Key of [`Kind::ReceiveEntry`], connection of [`Kind::WatchRoom`], [`Kind::Stats`] and [`Kind::OpenLane`],
     /// receiver of a lane, call of [`FLAG_CLAIM`], serial of [`Kind::Cancel`].

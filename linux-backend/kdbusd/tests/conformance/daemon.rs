@@ -11,13 +11,15 @@ use crate::world::{DaemonWorld, configuration};
 /// Lanes of each client.
 const LANES: usize = 2;
 
-/// Cases that fill a pool, a queue or a quota to the brim. What waits in a lane is in none of them.
-const BEYOND_THE_POOL: [&str; 10] = [
+/// Cases that fill a pool, a queue or a quota to the brim, or know where in a pool a message lies. What came by lane is
+/// in none of them.
+const BEYOND_THE_POOL: [&str; 11] = [
     "a_broadcast_to_a_full_receiver_counts_as_lost",
     "a_full_pool_charges_nobody",
     "a_full_service_loses_everything",
     "a_message_lost_on_its_way_is_charged_to_nobody",
     "a_message_takes_up_to_a_sixth_of_the_pool",
+    "a_queued_message_cannot_be_freed",
     "a_pool_full_of_unfreed_slices_is_full",
     "a_user_queues_up_to_256_messages",
     "adjacent_free_slices_become_one",
