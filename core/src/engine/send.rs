@@ -176,7 +176,7 @@ impl Domain<'_> {
     /// Checks that a connection may have one more call open, in `O(1)`; at the limit, at the cost of looking
     /// into the shared queue of each connection where a message of an ended call may wait.
     fn demand_call(&mut self, host: &mut dyn Host, conn: ConnIx) -> Result<(), Errno> {
-        if self.replies.check(index(conn)) == Err(CallError::TooMany) {
+        if self.check_call(conn) == Err(CallError::TooMany) {
             // It may have been received there without the bus knowing yet.
             let calls = self.replies.lingering(index(conn)).take(CALLS_MAX as usize);
             let callees: heapless::Vec<_, { CALLS_MAX as usize }> = calls.collect();
@@ -184,10 +184,15 @@ impl Domain<'_> {
                 self.drain(host, place(callee));
             }
         }
-        self.replies.check(index(conn)).map_err(|error| error.errno())?;
-        // A caller that counts too few of its own harms nobody: those past the bus take nothing here.
+        self.check_call(conn).map_err(|error| error.errno())
+    }
+
+    /// Whether a connection may have one more call open. One that counts too few of those by lane harms nobody: they
+    /// take nothing here.
+    fn check_call(&self, conn: ConnIx) -> Result<(), CallError> {
+        self.replies.check(index(conn))?;
         let open = self.replies.open_calls(index(conn)).saturating_add(self.beside.calls);
-        if open < CALLS_MAX { Ok(()) } else { Err(Errno::EMLINK) }
+        if open < CALLS_MAX { Ok(()) } else { Err(CallError::TooMany) }
     }
 
     fn call(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {

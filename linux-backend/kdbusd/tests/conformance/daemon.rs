@@ -6,7 +6,7 @@ use std::process::{Child, Command as Program, Stdio};
 
 use kdbus_conformance::CaseInfo;
 
-use crate::world::{DaemonWorld, configuration};
+use crate::world::{DaemonWorld, FORKS, configuration};
 
 /// Lanes of each client.
 const LANES: usize = 2;
@@ -40,6 +40,7 @@ impl Daemon {
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let file = directory.path().join("kdbusd.toml");
         std::fs::write(&file, configuration).unwrap();
+        let forks = FORKS.write();
         // A shell, because the daemon tells on a descriptor of its own that it is ready. What is built for another
         // machine is run by an emulator.
         let mut process = Program::new("sh")
@@ -53,6 +54,7 @@ impl Daemon {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        drop(forks);
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(!line.is_empty(), "kdbusd did not start: {:?}", process.wait());

@@ -34,6 +34,10 @@ use client::{Answer, Client};
 /// Where `msg_address` stands in the argument of SEND.
 const MSG_ADDRESS: usize = std::mem::offset_of!(CmdSend, msg_address);
 
+/// Held while a child exists that has not become another program yet: it has a copy of every descriptor of the cases
+/// that run beside it, so what they close then is not closed.
+pub(crate) static FORKS: std::sync::RwLock<()> = std::sync::RwLock::new(());
+
 /// Uid and gid of the first user who is not the owner.
 const FIRST_USER: u32 = 54_321;
 
@@ -320,6 +324,7 @@ impl<D> World for DaemonWorld<D> {
     }
 
     fn close(&mut self, handle: Handle) {
+        let _no_child = FORKS.read();
         let number = handle.borrow().socket.as_raw_fd();
         self.fds.remove(&number);
     }
