@@ -163,7 +163,7 @@ capacities! {
     watches: 1..=65536, 256;
     /// Lanes, by which clients exchange messages past the daemon; 0 for none. Each costs `memory.lane` and three
     /// pages of memory, and up to four descriptors of the daemon until its sender has mapped it.
-    lanes: 0..=16384, 0;
+    lanes: 0..=16384, 256;
     /// Lanes into one connection.
     lanes_per_connection: 0..=256, 8;
     /// Lanes into all connections of one user.

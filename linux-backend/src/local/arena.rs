@@ -10,6 +10,7 @@ use kdbus_core::engine::pool::{Pool, PoolHead, SliceId, SliceRecord};
 use rustix::io::Errno;
 
 use super::map::{Block, Pages};
+use super::{Gate, gate};
 
 /// Bytes of a block.
 const BLOCK: u64 = 512;
@@ -37,6 +38,7 @@ struct Holders {
 pub(super) struct Arena {
     pages: Pages,
     books: RefCell<Books>,
+    _gate: Gate,
 }
 
 #[derive(Debug)]
@@ -64,7 +66,8 @@ impl Arena {
         Pool::create(&mut head, &mut records, bytes).map_err(|_| Errno::INVAL)?;
         let books =
             Books { free, free_len: blocks, blocks: Block::new(blocks, Holders::default)?, head, records };
-        Ok(Self { pages: Pages::fresh(all)?, books: RefCell::new(books) })
+        let _gate = gate().ok_or(Errno::OPNOTSUPP)?;
+        Ok(Self { pages: Pages::fresh(all)?, books: RefCell::new(books), _gate })
     }
 
     /// Takes `size` bytes, a multiple of 8, and lets `fill` write them. The queue holds them if it succeeds, and

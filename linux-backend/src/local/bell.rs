@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use kdbus_core::Instant;
 
-use super::error;
+use super::{error, gate};
 
 /// Why a client stops waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,12 +149,12 @@ impl Bell {
         if self.own_rung.replace(false) {
             let _ = rustix::io::read(&self.own, &mut [0; 8]);
         }
-        if self.watched.get() && self.lanes.get() {
+        if gate().is_some() && self.watched.get() && self.lanes.get() {
             // Takes the events that others have seen; what ends the connection stays.
             let _ = self.take(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }), rung);
         }
         let Some(pipe) = self.pipe.get() else { return true };
-        if !self.pipe_rung.replace(false) && !self.watched.get() {
+        if gate().is_some() && !self.pipe_rung.replace(false) && !self.watched.get() {
             return true;
         }
         // kdbusd rings once for each time it is asked to; more of them would only make the next look come early.
@@ -182,7 +182,7 @@ impl Bell {
     ) -> Result<Woken, Errno> {
         loop {
             let timeout = deadline.map(|deadline| timespec(deadline.since(now())));
-            let taken = if self.watched.get() {
+            let taken = if gate().is_none() || self.watched.get() {
                 self.poll(socket, timeout.as_ref())
             } else {
                 match self.take(timeout.as_ref(), &mut rung) {

@@ -13,6 +13,7 @@ use super::bell::{self, Rings};
 use super::calls::{Calls, Owed};
 use super::lane::InLane;
 use super::map::{Block, WordMap};
+use super::{Gate, gate};
 
 /// Small messages of one lane that may wait or be read.
 const BLOCKS: usize = 64;
@@ -73,6 +74,7 @@ pub(super) struct InLanes {
     receiver: u64,
     /// There was no room for a message: nothing is looked at before something is given back.
     starved: bool,
+    _gate: Gate,
 }
 
 impl InLanes {
@@ -82,6 +84,7 @@ impl InLanes {
         count: usize,
         receiver: u64,
     ) -> Result<(Self, Arena), Errno> {
+        let _gate = gate().ok_or(Errno::OPNOTSUPP)?;
         let mut bytes = 0;
         let mut lanes = lanes.into_iter();
         let lanes = Block::new(count, || {
@@ -97,7 +100,7 @@ impl InLanes {
         })?;
         let arena = Arena::new(BLOCKS * count, bytes, RECORDS * count)?;
         let waiting = Block::new(room, || None)?;
-        Ok((Self { lanes, waiting, free, free_len: room, receiver, starved: false }, arena))
+        Ok((Self { lanes, waiting, free, free_len: room, receiver, starved: false, _gate }, arena))
     }
 
     /// Messages that may wait all in all.

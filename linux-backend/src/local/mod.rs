@@ -35,5 +35,20 @@ pub use memfd::{PayloadFile, SealedMemfd};
 pub use place::{Environment, NodePath, PATH_MAX, PlaceError};
 pub use transport::{LocalTransport, Options};
 
+/// Part of whatever belongs to lanes. Without the feature it has no value, so there is none of them, and the compiler
+/// leaves out what deals with them.
+#[cfg(feature = "lanes")]
+type Gate = ();
+#[cfg(not(feature = "lanes"))]
+type Gate = core::convert::Infallible;
+
+/// A gate, if there are any.
+const fn gate() -> Option<Gate> {
+    #[cfg(feature = "lanes")]
+    return Some(());
+    #[cfg(not(feature = "lanes"))]
+    return None;
+}
+
 #[cfg(test)]
 mod tests;

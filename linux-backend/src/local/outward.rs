@@ -13,6 +13,7 @@ use super::handle::Handle;
 use super::inward::{InLanes, OwedCall};
 use super::lane::OutLane;
 use super::map::Block;
+use super::{Gate, gate};
 
 /// Messages after which a lane that was refused is asked for again, at the most.
 const PATIENCE_MAX: u32 = 1 << 16;
@@ -54,6 +55,7 @@ pub(super) struct OutLanes {
     /// Id of the connection.
     sender: u64,
     patience: u32,
+    _gate: Gate,
 }
 
 /// Which way a message takes.
@@ -110,6 +112,7 @@ impl OutLanes {
             lanes,
             last: 0,
             candidates: [Candidate::default(); CANDIDATES],
+            _gate: gate().ok_or(Errno::OPNOTSUPP)?,
             calls: Calls::new(),
             by_bus: 0,
             patience,

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::arena::Arena;
 use super::bell;
+use super::gate;
 use super::inward::InLanes;
 use super::map::Block;
 use super::outward::OutLanes;
@@ -79,7 +80,9 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// The lanes.
-    pub(super) const fn lanes(&mut self) -> Option<&mut InLanes> {
+    #[inline]
+    pub(super) fn lanes(&mut self) -> Option<&mut InLanes> {
+        gate()?;
         self.lanes.as_mut()
     }
 
@@ -123,7 +126,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
     /// Receives or, with `DROP`, gives up a message that came by lane; with `PEEK`, only shows it.
     pub(super) fn take_from_lane(&mut self, message: &Arrived, flags: RecvFlags, arena: &Arena) {
-        let Some(lanes) = &mut self.lanes else { return };
+        let Some(lanes) = self.lanes() else { return };
         if !flags.contains(RecvFlags::DROP) {
             lanes.show(message.slot, arena);
         }
@@ -166,7 +169,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
     pub(super) fn arm(&mut self, outward: Option<&mut OutLanes>) -> bool {
         let lost = self.inbox.lost();
         self.inbox.arm();
-        if let Some(lanes) = &mut self.lanes {
+        if let Some(lanes) = self.lanes() {
             lanes.ask_bells();
         }
         let notices = self.inbox.notices();
@@ -201,7 +204,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             lanes.outward.calls().close(call.name);
         }
         // Replies that came by lane and were not looked at come first.
-        if !dead || self.lanes.as_mut().is_some_and(InLanes::has_fresh) {
+        if !dead || self.lanes().is_some_and(InLanes::has_fresh) {
             return;
         }
         while let Some(call) = lanes.outward.call_to_the_dead() {
@@ -224,7 +227,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
     /// Whether something came in that was not looked at.
     fn has_fresh(&mut self) -> bool {
-        self.inbox.has_fresh() || self.lanes.as_mut().is_some_and(InLanes::has_fresh)
+        self.inbox.has_fresh() || self.lanes().is_some_and(InLanes::has_fresh)
     }
 
     /// Moves what came in into the queue.
@@ -250,12 +253,17 @@ impl<P: Words, S: Words> Receiver<P, S> {
                     with_files: entry.with_files,
                 })
             });
-            if let (Some(inward), Some(Lanes { arena, outward })) = (&mut self.lanes, lanes.as_deref_mut()) {
+            if gate().is_some()
+                && let (Some(inward), Some(Lanes { arena, outward })) =
+                    (&mut self.lanes, lanes.as_deref_mut())
+            {
                 inward.drain(&mut batch, arena, outward.calls());
             }
             let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
             for arrived in batch.sorted() {
-                if let (Some(lanes), true) = (&mut self.lanes, arrived.lane != KDBUSD) {
+                if gate().is_some()
+                    && let (Some(lanes), true) = (&mut self.lanes, arrived.lane != KDBUSD)
+                {
                     // There are as many places as messages that may wait.
                     lanes.queued(arrived.slot, queue.push(arrived.priority, *arrived).ok());
                     continue;
@@ -280,7 +288,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
 /// Whether a call has to be ended.
 fn wants_attention(outward: &mut OutLanes) -> bool {
-    if outward.calls().is_empty() {
+    if gate().is_none() || outward.calls().is_empty() {
         return false;
     }
     outward.call_to_the_dead().is_some() || bell::now() >= outward.calls().next()

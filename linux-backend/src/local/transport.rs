@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::arena::Arena;
 use super::bell::{self, Bell, Woken};
 use super::error::{ConnectError, EPROTO, errno};
+use super::gate;
 use super::handle::{Answer, Attachments, Beside, Handle};
 use super::inward::InLanes;
 use super::map::{Block, WordMap};
@@ -245,7 +246,10 @@ impl LocalTransport {
         }
         let mut receiver = Receiver::new(inbox).map_err(system)?;
         // The others take part in no exchange of two.
-        if self.wanted.0 > 0 && !flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::MONITOR) {
+        if gate().is_some()
+            && self.wanted.0 > 0
+            && !flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::MONITOR)
+        {
             self.bring_lanes(&mut receiver, hello.id)?;
         }
         *self.receiver.borrow_mut() = Some(receiver);
@@ -330,6 +334,12 @@ impl LocalTransport {
         Ok(())
     }
 
+    /// Where messages lie that came by lane.
+    fn arena(&self) -> Option<&Arena> {
+        gate()?;
+        self.arena.get()
+    }
+
     /// Where offsets of the arena begin: behind the pool, and behind the offset that stands for no message.
     fn arena_base(&self) -> u64 {
         self.handle.pool().map_or(0, super::map::ReadMap::len) + GAP
@@ -389,7 +399,7 @@ impl LocalTransport {
     ) -> Result<Option<Option<Incoming<OwnedFd>>>, Failure> {
         let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
         // Each round returns or removes an entry.
-        let arena = self.arena.get();
+        let arena = self.arena();
         let mut outward = self.outward.borrow_mut();
         let mut lanes = arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, outward });
         while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
@@ -456,7 +466,9 @@ impl LocalTransport {
         }
         self.replace_lanes(receiver)?;
         let mut outward = self.outward.borrow_mut();
-        if let (Some(outward), true) = (&mut *outward, self.bell.is_watched()) {
+        if gate().is_some()
+            && let (Some(outward), true) = (&mut *outward, self.bell.is_watched())
+        {
             self.bell.set_timer(outward.calls().next());
         }
         let fresh = receiver.arm(outward.as_mut());
@@ -511,14 +523,14 @@ impl Transport for LocalTransport {
         let mut receiver = self.receiver.borrow_mut();
         let mut inward = receiver.as_mut().and_then(Receiver::lanes);
         let way = match &mut *self.outward.borrow_mut() {
-            Some(outward) => {
+            Some(outward) if gate().is_some() => {
                 let way = outward.send(&self.handle, inward.as_deref_mut(), message);
                 if self.bell.is_watched() && !outward.calls().is_empty() {
                     self.bell.set_timer(outward.calls().next());
                 }
                 way
             }
-            None => Way::Bus,
+            _ => Way::Bus,
         };
         let owed = match way {
             Way::Lane => return Ok(()),
@@ -578,14 +590,14 @@ impl Transport for LocalTransport {
     }
 
     fn slice(&self, offset: u64, size: u64) -> Option<&[u8]> {
-        match (offset.checked_sub(self.arena_base()), self.arena.get()) {
+        match (offset.checked_sub(self.arena_base()), self.arena()) {
             (Some(offset), Some(arena)) => arena.bytes(offset, size),
             _ => self.handle.pool()?.bytes(offset, size),
         }
     }
 
     fn free(&self, offset: u64) {
-        if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena.get()) {
+        if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena()) {
             arena.free(offset);
             if let Some(lanes) = self.receiver.borrow_mut().as_mut().and_then(Receiver::lanes) {
                 lanes.relieve();

@@ -327,6 +327,7 @@ impl<D> World for DaemonWorld<D> {
         let _no_child = FORKS.read();
         let number = handle.borrow().socket.as_raw_fd();
         self.fds.remove(&number);
+        drop(handle);
     }
 
     fn node(&mut self, bus: &str, endpoint: Option<&str>) -> Option<Node> {
