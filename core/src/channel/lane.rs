@@ -263,7 +263,11 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
         let words = head.words().ok_or(NotByLane::Full)?;
         let next = self.control.advanced(words).ok_or(NotByLane::Full)?;
         let start = self.control.tail;
-        let used = start.wrapping_sub(self.back.load(RETURNED_AT));
+        let returned = self.back.load(RETURNED_AT);
+        if returned == ABANDONED {
+            return Err(NotByLane::Closed);
+        }
+        let used = start.wrapping_sub(returned);
         if used > self.layout.ring() || words > self.layout.ring() - used {
             return Err(NotByLane::Full);
         }

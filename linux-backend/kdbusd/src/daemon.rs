@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use kdbus_core::abi::{AttachFlags, Cmd, Command, Errno, ItemType, ItemWriter, MakeFlags};
 use kdbus_core::channel::{InboxLayout, LaneLayout};
 use kdbus_core::engine::{self, Allocate, Arrival, Credentials, Domain, HandleId, Outcome, Request, Storage};
-use kdbus_linux::local::wire::PACKET_MAX;
+use kdbus_linux::local::wire::{LANE_FDS, PACKET_MAX};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -124,15 +124,25 @@ impl Daemon {
             + CLIENT_DESCRIPTORS * u64::from(config.capacity.clients)
             + u64::from(config.capacity.files)
             + u64::from(config.capacity.endpoints);
-        if let Some(limit) = process::descriptor_limit().filter(|limit| *limit < needed) {
+        let limit = process::descriptor_limit();
+        if let Some(limit) = limit.filter(|limit| *limit < needed) {
             log.line(
                 LogLevel::Warn,
                 format_args!("all clients together need {needed} descriptors, the limit is {limit}; raise RLIMIT_NOFILE"),
             );
         }
+        // Lanes never take what clients need.
+        let spare = limit.map_or(u64::MAX, |limit| limit.saturating_sub(needed)) / LANE_FDS as u64;
+        let lanes = u64::from(config.capacity.lanes).min(spare);
+        if lanes < u64::from(config.capacity.lanes) {
+            log.line(
+                LogLevel::Info,
+                format_args!("there are descriptors for {lanes} lanes of {}", config.capacity.lanes),
+            );
+        }
         let ring = config.memory.lane.0 / 8;
         let lanes = LaneTable::new(
-            config.capacity.lanes as usize,
+            lanes as usize,
             config.capacity.lanes_per_connection as usize,
             config.capacity.lanes_per_user as usize,
             u32::try_from(ring).ok().and_then(LaneLayout::new),

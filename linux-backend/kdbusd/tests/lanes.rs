@@ -65,7 +65,7 @@ fn messages_go_past_the_daemon_and_ring_once() {
 
 #[test]
 fn there_are_none_unless_the_daemon_is_told_so() {
-    let bus = Bus::start();
+    let bus = Bus::with(|config| config.capacity.lanes = 0);
     let (a, b) = (bus.connect_without_lanes(), bus.connect_without_lanes());
     let refused = Failure::Refused(Errno::EOPNOTSUPP);
     assert_eq!(b.transport().handle().bring_lane().err(), Some(refused));

@@ -1,0 +1,279 @@
+//! Senders that write what they like into their lane. Each hurts its own lane only.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Bus, Client};
+use kdbus_core::abi::{ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec};
+use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
+use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneWriter, Verdict, Words};
+use kdbus_core::client::{Connection, Hello, Message, Monitor};
+use kdbus_linux::local::map::WordMap;
+use kdbus_linux::local::socket::{self, Descriptors, Wait};
+use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
+use rustix::fd::OwnedFd;
+use zerocopy::IntoBytes;
+
+fn bus() -> Bus {
+    Bus::with(|config| config.capacity.lanes = 16)
+}
+
+fn client(bus: &Bus) -> Client {
+    Connection::with_capacities(bus.options().lanes(4).connect(&bus.name()).unwrap(), &Hello::new()).unwrap()
+}
+
+/// A sender that has its lane in its own hands.
+struct Attacker {
+    client: Client,
+    lane: WordMap,
+    page: WordMap,
+    calls: WordMap,
+    bell: OwnedFd,
+    writer: LaneWriter<WordMap, WordMap, WordMap>,
+}
+
+impl Attacker {
+    fn new(bus: &Bus, victim: &Client) -> Self {
+        let client = bus.connect_without_lanes();
+        let kdbusd = client.transport().handle().socket();
+        let ask = Header { key: victim.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
+        socket::send(kdbusd, &ask, &[], &[], Wait::Yes).unwrap();
+        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+        socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
+        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+        answer.result().unwrap();
+        let number = answer.slot;
+        let [lane, back, page, calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+        let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
+        let layout = LaneLayout::of_words(words).unwrap();
+        let map = || WordMap::writable(&lane, words).unwrap();
+        let writer = LaneWriter::new(
+            map(),
+            WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap(),
+            WordMap::read_only(&page, PAGE_WORDS).unwrap(),
+            VERDICT_AT,
+            layout,
+        );
+        let attacker = Self {
+            lane: map(),
+            page: WordMap::read_only(&page, PAGE_WORDS).unwrap(),
+            calls: WordMap::writable(&calls, CALL_WORDS).unwrap(),
+            bell,
+            writer: writer.unwrap(),
+            client,
+        };
+        let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+        socket::send(attacker.client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
+        // Its answer comes when the lane is open.
+        let _ = attacker.client.transport().handle().command(0, &mut [0; 8]);
+        attacker
+    }
+
+    fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[u8]) {
+        let head = LaneHead { first: first.len() as u64, second: second.len() as u64, key, call };
+        let mut reserved = self.writer.reserve(head).unwrap();
+        reserved.put(first);
+        reserved.next_part();
+        reserved.put(second);
+        let _ = reserved.commit().unwrap();
+        self.ring();
+    }
+
+    fn ring(&self) {
+        let _ = rustix::io::write(&self.bell, &[1]);
+    }
+}
+
+/// Header and items of a message with eight bytes of payload, and what `change` makes of it.
+fn message(to: u64, change: impl FnOnce(&mut Msg, &mut Vec<(ItemType, Vec<u8>)>)) -> Vec<u8> {
+    let vec = PayloadVec { size: 8, address: 64 };
+    let mut items = vec![(ItemType::PAYLOAD_VEC, vec.as_bytes().to_vec())];
+    let mut header = Msg { dst_id: to, payload_type: 1, cookie: 77, ..Msg::default() };
+    change(&mut header, &mut items);
+    let mut buffer = vec![0; 8192];
+    let mut writer = ItemWriter::behind(&mut buffer, Msg::SIZE).unwrap();
+    for (kind, payload) in &items {
+        writer.bytes(*kind, payload).unwrap();
+    }
+    let len = writer.len();
+    if header.size == 0 {
+        header.size = len as u64;
+    }
+    buffer[..Msg::SIZE].copy_from_slice(header.as_bytes());
+    buffer.truncate(len.next_multiple_of(8));
+    buffer
+}
+
+fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// That a lane of an honest sender works, and brings nothing but what it sent.
+fn unharmed(bus: &Bus, victim: &Client) {
+    let honest = client(bus);
+    honest.transport().open_lane(victim.id()).unwrap();
+    for cookie in 1..=5 {
+        honest.send(&Message::to(victim.id()).payload(b"honest").cookie(cookie)).unwrap();
+        let message = victim.recv_blocking(Duration::from_secs(5)).unwrap();
+        assert_eq!((message.sender(), message.cookie()), (honest.id(), cookie));
+    }
+    drop(honest);
+    // Before it sleeps, it puts new lanes in the place of those that nothing more comes by.
+    assert!(victim.recv_blocking(Duration::from_millis(2)).is_err());
+}
+
+#[test]
+fn messages_that_the_bus_would_refuse_are_not_received() {
+    type Change = fn(&mut Msg, &mut Vec<(ItemType, Vec<u8>)>);
+    let changes: [Change; 14] = [
+        |header, _| header.dst_id += 1,
+        |header, _| header.dst_id = 0,
+        |header, _| header.dst_id = u64::MAX,
+        |header, _| header.src_id = 1 << 40,
+        |header, _| header.payload_type = 0,
+        |header, _| header.flags = 1 << 40,
+        |header, _| header.flags = 1,
+        |header, _| header.flags = MsgFlags::SIGNAL.bits(),
+        |header, _| header.size = 9000,
+        |header, _| header.size = 8,
+        |_, items| items.push((ItemType::DST_NAME, b"not.mine\0".to_vec())),
+        |_, items| items.push((ItemType::FDS, vec![0; 4])),
+        |_, items| items[0].1[..8].copy_from_slice(&9_u64.to_ne_bytes()),
+        |_, items| items[0].1[8..].fill(0),
+    ];
+    let bus = bus();
+    for (number, change) in changes.into_iter().enumerate() {
+        let victim = client(&bus);
+        let mut attacker = Attacker::new(&bus, &victim);
+        attacker.send(now(), 0, &message(victim.id(), |_, _| {}), b"harmless");
+        assert_eq!(victim.recv_blocking(Duration::from_secs(5)).unwrap().payload(), b"harmless");
+        attacker.send(now(), 0, &message(victim.id(), change), b"malicious"[..8].into());
+        assert!(victim.try_recv().unwrap().is_none(), "change {number}");
+        unharmed(&bus, &victim);
+        // Given up for good.
+        assert!(attacker.writer.reserve(LaneHead::default()).is_err());
+    }
+}
+
+#[test]
+fn the_name_of_another_is_no_address() {
+    let bus = bus();
+    let victim = client(&bus);
+    let mut attacker = Attacker::new(&bus, &victim);
+    let to_name = |header: &mut Msg, items: &mut Vec<(ItemType, Vec<u8>)>| {
+        header.dst_id = 0;
+        items.push((ItemType::DST_NAME, b"some.name\0".to_vec()));
+    };
+    attacker.send(now(), 0, &message(victim.id(), to_name), &[0; 8]);
+    assert!(victim.try_recv().unwrap().is_none());
+    unharmed(&bus, &victim);
+}
+
+#[test]
+fn keys_at_will_hold_up_their_own_lane_only() {
+    let bus = bus();
+    let victim = client(&bus);
+    let mut attacker = Attacker::new(&bus, &victim);
+    for key in [0, 1, now() / 2] {
+        attacker.send(key, 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+        assert_eq!(victim.try_recv().unwrap().unwrap().cookie(), 77);
+    }
+    attacker.send(u64::MAX, 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+    assert!(victim.try_recv().unwrap().is_none(), "it says that it was not sent yet");
+    unharmed(&bus, &victim);
+}
+
+#[test]
+fn a_lane_that_was_closed_stays_closed_whatever_its_sender_writes() {
+    let bus = bus();
+    let victim = client(&bus);
+    let mut attacker = Attacker::new(&bus, &victim);
+    attacker.send(now(), 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+    let open = attacker.lane.load(0);
+    let monitor = Monitor::hello(bus.open(), &Hello::new()).unwrap();
+    let first = message(victim.id(), |header, _| header.cookie = 78);
+    assert!(attacker.writer.reserve(LaneHead::default()).is_err());
+    // As its writer would: the message, then the control word, open and further on.
+    let at = Verdict::from_word(open).tail;
+    for (place, word) in [first.len() as u64, 8, now(), 0].into_iter().enumerate() {
+        attacker.lane.store(16 + at as usize + place, word);
+    }
+    let further = Verdict { tail: at + 40, ..Verdict::from_word(open) };
+    attacker.lane.store(0, further.word());
+    attacker.ring();
+    assert_eq!(victim.try_recv().unwrap().unwrap().cookie(), 77, "sent before");
+    assert!(victim.try_recv().unwrap().is_none());
+    assert!(!Verdict::from_word(attacker.page.load(VERDICT_AT)).is_open());
+    drop(monitor);
+    unharmed(&bus, &victim);
+}
+
+#[test]
+fn replies_that_nobody_asked_for_are_not_received() {
+    let bus = bus();
+    let victim = client(&bus);
+    let mut attacker = Attacker::new(&bus, &victim);
+    let reply = |header: &mut Msg, _: &mut Vec<(ItemType, Vec<u8>)>| header.timeout_or_reply = 5;
+    for call in [0, 1, 257, CallName { index: 3, number: 9 }.word(), u64::MAX] {
+        attacker.send(now(), call, &message(victim.id(), reply), &[0; 8]);
+        assert!(victim.try_recv().unwrap().is_none(), "{call:#x}");
+    }
+    // Words of calls at will: there are none that it could answer.
+    for index in 0..CALL_WORDS {
+        attacker.calls.store(index, u64::MAX);
+        let _ = CallWord::new(&attacker.calls, index).end(9, kdbus_core::channel::CallState::Answered);
+    }
+    unharmed(&bus, &victim);
+}
+
+#[test]
+fn whatever_stands_in_a_lane_while_it_is_read_the_receiver_goes_on() {
+    let bus = bus();
+    let victim = client(&bus);
+    let mut seed = 0x1234_5678_9abc_def1_u64;
+    for round in 0..40 {
+        let mut attacker = Attacker::new(&bus, &victim);
+        for number in 0..20 {
+            attacker.send(now(), 0, &message(victim.id(), |header, _| header.cookie = number), &[7; 8]);
+        }
+        std::thread::scope(|scope| {
+            let (lane, bell) = (&attacker.lane, &attacker.bell);
+            let mut scramble = move || {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                seed
+            };
+            let scribbler = scope.spawn(move || {
+                for _ in 0..2000 {
+                    let at = if scramble() % 8 == 0 { 0 } else { scramble() as usize % lane.count() };
+                    let open = Verdict { tail: scramble() % 512, ..Verdict::from_word(lane.load(0)) };
+                    lane.store(at, if at == 0 { open.word() } else { scramble() >> (scramble() % 64) });
+                    let _ = rustix::io::write(bell, &[1]);
+                }
+                seed
+            });
+            while !scribbler.is_finished() {
+                while let Some(message) = victim.try_recv().unwrap() {
+                    assert_eq!(message.sender(), attacker.client.id(), "round {round}");
+                }
+            }
+            seed = scribbler.join().unwrap().wrapping_add(1);
+        });
+        while victim.try_recv().unwrap().is_some() {}
+        drop(attacker);
+        unharmed(&bus, &victim);
+    }
+}
+
+#[test]
+fn a_receiver_that_never_reads_does_not_hold_its_sender_up() {
+    let bus = bus();
+    let (lazy, honest) = (client(&bus), client(&bus));
+    honest.transport().open_lane(lazy.id()).unwrap();
+    let refused = (0..100_000).find_map(|_| honest.send(&Message::to(lazy.id()).payload(&[0; 64])).err());
+    assert!(refused.is_some(), "its lane and its queue are bounded");
+    unharmed(&bus, &honest);
+}
