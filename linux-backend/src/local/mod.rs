@@ -37,15 +37,16 @@ pub use transport::{LocalTransport, Options};
 
 /// Part of whatever belongs to lanes. Without the feature it has no value, so there is none of them, and the compiler
 /// leaves out what deals with them.
-#[cfg(feature = "lanes")]
-type Gate = ();
-#[cfg(not(feature = "lanes"))]
-type Gate = core::convert::Infallible;
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    #[cfg(not(feature = "lanes"))]
+    _never: core::convert::Infallible,
+}
 
 /// A gate, if there are any.
 const fn gate() -> Option<Gate> {
     #[cfg(feature = "lanes")]
-    return Some(());
+    return Some(Gate {});
     #[cfg(not(feature = "lanes"))]
     return None;
 }

@@ -138,7 +138,7 @@ impl OutLanes {
             (Route::Reply(cookie), Some(inward)) => inward.owed(callee, cookie),
             _ => None,
         };
-        let claim = owed.map_or(Way::Bus, |owed| Way::Claim(owed));
+        let claim = owed.map_or(Way::Bus, Way::Claim);
         if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
             return claim;
         }
