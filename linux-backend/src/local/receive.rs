@@ -184,8 +184,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Ends the calls by lane whose time is over, or whose callee is gone.
-    fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: bool) {
-        let now = bell::now();
+    fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: bool, now: Instant) {
         // Ends: each round ends a call or puts it off.
         while let Some(call) = lanes.outward.calls().due(now) {
             let word = lanes.outward.lane(call.lane).map(|lane| lane.call(call.name));
@@ -233,15 +232,15 @@ impl<P: Words, S: Words> Receiver<P, S> {
     /// Moves what came in into the queue.
     fn look(&mut self, mut lanes: Option<&mut Lanes<'_>>) {
         for _ in 0..LOOKS {
-            let calls = lanes.as_mut().is_some_and(|lanes| wants_attention(lanes.outward));
-            if !calls && !self.has_fresh() {
+            if !self.has_fresh() && !lanes.as_mut().is_some_and(|lanes| wants_attention(lanes.outward)) {
                 return;
             }
             // Whoever was gone before the clock was read has sent all of its replies by then.
             let dead = lanes.as_ref().is_some_and(|lanes| lanes.outward.call_to_the_dead().is_some());
             // The clock comes first: what is queued later in one lane waits for the next look, because
             // something older may come into a lane that was looked at before.
-            let mut batch = self.order.batch(bell::now(), &mut self.batch);
+            let now = bell::now();
+            let mut batch = self.order.batch(now, &mut self.batch);
             self.inbox.fresh(|entry| {
                 batch.admit(Arrived {
                     key: entry.key,
@@ -276,8 +275,11 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 // There are as many places as slots, and each slot has one.
                 *queued = queue.push(arrived.priority, *arrived).ok();
             }
-            if calls && let Some(lanes) = lanes.as_deref_mut() {
-                self.end_calls(lanes, dead);
+            if gate().is_some()
+                && let Some(lanes) = lanes.as_deref_mut()
+                && (dead || lanes.outward.calls().next() <= now)
+            {
+                self.end_calls(lanes, dead, now);
             }
             if !self.head.is_empty() {
                 return;
