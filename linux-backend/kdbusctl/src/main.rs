@@ -14,10 +14,12 @@ mod follow;
 mod info;
 mod list;
 mod listen;
+mod matching;
 mod monitor;
 mod output;
 mod own;
 mod payload;
+mod policy;
 mod quota;
 mod recv;
 mod send;
@@ -73,6 +75,8 @@ enum Command {
     Signal(signal::Signal),
     /// Print signals as they come
     Listen(listen::Listen),
+    /// Add a match, and print what it lets through
+    Match(matching::Match),
     /// Print messages as they come, without answering them
     Recv(recv::Recv),
     /// Show connections in numbers: queue, pool, losses, rates
@@ -91,6 +95,8 @@ enum Command {
     Activate(activate::Activate),
     /// Open another door to the bus, with a policy of its own
     Endpoint(endpoint::Endpoint),
+    /// Check a policy file of kdbusd, or show what it grants
+    Policy(policy::PolicyOf),
     /// Print a script that completes this program's command line in a shell
     Completions(complete::Complete),
 }
@@ -106,6 +112,8 @@ fn main() -> ExitCode {
         Command::Send(send) => send.run(global),
         Command::Signal(signal) => signal.run(global),
         Command::Listen(listen) => listen.run(global),
+        Command::Match(matching) => matching.run(global),
+        Command::Policy(policy) => policy.run(global),
         Command::Wait(wait) => wait.run(global),
         Command::Own(own) => own.run(global),
         Command::Recv(recv) => recv.run(global),

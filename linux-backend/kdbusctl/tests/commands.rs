@@ -518,3 +518,53 @@ fn an_endpoint_shows_what_its_policy_allows() {
     drop(door);
     drop((seen, hidden));
 }
+
+#[test]
+fn a_policy_file_is_checked_and_shown() {
+    let bus = Bus::start();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    let path = file.to_str().unwrap();
+    std::fs::write(
+        &file,
+        "[[name]]\nname = \"a.b\"\nown = [\"user:root\"]\ntalk = [\"group:4000000\"]\n\
+         [[name]]\nname = \"a.*\"\nsee = [\"world\"]\n",
+    )
+    .unwrap();
+    assert_eq!(bus.text(&["policy", "check", path]), format!("{path}: 2 names, 3 rules, all well\n"));
+    let shown = bus.text(&["policy", "show", path]);
+    assert_eq!(
+        shown,
+        "NAME  OWN        TALK           SEE\na.b   user:root  group:4000000\na.*                             world\n"
+    );
+    let all = bus.json(&["policy", "show", path, "--name", "a.c"]);
+    assert_eq!(all, json!({ "names": [{ "name": "a.*", "own": [], "talk": [], "see": ["world"] }] }));
+    let root = bus.json(&["policy", "show", path, "--user", "root"]);
+    assert_eq!(root["names"], json!([{ "name": "a.b", "may": "own" }, { "name": "a.*", "may": "see" }]));
+    let other = bus.json(&["policy", "show", path, "--user", "4000000", "--name", "a.b"]);
+    assert_eq!(other["names"], json!([{ "name": "a.b", "may": null }]));
+    assert_eq!(bus.failure(&["policy", "show", path, "--name", "b.c"]).0, 4);
+    std::fs::write(&file, "[[name]]\nname = \"a.b\"\nown = [\"user:no-such-user\"]\n").unwrap();
+    let (code, text) = bus.failure(&["policy", "check", path]);
+    assert_eq!(code, 1);
+    assert!(text.contains("policy.toml:3: there is no user \"no-such-user\" on this machine"), "{text}");
+}
+
+#[test]
+fn a_match_shows_what_it_lets_through() {
+    let bus = Bus::start();
+    let mut names =
+        bus.background(&["match", "--names", "added", "--name", "a.b", "--count", "1", "--timeout", STUCK]);
+    assert!(names.line().starts_with("a match of 1 rules is set as :1."));
+    let mut signals =
+        bus.background(&["--json", "match", "--topic", "x.y.*", "--count", "1", "--timeout", STUCK]);
+    assert_eq!(serde_json::from_str::<Value>(&signals.line()).unwrap()["matching"], 1);
+    let owner = bus.connect("owner");
+    owner.acquire(WellKnownName::parse("c.d").unwrap(), NameFlags::empty()).unwrap();
+    owner.acquire(WellKnownName::parse("a.b").unwrap(), NameFlags::empty()).unwrap();
+    assert_eq!(names.line(), format!("name added a.b: nobody -> :1.{}", owner.id()));
+    bus.text(&["signal", "x.y.z", "hello"]);
+    let signal: Value = serde_json::from_str(&signals.line()).unwrap();
+    assert_eq!((&signal["kind"], &signal["payload"]["text"]), (&json!("signal"), &json!("hello")));
+    assert_eq!(bus.failure(&["match", "--ids", "added", "--topic", "x.y"]).0, 2);
+}

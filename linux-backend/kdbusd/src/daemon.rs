@@ -21,6 +21,7 @@ use crate::host::{State, Turn};
 use crate::identity::Proc;
 use crate::lanes::LaneTable;
 use crate::log::Log;
+use crate::policy::{ApplyError, FromFile};
 use crate::poller::{Poller, Source, clock};
 use crate::process::{self, ProcessError};
 use crate::ready::Watchdog;
@@ -49,6 +50,8 @@ pub enum StartError {
         /// Why it cannot be made.
         error: Errno,
     },
+    /// The policy file of a bus.
+    Policy(ApplyError),
     /// A system call failed.
     Io {
         /// What was being done.
@@ -71,6 +74,10 @@ pub struct Daemon {
     pub(crate) reserve: Option<OwnedFd>,
     pub(crate) paused_until: Option<kdbus_core::Instant>,
     pub(crate) watchdog: Option<Watchdog>,
+    /// Buses with a policy file.
+    pub(crate) policies: Vec<FromFile>,
+    /// Where the order to read them again comes from.
+    pub(crate) reload: Option<OwnedFd>,
 }
 
 impl fmt::Debug for Daemon {
@@ -173,13 +180,19 @@ impl Daemon {
             reserve: reserve(),
             paused_until: None,
             watchdog: None,
+            policies: Vec::new(),
+            reload: None,
         };
         if config.memory.lock {
             // Behind all allocations, so that a limit shows here and not as a failure of one of them.
             process::lock_memory().map_err(StartError::Process)?;
         }
         for bus in &config.bus {
-            daemon.make_bus(uid, bus)?;
+            let owner = daemon.make_bus(uid, bus)?;
+            if let Some(policy) = &bus.policy {
+                let name = format!("{uid}-{}", bus.name);
+                daemon.apply_policy(owner, &name, policy).map_err(StartError::Policy)?;
+            }
         }
         daemon.state.tree.check_adopted().map_err(StartError::Tree)?;
         Ok(daemon)
@@ -308,6 +321,7 @@ impl fmt::Display for StartError {
             Self::Process(error) => error.fmt(f),
             Self::Capacity(error) => write!(f, "capacity: {error}"),
             Self::Bus { name, error } => write!(f, "bus {name} cannot be made: {error}"),
+            Self::Policy(error) => error.fmt(f),
             Self::Io { doing, error } => write!(f, "{doing}: {error}"),
         }
     }

@@ -25,6 +25,7 @@ mod host;
 pub mod identity;
 mod lanes;
 mod log;
+mod policy;
 mod poller;
 pub mod process;
 mod raw;
@@ -34,6 +35,7 @@ mod spaces;
 mod tree;
 
 pub use daemon::{Daemon, Running, StartError};
+pub use policy::ApplyError;
 pub use ready::{Watchdog, notify};
 pub use serve::ServeError;
 pub use tree::TreeError;

@@ -13,7 +13,7 @@ use clap::Parser;
 use kdbus_linux::local::Environment;
 use kdbusd::config::{Arguments, Config};
 use kdbusd::{Daemon, Watchdog, activation, notify, process};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
@@ -38,6 +38,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     if arguments.check {
+        for policy in config.bus.iter().filter_map(|bus| bus.policy.as_ref()) {
+            kdbus_policy::Policy::load(policy)?;
+        }
         return Ok(());
     }
 
@@ -45,11 +48,15 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (signal, stop) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, signal.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, signal)?;
+    let (hang_up, reload) = UnixStream::pair()?;
+    reload.set_nonblocking(true)?;
+    signal_hook::low_level::pipe::register(SIGHUP, hang_up)?;
 
     process::raise_descriptor_limit()?;
     // Again in `run`, for whoever embeds a daemon; here, so that it fails before anybody is told that all is well.
     process::schedule(&config.schedule)?;
     let mut daemon = Daemon::bind_with(&config, listeners)?;
+    daemon.reload_on(&reload)?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
     let tell = |state: &str| manager.as_ref().map_or(Ok(()), |socket| notify(socket, state));
     if let Some(socket) = &manager {

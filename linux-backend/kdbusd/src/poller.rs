@@ -17,6 +17,8 @@ use rustix::time::{
 pub(crate) enum Source {
     /// The order to stop.
     Stop,
+    /// The order to read the policy files again.
+    Reload,
     /// The timer of the next deadline.
     Timer,
     /// The socket of the control node.
@@ -35,6 +37,7 @@ impl Source {
         let (kind, index, generation) = match self {
             Self::Stop => (0, 0, 0),
             Self::Timer => (1, 0, 0),
+            Self::Reload => (5, 0, 0),
             Self::Control => (2, 0, 0),
             Self::Endpoint(id) => (3, id.index, id.generation),
             Self::Client(id) => (4, id.index, id.generation),
@@ -64,6 +67,7 @@ impl Ready {
                 .client(index)
                 .filter(|id| id.generation & GENERATION == generation)
                 .map(Source::Client),
+            5 => Some(Source::Reload),
             _ => None,
         }
     }
@@ -99,7 +103,7 @@ impl Poller {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         epoll::add(&all, &timer, Source::Timer.data(), EventFlags::IN)?;
-        let places = capacity + 3;
+        let places = capacity + 4;
         Ok(Self {
             all,
             hang_ups,
@@ -117,6 +121,11 @@ impl Poller {
         } else {
             epoll::delete(&self.all, stop)
         }
+    }
+
+    /// Takes the readiness of a descriptor for the order to read the policy files again.
+    pub(crate) fn reload_on(&self, order: impl AsFd) -> io::Result<()> {
+        epoll::add(&self.all, order, Source::Reload.data(), EventFlags::IN)
     }
 
     /// Waits for new connections at a node's socket.

@@ -127,6 +127,7 @@ impl Daemon {
         match ready.source(&self.state) {
             Some(Source::Stop) => return Ok(false),
             Some(Source::Timer) => self.state.poller.timer_fired()?,
+            Some(Source::Reload) => self.reload_ordered(),
             Some(Source::Control) => self.accept(None),
             Some(Source::Endpoint(id)) => self.accept(Some(id)),
             Some(Source::Client(id)) => self.command(id),
@@ -599,7 +600,7 @@ impl Daemon {
     }
 
     /// Does everything that follows from what the engine was just told.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         loop {
             while let Some(effect) = self.domain.poll_effect() {
                 self.apply(effect);

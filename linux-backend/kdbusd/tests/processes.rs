@@ -46,6 +46,7 @@ fn main() {
         ("a_second_daemon_is_told_of_the_first", a_second_daemon_is_told_of_the_first),
         ("a_killed_daemon_is_succeeded", a_killed_daemon_is_succeeded),
         ("a_daemon_without_descriptors_goes_on", a_daemon_without_descriptors_goes_on),
+        ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
     ];
     for (name, test) in tests {
@@ -80,6 +81,12 @@ fn client(role: &str, path: &str) {
             loop {
                 drop(bus.recv_blocking(SOON));
             }
+        }
+        // Tries to own the service, and keeps it.
+        "own" => {
+            let owned = bus.acquire(WellKnownName::parse(SERVICE).unwrap(), NameFlags::empty());
+            println!("{}", if owned.is_ok() { "owned" } else { "refused" });
+            let _ = std::io::stdin().read(&mut [0]);
         }
         // Sends what it can to the service.
         "busy" => {
@@ -330,6 +337,15 @@ impl Program {
         Self { child, root, _dir: dir }
     }
 
+    /// With the policy in `file`, at a place that other users get to.
+    fn with_policy(file: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        open_to_all(dir.path());
+        let root = dir.path().join("kdbus");
+        let child = start_command("true", program(&root).arg("--policy").arg(file));
+        Self { child, root, _dir: dir }
+    }
+
     fn bus(&self) -> common::Client {
         self.try_bus().unwrap()
     }
@@ -357,8 +373,16 @@ fn start_program(root: &Path) -> Child {
 
 /// The same, after what `first` does in the shell that starts it.
 fn start_program_after(first: &str, root: &Path) -> Child {
+    start_command(first, &program(root))
+}
+
+fn open_to_all(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn start_command(first: &str, program: &Command) -> Child {
     // The shell hands its standard output on as descriptor 3.
-    let program = program(root);
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{first}; exec \"$0\" \"$@\" --ready-fd 3 3>&1 >/dev/null")]);
     command.arg(program.get_program()).args(program.get_args());
@@ -432,6 +456,52 @@ fn a_daemon_without_descriptors_goes_on() -> Result<(), String> {
     let again = (0..1000).find_map(|_| program.try_bus()).ok_or("nobody is served any more");
     again.unwrap().send(&Message::to(a.id())).unwrap();
     Ok(())
+}
+
+fn a_policy_file_says_who_may_do_what() -> Result<(), String> {
+    need_root()?;
+    let [owner, friend, stranger] = [54_321, 54_322, 54_323];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    let write = |talker: u32| {
+        let rules = format!("own = [\"user:{owner}\"]\ntalk = [\"user:{talker}\"]\n");
+        std::fs::write(&file, format!("[[name]]\nname = \"{SERVICE}\"\n{rules}")).unwrap();
+    };
+    write(friend);
+    let program = Program::with_policy(&file);
+    let node = program.root.join("0-system/bus");
+    let outcome = |role: &str, user: u32| Process::start(role, &node, Some(user)).line();
+    assert_eq!(outcome("own", friend), "refused");
+    let mut service = Process::start("own", &node, Some(owner));
+    assert_eq!(service.line(), "owned");
+    assert_eq!((outcome("say", friend), outcome("say", stranger)), ("sent".into(), "refused".into()));
+
+    write(stranger);
+    signal(&program.child, rustix::process::Signal::HUP);
+    let until = std::time::Instant::now() + SOON;
+    while outcome("say", stranger) != "sent" {
+        assert!(std::time::Instant::now() < until, "the file is read again");
+    }
+    assert_eq!(outcome("say", friend), "refused", "the former policy is gone");
+
+    // What is wrong changes nothing.
+    std::fs::write(&file, format!("[[name]]\nname = \"{SERVICE}\"\nown = [\"nobody\"]\n")).unwrap();
+    signal(&program.child, rustix::process::Signal::HUP);
+    for _ in 0..5 {
+        assert_eq!((outcome("say", friend), outcome("say", stranger)), ("refused".into(), "sent".into()));
+    }
+    // And keeps a daemon from starting.
+    let refused = unstarted(&file).output().unwrap();
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && text.contains("policy.toml:3: \"nobody\" is nobody"), "{text}");
+    Ok(())
+}
+
+/// A daemon with this policy that is not started yet.
+fn unstarted(policy: &Path) -> Command {
+    let mut command = program(&policy.with_file_name("kdbus"));
+    command.arg("--policy").arg(policy);
+    command
 }
 
 fn the_configuration_is_checked_and_shown() -> Result<(), String> {
