@@ -309,6 +309,13 @@ pub(super) fn wait_answer(
     }
 }
 
+/// Whether the other end of `socket` is gone.
+pub(super) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&now)), Ok(1..))
+}
+
 /// Time on the bus' clock.
 pub(super) fn now() -> Instant {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

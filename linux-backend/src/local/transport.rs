@@ -26,6 +26,8 @@ use super::receive::{KDBUSD, Lanes, Receiver};
 const LANES: usize = 4;
 /// Messages to one receiver before a lane is asked for.
 const LANE_AFTER: u32 = 4;
+/// Messages by lane, and looks that found nothing, between two looks whether kdbusd is still there.
+const QUIET: u32 = 1024;
 /// Bytes between the pool and the arena, in offsets.
 const GAP: u64 = 4096;
 
@@ -159,6 +161,8 @@ pub struct LocalTransport {
     outward: RefCell<Option<OutLanes>>,
     /// The connection has ended, though kdbusd has not.
     ended: Cell<bool>,
+    /// What was done since kdbusd was last seen alive, without a word to it.
+    quiet: Cell<u32>,
 }
 
 impl LocalTransport {
@@ -196,6 +200,7 @@ impl LocalTransport {
             arena: OnceCell::new(),
             outward: RefCell::new(None),
             ended: Cell::new(false),
+            quiet: Cell::new(0),
         })
     }
 
@@ -218,6 +223,18 @@ impl LocalTransport {
     fn check(&self) -> Result<(), Failure> {
         self.handle.check()?;
         if self.ended.get() { Err(Failure::Broken(Errno::ECONNRESET)) } else { Ok(()) }
+    }
+
+    /// Looks every now and then whether kdbusd is still there: who neither sleeps nor asks it anything would not
+    /// notice. Costs a system call once in [`QUIET`] times.
+    fn beat(&self) -> Result<(), Failure> {
+        let quiet = self.quiet.get() + 1;
+        if quiet < QUIET {
+            self.quiet.set(quiet);
+            return Ok(());
+        }
+        self.quiet.set(0);
+        if bell::is_hung_up(self.handle.socket()) { Err(self.end()) } else { Ok(()) }
     }
 
     /// What a refusal means: once the connection has ended, each one is its end.
@@ -490,6 +507,8 @@ impl LocalTransport {
             }
         } else if !receiver.is_alive() {
             return Err(self.end());
+        } else if taken.is_none() {
+            self.beat()?;
         }
         Ok(Received { message: taken.flatten(), dropped: receiver.dropped() })
     }
@@ -533,7 +552,7 @@ impl Transport for LocalTransport {
             _ => Way::Bus,
         };
         let owed = match way {
-            Way::Lane => return Ok(()),
+            Way::Lane => return self.beat(),
             Way::Bus => None,
             Way::Claim(owed) => Some(owed),
         };

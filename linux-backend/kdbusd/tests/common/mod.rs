@@ -13,6 +13,7 @@ pub(crate) struct Bus {
     daemon: Option<Running>,
     pub(crate) root: std::path::PathBuf,
     pub(crate) uid: u32,
+    config: Config,
     _dir: tempfile::TempDir,
 }
 
@@ -43,7 +44,14 @@ impl Bus {
         let mut config = small(dir.path());
         change(&mut config);
         let uid = rustix::process::geteuid().as_raw();
-        Self { daemon: Some(Running::start(&config).unwrap()), root: config.root, uid, _dir: dir }
+        let daemon = Some(Running::start(&config).unwrap());
+        Self { daemon, root: config.root.clone(), uid, config, _dir: dir }
+    }
+
+    /// Ends the daemon and starts one in its place.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.daemon = Some(Running::start(&self.config).unwrap());
     }
 
     pub(crate) fn stop(&mut self) {
