@@ -31,6 +31,9 @@ pub struct Arguments {
     /// Policy file of all buses that are made: who may own, talk to and see which names; SIGHUP reads it again
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// Keep every right that kdbusd was started with, as `confine = false` in the file does
+    #[arg(long)]
+    pub no_confine: bool,
     /// Check the configuration and exit
     #[arg(long)]
     pub check: bool,
@@ -44,6 +47,11 @@ pub struct Config {
     pub root: PathBuf,
     /// What goes to the log.
     pub log: LogLevel,
+    /// Give up every right that serving does not need, see [`confine`](crate::confine). Default: yes.
+    pub confine: bool,
+    /// And reach no files but those of the tree and of /proc. Costs metadata, see [`confine`](crate::confine).
+    /// Default: no.
+    pub landlock: bool,
     /// How many objects of each kind there can be, over all buses.
     pub capacity: Capacity,
     /// Pools and other memory.
@@ -333,6 +341,7 @@ impl Config {
                 bus.policy = Some(policy.clone());
             }
         }
+        config.confine &= !arguments.no_confine;
         config.check().map_err(|problem| problem.at("command line", ""))?;
         Ok(config)
     }
@@ -477,6 +486,8 @@ impl Default for Config {
         Self {
             root: PathBuf::new(),
             log: LogLevel::default(),
+            confine: true,
+            landlock: false,
             capacity: Capacity::default(),
             memory: Memory::default(),
             schedule: Schedule::default(),

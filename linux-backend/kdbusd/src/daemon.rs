@@ -103,7 +103,6 @@ impl Daemon {
     /// [`StartError`]; nothing is left behind. A socket for a node that this daemon does not make is one.
     pub fn bind_with(config: &Config, listeners: Vec<Listener>) -> Result<Self, StartError> {
         let log = Log::new(config.log);
-        closer::start().map_err(|error| StartError::Io { doing: "starting a thread", error })?;
         let capacity = config.capacity.engine(config.bus.len());
         let layout = InboxLayout::new(config.capacity.queue_depth)
             .map_err(|_| engine::ConfigError::Zero("queue_depth"));
@@ -198,6 +197,16 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Starts the threads that close descriptors, which are this process's, once. [`run`](Self::run) does so too; called
+    /// before, this tells whether they can be started before anybody is told that all is well.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Io`].
+    pub fn start_threads(&self) -> Result<(), StartError> {
+        closer::start().map_err(|error| StartError::Io { doing: "starting a thread", error })
+    }
+
     /// Has the loop of [`run`](Self::run) tell a service manager that it turns.
     pub fn watch(&mut self, watchdog: Watchdog) {
         self.watchdog = Some(watchdog);
@@ -258,6 +267,7 @@ impl Running {
     /// [`StartError`].
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let mut daemon = Daemon::bind(config)?;
+        daemon.start_threads()?;
         let root = daemon.root().to_path_buf();
         let (stop, order) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| start("making a pipe", error))?;

@@ -16,9 +16,11 @@
 
 pub mod activation;
 mod budget;
+mod calls;
 mod clients;
 mod closer;
 pub mod config;
+pub mod confine;
 mod daemon;
 mod files;
 mod host;

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use kdbus_linux::local::Environment;
 use kdbusd::config::{Arguments, Config};
-use kdbusd::{Daemon, Watchdog, activation, notify, process};
+use kdbusd::{Daemon, Watchdog, activation, confine, notify, process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
@@ -65,6 +65,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             daemon.watch(Watchdog::new(socket, limit)?);
         }
     }
+    // Nobody has been served, and there is one thread: what it gives up, those that it starts do not have either.
+    confine::apply(&config)?;
+    daemon.start_threads()?;
     tell("READY=1\n")?;
     if let Some(ready) = ready {
         announce(ready)?;

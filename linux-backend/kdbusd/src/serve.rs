@@ -21,7 +21,7 @@ use rustix::net::{Shutdown, SocketFlags, shutdown};
 use zerocopy::FromBytes;
 
 use crate::clients::{Client, errno, put_reply};
-use crate::closer::Batch;
+use crate::closer::{self, Batch};
 use crate::config::LogLevel;
 use crate::daemon::{Daemon, reserve};
 use crate::files;
@@ -51,6 +51,8 @@ pub enum ServeError {
     Wait(io::Errno),
     /// It may not be scheduled as configured.
     Process(ProcessError),
+    /// It cannot start the threads that close descriptors.
+    Threads(io::Errno),
 }
 
 impl Daemon {
@@ -63,6 +65,9 @@ impl Daemon {
     /// [`ServeError`] if the daemon as a whole cannot go on.
     pub fn run(&mut self, stop: impl AsFd) -> Result<(), ServeError> {
         process::schedule(&self.schedule).map_err(ServeError::Process)?;
+        closer::start().map_err(|error| {
+            ServeError::Threads(io::Errno::from_io_error(&error).unwrap_or(io::Errno::AGAIN))
+        })?;
         self.state.poller.stop_on(&stop, true).map_err(ServeError::Wait)?;
         self.state.log.line(LogLevel::Info, format_args!("serving {}", self.state.tree.path().display()));
         let mut events = self.state.poller.events();
@@ -683,6 +688,7 @@ impl fmt::Display for ServeError {
         match self {
             Self::Wait(error) => write!(f, "waiting for clients: {error}"),
             Self::Process(error) => error.fmt(f),
+            Self::Threads(error) => write!(f, "starting a thread: {error}"),
         }
     }
 }
