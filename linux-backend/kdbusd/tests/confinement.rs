@@ -1,0 +1,309 @@
+//! The daemon's program without the rights that it gives up: which those are, and that all the same nothing is missing.
+//!
+//! The conformance suite runs over the confined program too.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::Client;
+use kdbus_core::abi::{
+    AttachFlags, Cmd, Command as Request, ItemType, ItemWriter, ListFlags, NameFlags, PolicyAccess,
+};
+use kdbus_core::client::{Access, Connection, Hello, Message, Monitor, Part, ReceivedPart};
+use kdbus_core::{NodeName, WellKnownName};
+use kdbus_linux::local::{Environment, LocalTransport, Options, SealedMemfd};
+use rustix::process::{Pid, Signal};
+use zerocopy::IntoBytes;
+
+const SOON: Duration = Duration::from_secs(20);
+const SERVICE: &str = "org.example.Confined";
+
+/// Bits of the capabilities that may stay, by the numbers of the kernel's header.
+const CHOWN: u64 = 1;
+const DAC_OVERRIDE: u64 = 1 << 1;
+const FOWNER: u64 = 1 << 3;
+const IPC_LOCK: u64 = 1 << 14;
+const SYS_PTRACE: u64 = 1 << 19;
+const SYS_RESOURCE: u64 = 1 << 24;
+const SERVING: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SYS_PTRACE | SYS_RESOURCE;
+
+/// The program on a tree of its own.
+struct Program {
+    child: Child,
+    root: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Program {
+    fn start(arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("kdbus");
+        let mut command = Command::new("sh");
+        // The shell hands its standard output on as descriptor 3.
+        command.args(["-c", "exec \"$0\" \"$@\" --ready-fd 3 3>&1 >/dev/null"]);
+        command.args(std::env::var_os("KDBUS_TEST_RUNNER"));
+        command.args([env!("CARGO_BIN_EXE_kdbusd"), "--bus", "test", "--root"]).arg(&root);
+        command.args(["--set", "capacity.connections=8"]).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut line).unwrap();
+        if line != "ready\n" {
+            panic!("kdbusd did not start: {}", said(&mut child));
+        }
+        Self { child, root, _dir: dir }
+    }
+
+    /// What /proc says of it, or of one of its threads.
+    fn status(&self, name: &str) -> u64 {
+        number(&Path::new("/proc").join(self.child.id().to_string()), name)
+    }
+
+    fn each_thread(&self) -> Vec<PathBuf> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.map(|task| task.unwrap().path()).collect()
+    }
+
+    fn open(&self) -> LocalTransport {
+        let root = self.root.as_os_str().as_encoded_bytes();
+        let environment = Environment::new(uid()).with_root(root).unwrap();
+        Options::new().environment(environment).prefault(false).connect(&format!("{}-test", uid())).unwrap()
+    }
+
+    fn hello(&self, hello: &Hello<'_>) -> Client {
+        Connection::with_capacities(self.open(), hello).unwrap()
+    }
+
+    /// Ends it as a service manager does, and returns its log.
+    fn stop(mut self) -> String {
+        rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let log = said(&mut self.child);
+        assert!(self.child.wait().unwrap().success(), "{log}");
+        assert!(!self.root.exists(), "its tree is left; {log}");
+        log
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn said(child: &mut Child) -> String {
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    text
+}
+
+fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+fn number(directory: &Path, name: &str) -> u64 {
+    let status = std::fs::read_to_string(directory.join("status")).unwrap();
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap().trim();
+    let radix = if name.starts_with("Cap") { 16 } else { 10 };
+    u64::from_str_radix(value, radix).unwrap()
+}
+
+/// The capabilities of this process, which the daemon is started with.
+fn own(name: &str) -> u64 {
+    number(Path::new("/proc/self"), name)
+}
+
+/// Whether the daemon runs on the kernel itself; an emulator of another machine has no rights to give up.
+fn emulated(test: &str) -> bool {
+    let emulated = std::env::var_os("KDBUS_TEST_RUNNER").is_some();
+    if emulated {
+        println!("skipped: {test}: the daemon runs under an emulator");
+    }
+    emulated
+}
+
+#[test]
+fn a_serving_daemon_has_the_rights_that_serving_takes_and_no_others() {
+    if emulated("rights") {
+        return;
+    }
+    for (lock, kept) in [("memory.lock=false", SERVING), ("memory.lock=true", SERVING | IPC_LOCK)] {
+        if lock.ends_with("true") && own("CapEff") & IPC_LOCK == 0 {
+            println!("skipped: {lock}: needs CAP_IPC_LOCK");
+            continue;
+        }
+        let small = ["--set", lock, "--set", "capacity.queue-depth=16", "--set", "capacity.clients=16"];
+        let program = Program::start(&small);
+        drop(program.hello(&Hello::new()));
+        let threads = program.each_thread();
+        assert!(threads.len() > 1, "those that close descriptors are confined too");
+        for thread in threads {
+            assert_eq!(number(&thread, "NoNewPrivs"), 1);
+            assert_eq!(number(&thread, "Seccomp"), 2);
+            assert_eq!(number(&thread, "CapEff"), own("CapPrm") & kept);
+            assert_eq!(number(&thread, "CapPrm"), own("CapPrm") & kept);
+            assert_eq!([number(&thread, "CapInh"), number(&thread, "CapAmb")], [0; 2]);
+            // Whoever may not shrink this one has nothing in the others.
+            if uid() == 0 {
+                assert_eq!(number(&thread, "CapBnd"), own("CapPrm") & kept);
+            }
+        }
+        let log = program.stop();
+        assert!(log.contains("info: confined: no new privileges; capabilities: "), "{log}");
+        assert!(log.contains("; system calls filtered\n"), "{log}");
+        assert_eq!(log.contains("CAP_CHOWN"), own("CapPrm") & CHOWN != 0, "{log}");
+    }
+}
+
+#[test]
+fn a_daemon_that_is_told_so_keeps_its_rights() {
+    if emulated("rights") {
+        return;
+    }
+    for order in [&["--no-confine"][..], &["--set", "confine=false"]] {
+        let program = Program::start(order);
+        assert_eq!(program.status("CapEff"), own("CapEff"));
+        assert_eq!(
+            [program.status("NoNewPrivs"), program.status("Seccomp")],
+            [own("NoNewPrivs"), own("Seccomp")]
+        );
+        let log = program.stop();
+        assert!(log.contains("info: not confined, as configured"), "{log}");
+    }
+}
+
+/// What clients do with a bus, from the first to the last, with everything that a daemon calls the system for.
+fn a_whole_exchange(program: &Program, sees_into_processes: bool) {
+    let name = WellKnownName::parse(SERVICE).unwrap();
+    let monitor = Monitor::hello(program.open(), &Hello::new().pool_size(8 << 20)).unwrap();
+    let mut service = program.hello(
+        &Hello::new().pool_size(8 << 20).accept_fds().description(NodeName::parse("service").unwrap()),
+    );
+    let caller = program.hello(&Hello::new().ask_metadata(AttachFlags::all()));
+    service.acquire(name, NameFlags::empty()).unwrap();
+    assert_eq!(caller.owner(name).unwrap(), Some(service.id()));
+    assert_eq!(caller.list(ListFlags::UNIQUE).unwrap().iter().count(), 2);
+
+    // A payload through the packet and one through the staging file, each a call with its answer.
+    for size in [3, 1 << 20] {
+        let sent = vec![7; size];
+        service = std::thread::scope(|scope| {
+            let serving = scope.spawn(move || {
+                let call = service.recv_blocking(SOON).unwrap();
+                assert_eq!(call.payload().len(), size);
+                service.reply(call.reply_to(), b"yes").unwrap();
+                drop(call);
+                service
+            });
+            let answer = caller.call_blocking(&Message::to_name(name).payload(&sent), SOON).unwrap();
+            assert_eq!(answer.payload(), b"yes");
+            let metadata = answer.metadata();
+            assert_eq!(metadata.creds().unwrap().euid, u64::from(uid()));
+            assert_eq!(metadata.pids().unwrap().pid, u64::from(std::process::id()));
+            assert_eq!(metadata.description(), Some("service"));
+            assert!(metadata.command_line().is_some() && metadata.cgroup().is_some());
+            if sees_into_processes {
+                let executable = std::env::current_exe().unwrap();
+                assert_eq!(metadata.executable(), Some(executable.as_os_str().as_encoded_bytes()));
+                assert!(metadata.capabilities().is_some());
+            } else {
+                assert!(metadata.executable().is_none(), "the landlocked cannot see it");
+            }
+            serving.join().unwrap()
+        });
+    }
+
+    // A memfd, a pipe, and a file whose last close is a thread's.
+    let memfd = SealedMemfd::new(b"0123456789").unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let parts = [Part::Memfd { fd: memfd.as_fd(), start: 2, size: 3 }];
+    caller.send(&Message::to(service.id()).parts(&parts).fds(&[writer.as_fd(), file.as_fd()])).unwrap();
+    drop(writer);
+    let mut message = service.recv_blocking(SOON).unwrap();
+    assert!(matches!(message.parts().next(), Some(ReceivedPart::Memfd { start: 2, size: 3, fd: Some(_) })));
+    std::fs::File::from(message.take_fd(0).unwrap()).write_all(b"x").unwrap();
+    assert_eq!(rustix::io::read(&reader, &mut [0; 2]), Ok(1));
+    drop(message);
+
+    // The monitor has seen all of it.
+    let mut seen = 0;
+    while let Some(copy) = monitor.try_recv().unwrap() {
+        seen += usize::from(copy.sender() == caller.id() || copy.sender() == service.id());
+    }
+    assert_eq!(seen, 5, "two calls, two answers and a message");
+
+    // An endpoint comes with its policy, serves, and goes with its maker.
+    let endpoint = program.root.join(format!("{}-test/{}-door", uid(), uid()));
+    let maker = program.open();
+    make_endpoint(&maker, &format!("{}-door", uid()));
+    assert!(endpoint.exists());
+    let outside: Client = Connection::with_capacities(
+        LocalTransport::connect(endpoint.to_str().unwrap()).unwrap(),
+        &Hello::new(),
+    )
+    .unwrap();
+    outside.send(&Message::to_name(name).payload(b"through the door")).unwrap();
+    assert_eq!(service.recv_blocking(SOON).unwrap().payload(), b"through the door");
+    drop(maker);
+    assert!(outside.recv_blocking(SOON).is_err_and(|error| error.is_broken()));
+    // Its end was told after the node went.
+    let _others_are_well = program.hello(&Hello::new());
+    assert!(!endpoint.exists());
+
+    service.release(name).unwrap();
+    assert_eq!(caller.owner(name).unwrap(), None);
+}
+
+/// Makes a custom endpoint at which everybody may talk to the service.
+fn make_endpoint(maker: &LocalTransport, name: &str) {
+    let mut arg = vec![0; 512];
+    let mut run = |request: Request, write: &dyn Fn(&mut ItemWriter<'_>)| {
+        let mut items = ItemWriter::behind(&mut arg, size_of::<Cmd>()).unwrap();
+        write(&mut items);
+        let size = items.len();
+        let head = Cmd { size: size as u64, flags: 0, return_flags: 0 };
+        arg[..size_of::<Cmd>()].copy_from_slice(head.as_bytes());
+        maker.handle().command(request.request(), &mut arg[..size]).unwrap();
+    };
+    run(Request::EndpointMake, &|items| items.c_str(ItemType::MAKE_NAME, name).unwrap());
+    run(Request::EndpointUpdate, &|items| {
+        items.c_str(ItemType::NAME, SERVICE).unwrap();
+        items.record(ItemType::POLICY_ACCESS, &PolicyAccess::world(Access::Talk)).unwrap();
+    });
+}
+
+#[test]
+fn a_whole_exchange_works_without_those_rights() {
+    let program = Program::start(&["--set", "capacity.lanes=4"]);
+    a_whole_exchange(&program, true);
+    program.stop();
+}
+
+#[test]
+fn a_landlocked_daemon_serves_all_but_what_it_would_have_to_look_into_processes_for() {
+    if emulated("Landlock") {
+        return;
+    }
+    let program = Program::start(&["--set", "landlock=true"]);
+    if !landlocked(&program) {
+        println!("skipped: the kernel has no Landlock, or its first version");
+        let log = program.stop();
+        assert!(log.contains("warn: confined: ") && log.contains("; files not out of reach: "), "{log}");
+        return;
+    }
+    a_whole_exchange(&program, false);
+    let log = program.stop();
+    assert!(log.contains("; no files but the tree and /proc\n"), "{log}");
+}
+
+/// Whether the executable of this process is out of the daemon's sight, which is how Landlock shows from outside.
+fn landlocked(program: &Program) -> bool {
+    let (a, b) = (program.hello(&Hello::new()), program.hello(&Hello::new().ask_metadata(AttachFlags::EXE)));
+    a.send(&Message::to(b.id())).unwrap();
+    b.recv_blocking(SOON).unwrap().metadata().executable().is_none()
+}
