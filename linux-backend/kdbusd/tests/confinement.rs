@@ -307,3 +307,76 @@ fn landlocked(program: &Program) -> bool {
     a.send(&Message::to(b.id())).unwrap();
     b.recv_blocking(SOON).unwrap().metadata().executable().is_none()
 }
+
+/// Set in the process that gives up its rights, which is this program once more.
+const INSIDE: &str = "KDBUS_CONFINED_TREE";
+
+#[test]
+fn what_a_confined_process_tries_beyond_its_task_is_refused() {
+    if let Some(root) = std::env::var_os(INSIDE) {
+        return try_everything(root.into());
+    }
+    if emulated("refusals") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(dir.path().join("elsewhere"), "x").unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "what_a_confined_process_tries_beyond_its_task_is_refused", "--nocapture"])
+        .env(INSIDE, &tree)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("tried everything"), "{said}");
+    said.lines().filter(|line| line.starts_with("skipped: ")).for_each(|line| println!("{line}"));
+}
+
+fn try_everything(root: PathBuf) {
+    let elsewhere = root.parent().unwrap().join("elsewhere");
+    let mut config = common::small(&root);
+    (config.root, config.landlock, config.log) = (root.clone(), true, kdbusd::config::LogLevel::Error);
+    let in_force = kdbusd::confine::apply(&config).unwrap().expect("it is asked for");
+
+    // What serving takes goes on.
+    std::thread::spawn(|| ()).join().unwrap();
+    assert!(std::fs::read_to_string("/proc/self/status").unwrap().contains("NoNewPrivs:\t1"));
+    let own = rustix::process::getpid();
+    rustix::process::test_kill_process(own).unwrap();
+    std::os::unix::net::UnixDatagram::bind(root.join("node")).unwrap();
+    let remove = |path: &Path| rustix::fs::unlinkat(rustix::fs::CWD, path, rustix::fs::AtFlags::empty());
+    remove(&root.join("node")).unwrap();
+
+    let mut refused = Vec::new();
+    let mut attempt = |what: &'static str, result: std::io::Result<()>| match result {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => refused.push(what),
+        other => panic!("{what}: {other:?}"),
+    };
+    if in_force.calls.is_ok() {
+        attempt("making a file", std::fs::File::create(root.join("file")).map(drop));
+        attempt("writing", std::fs::File::options().write(true).open("/proc/self/comm").map(drop));
+        attempt("starting a program", Command::new("true").status().map(drop));
+        attempt("a socket of the network", std::net::UdpSocket::bind("127.0.0.1:0").map(drop));
+        attempt("listening to the network", std::net::TcpListener::bind("127.0.0.1:0").map(drop));
+        attempt("a signal", rustix::process::kill_process(own, Signal::CONT).map_err(Into::into));
+        attempt("a link", std::fs::hard_link(&elsewhere, root.join("link")));
+        let pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
+        let none = rustix::process::PidfdGetfdFlags::empty();
+        attempt(
+            "a descriptor of another process",
+            rustix::process::pidfd_getfd(&pidfd, 0, none).map(drop).map_err(Into::into),
+        );
+    } else {
+        println!("skipped: refused calls: {in_force}");
+    }
+    if in_force.files == Some(Ok(())) {
+        attempt("reading a file elsewhere", std::fs::read(&elsewhere).map(drop));
+        attempt("listing a directory elsewhere", std::fs::read_dir("/").map(drop));
+        attempt("removing a file elsewhere", remove(&elsewhere).map_err(Into::into));
+    } else {
+        println!("skipped: files out of reach: {in_force}");
+    }
+    println!("refused: {}; tried everything", refused.join(", "));
+}
