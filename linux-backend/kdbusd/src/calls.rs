@@ -7,23 +7,23 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use crate::confine::{ConfineError, failed, unknown};
+use rustix::io::Errno;
 
-/// What each call does when it is not permitted.
+use crate::confine::{ConfineError, failed};
+
+/// What a call that is not on the list does.
 const REFUSED: SeccompAction = SeccompAction::Errno(libc::EPERM as u32);
 /// A C library goes back to `clone` then, whose flags a filter can see.
 const ABSENT: SeccompAction = SeccompAction::Errno(libc::ENOSYS as u32);
 
+const DOING: &str = "filtering system calls";
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Filters the calls of all threads from now on. The inner error says why the kernel or the machine cannot.
+/// Filters the calls of all threads from now on. The inner error says why the kernel cannot.
 pub(crate) fn filter() -> Result<Result<(), String>, ConfineError> {
-    let Ok(machine) = TargetArch::try_from(std::env::consts::ARCH) else {
-        return Ok(Err(format!("there is no list for {}", std::env::consts::ARCH)));
-    };
-    let Some(rules) = rules().map_err(|error| failed(DOING, &error))? else {
-        return Ok(Err(format!("there is no list for {}", std::env::consts::ARCH)));
-    };
+    let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| failed(DOING, &error))?;
+    let rules = rules().map_err(|error| failed(DOING, &error))?;
     let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     // The second one would not let the first one in. Of both answers, the kernel takes the stricter one.
     for (rules, otherwise, matching) in
@@ -43,7 +43,10 @@ pub(crate) fn filter() -> Result<Result<(), String>, ConfineError> {
     Ok(Ok(()))
 }
 
-const DOING: &str = "filtering system calls";
+/// Whether an error means that the kernel does not know what was asked of it.
+fn unknown(error: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOSYS | Errno::INVAL))
+}
 
 /// `argument & mask == value`, of the lower 32 bits.
 fn masked(argument: u8, mask: u64, value: u64) -> Result<Vec<SeccompRule>, BackendError> {
@@ -58,14 +61,8 @@ fn one_of(argument: u8, values: &[i64]) -> Result<Vec<SeccompRule>, BackendError
     Ok(values.iter().map(rule).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn rules() -> Result<Option<Rules>, BackendError> {
-    Ok(None)
-}
-
 /// Everything that a serving daemon calls.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn rules() -> Result<Option<Rules>, BackendError> {
+fn rules() -> Result<Rules, BackendError> {
     use libc as c;
     // No flag by which a file is made or can be written to.
     let changes = c::O_ACCMODE | c::O_CREAT | c::O_TRUNC | (c::O_TMPFILE & !c::O_DIRECTORY);
@@ -90,11 +87,16 @@ fn rules() -> Result<Option<Rules>, BackendError> {
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.extend([(c::SYS_open, read_only(1)?)]);
-    Ok(Some(rules))
+    Ok(rules)
 }
 
+/// Not in libc for every C library of this machine; the number is the kernel's.
+#[cfg(target_arch = "aarch64")]
+const RENAMEAT: i64 = 38;
+#[cfg(target_arch = "x86_64")]
+const RENAMEAT: i64 = libc::SYS_renameat;
+
 /// Calls that may have any arguments.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const ALWAYS: &[i64] = &[
     // Clients.
     libc::SYS_accept4,
@@ -139,7 +141,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_mkdirat,
     libc::SYS_newfstatat,
     libc::SYS_readlinkat,
-    libc::SYS_renameat,
+    RENAMEAT,
     libc::SYS_renameat2,
     libc::SYS_statx,
     libc::SYS_unlinkat,

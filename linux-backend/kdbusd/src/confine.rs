@@ -45,7 +45,6 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, make_bitflags,
 };
-use rustix::io::Errno;
 
 use crate::config::{Config, LogLevel};
 use crate::log::Log;
@@ -100,7 +99,10 @@ pub fn apply(config: &Config) -> Result<Option<InForce>, ConfineError> {
         .map_err(|error| failed("forbidding new privileges", &io::Error::from(error)))?;
     let capabilities = keep(config).map_err(|error| failed("dropping capabilities", &error))?;
     let files = config.landlock.then(|| reach(&config.root));
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     let calls = crate::calls::filter()?;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let calls = Err(format!("there is no list of calls for {}", std::env::consts::ARCH));
     let in_force = InForce { capabilities, calls, files };
     let complete = in_force.calls.is_ok() && !matches!(in_force.files, Some(Err(_)));
     log.line(if complete { LogLevel::Info } else { LogLevel::Warn }, format_args!("{in_force}"));
@@ -164,11 +166,6 @@ fn reach(root: &Path) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
-}
-
-/// Whether an error means that the kernel does not know what was asked of it.
-pub(crate) fn unknown(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOSYS | Errno::INVAL))
 }
 
 impl fmt::Display for InForce {

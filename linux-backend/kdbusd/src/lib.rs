@@ -16,6 +16,7 @@
 
 pub mod activation;
 mod budget;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod calls;
 mod clients;
 mod closer;
