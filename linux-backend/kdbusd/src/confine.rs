@@ -26,7 +26,7 @@
 //!
 //! A call that is not on the list fails with `EPERM` and harms nobody: a C library that one day uses another call
 //! degrades the daemon, and does not end the bus of a device. Calls of another machine's table end the process. Of those
-//! on the list, some are there with some arguments only: no file is opened for writing or made, no memory is mapped
+//! on the list, some are there with some arguments only: no file is opened for writing or made, none gets a set-user-id bit, no memory is mapped
 //! executable, the only sockets are Unix sockets, a new thread is all that can be started, no signal is sent to others.
 //!
 //! # Landlock

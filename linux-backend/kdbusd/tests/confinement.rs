@@ -347,7 +347,11 @@ fn try_everything(root: PathBuf) {
     rustix::process::test_kill_process(own).unwrap();
     std::os::unix::net::UnixDatagram::bind(root.join("node")).unwrap();
     let remove = |path: &Path| rustix::fs::unlinkat(rustix::fs::CWD, path, rustix::fs::AtFlags::empty());
-    remove(&root.join("node")).unwrap();
+    let mode = |mode| {
+        let (path, mode) = (root.join("node"), rustix::fs::Mode::from_raw_mode(mode));
+        rustix::fs::chmodat(rustix::fs::CWD, path, mode, rustix::fs::AtFlags::empty())
+    };
+    mode(0o666).unwrap();
 
     let mut refused = Vec::new();
     let mut attempt = |what: &'static str, result: std::io::Result<()>| match result {
@@ -357,6 +361,7 @@ fn try_everything(root: PathBuf) {
     if in_force.calls.is_ok() {
         attempt("making a file", std::fs::File::create(root.join("file")).map(drop));
         attempt("writing", std::fs::File::options().write(true).open("/proc/self/comm").map(drop));
+        attempt("a set-user-id bit", mode(0o4755).map_err(Into::into));
         attempt("starting a program", Command::new("true").status().map(drop));
         attempt("a socket of the network", std::net::UdpSocket::bind("127.0.0.1:0").map(drop));
         attempt("listening to the network", std::net::TcpListener::bind("127.0.0.1:0").map(drop));
@@ -378,5 +383,6 @@ fn try_everything(root: PathBuf) {
     } else {
         println!("skipped: files out of reach: {in_force}");
     }
+    remove(&root.join("node")).unwrap();
     println!("refused: {}; tried everything", refused.join(", "));
 }
