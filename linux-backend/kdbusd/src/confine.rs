@@ -14,7 +14,7 @@
 //!    | `CAP_FOWNER` | its mode is set, and it is removed, after it was handed over |
 //!    | `CAP_DAC_OVERRIDE` | nodes come and go in bus directories in which nobody may write |
 //!    | `CAP_SYS_PTRACE` | executable, root and namespaces of another user's process are read in /proc |
-//!    | `CAP_SYS_RESOURCE` | descriptors that root's clients do not fetch do not count against what it may pass on to others |
+//!    | `CAP_SYS_RESOURCE` | descriptors that clients have not fetched yet count as root's; more than `RLIMIT_NOFILE` of them would keep it from passing on any |
 //!    | `CAP_IPC_LOCK` | with `memory.lock` only: a pool of a new connection is locked too |
 //!
 //!    `CAP_SYS_NICE` goes: the scheduling class is set before, and threads that close descriptors only step down.
@@ -148,7 +148,8 @@ fn reach(root: &Path) -> Result<(), String> {
         // Without it, as in its first version, Landlock forbids to move a finished node to its place.
         let rules = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
-            .handle_access(AccessFs::Refer)?
+            .handle_access(AccessFs::Refer)
+            .map_err(|_| "the kernel has no Landlock, or its first version")?
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(all)?
             .create()?
@@ -162,7 +163,7 @@ fn reach(root: &Path) -> Result<(), String> {
         Ok(rules.restrict_self()?.ruleset)
     };
     match restrict() {
-        Ok(RulesetStatus::NotEnforced) => Err("the kernel has no Landlock".into()),
+        Ok(RulesetStatus::NotEnforced) => Err("the kernel does not enforce Landlock".into()),
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
