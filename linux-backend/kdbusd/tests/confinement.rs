@@ -15,7 +15,7 @@ use kdbus_core::abi::{
     AttachFlags, Cmd, Command as Request, ItemType, ItemWriter, ListFlags, NameFlags, PolicyAccess,
 };
 use kdbus_core::client::{Access, Connection, Hello, Message, Monitor, Part, ReceivedPart};
-use kdbus_core::{NodeName, WellKnownName};
+use kdbus_core::{NodeName, PolicyName, WellKnownName};
 use kdbus_linux::local::{Environment, LocalTransport, Options, SealedMemfd};
 use rustix::process::{Pid, Signal};
 use zerocopy::IntoBytes;
@@ -385,4 +385,51 @@ fn try_everything(root: PathBuf) {
     }
     remove(&root.join("node")).unwrap();
     println!("refused: {}; tried everything", refused.join(", "));
+}
+
+/// Set in the process of another user, which is this program once more: the node of the bus, and whom to write to.
+const STRANGER: &str = "KDBUS_CONFINED_BUS";
+
+#[test]
+fn processes_of_other_users_are_seen_with_the_capabilities_that_stay() {
+    if let Some(place) = std::env::var_os(STRANGER) {
+        let place = place.into_string().unwrap();
+        let (path, id) = place.rsplit_once('#').unwrap();
+        let client: Client =
+            Connection::with_capacities(LocalTransport::connect(path).unwrap(), &Hello::new()).unwrap();
+        client.send(&Message::to(id.parse().unwrap())).unwrap();
+        // Stays until the other end has read, so that its process is there to be looked at.
+        let _ = std::io::stdin().read(&mut [0]);
+        return;
+    }
+    if emulated("other users") {
+        return;
+    }
+    if uid() != 0 {
+        println!("skipped: other users: needs root for a second one");
+        return;
+    }
+    let program = Program::start(&["--set", "log=error"]);
+    let others = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(program.root.parent().unwrap(), others).unwrap();
+    let host = program.hello(&Hello::new().ask_metadata(AttachFlags::all()));
+    let name = WellKnownName::parse(SERVICE).unwrap();
+    host.acquire(name, NameFlags::empty()).unwrap();
+    // A name that the world may talk to lets strangers in.
+    let (granted, to_all) =
+        (PolicyName::from_bytes(SERVICE.as_bytes()).unwrap(), [PolicyAccess::world(Access::Talk)]);
+    let _policy = program.hello(&Hello::new().policy_holder(granted).policy(&to_all));
+    let mut stranger = Command::new(std::env::current_exe().unwrap());
+    stranger.args(["--exact", "processes_of_other_users_are_seen_with_the_capabilities_that_stay"]);
+    stranger.env(STRANGER, format!("{}/0-test/bus#{}", program.root.display(), host.id()));
+    std::os::unix::process::CommandExt::uid(&mut stranger, 4242);
+    let mut stranger = stranger.stdin(Stdio::piped()).stdout(Stdio::null()).current_dir("/").spawn().unwrap();
+    let message = host.recv_blocking(SOON).unwrap();
+    let metadata = message.metadata();
+    assert_eq!(metadata.creds().unwrap().euid, 4242);
+    let executable = std::env::current_exe().unwrap();
+    assert_eq!(metadata.executable(), Some(executable.as_os_str().as_encoded_bytes()));
+    assert_eq!(metadata.capabilities().unwrap().effective, 0);
+    drop(stranger.stdin.take());
+    assert!(stranger.wait().unwrap().success());
 }
