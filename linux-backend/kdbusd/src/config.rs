@@ -49,7 +49,7 @@ pub struct Config {
     pub log: LogLevel,
     /// Give up every right that serving does not need, see [`confine`](crate::confine). Default: yes.
     pub confine: bool,
-    /// And reach no files but those of the tree and of /proc. Costs metadata, see [`confine`](crate::confine).
+    /// And reach no files but those of the tree, of /proc and of policies. Costs metadata, see [`confine`](crate::confine).
     /// Default: no.
     pub landlock: bool,
     /// How many objects of each kind there can be, over all buses.

@@ -26,8 +26,16 @@
 //!
 //! A call that is not on the list fails with `EPERM` and harms nobody: a C library that one day uses another call
 //! degrades the daemon, and does not end the bus of a device. Calls of another machine's table end the process. Of those
-//! on the list, some are there with some arguments only: no file is opened for writing or made, none gets a set-user-id bit, no memory is mapped
-//! executable, the only sockets are Unix sockets, a new thread is all that can be started, no signal is sent to others.
+//! on the list, some are there with some arguments only: no file is opened for writing or made, none gets a set-user-id
+//! bit, no memory is mapped executable, the only sockets are Unix sockets, and they connect to nobody, a new thread is all
+//! that can be started, no signal is sent to others.
+//!
+//! # Policy files
+//!
+//! They are read again while the daemon serves. The names of users and groups in them are looked up in files of the
+//! system then; what takes a connection to another service (`sssd`, `nscd`, `systemd-userdbd`) is refused, so a name that
+//! only such a service knows is unknown, and the policy stays as it was. Give numbers in that case. The modules by which
+//! the C library looks for names are loaded beforehand, because code cannot be loaded later.
 //!
 //! # Landlock
 //!
@@ -45,6 +53,8 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, make_bitflags,
 };
+
+use kdbus_policy::Who;
 
 use crate::config::{Config, LogLevel};
 use crate::log::Log;
@@ -95,10 +105,14 @@ pub fn apply(config: &Config) -> Result<Option<InForce>, ConfineError> {
         log.line(LogLevel::Info, format_args!("not confined, as configured"));
         return Ok(None);
     }
+    if policies(config).next().is_some() {
+        // No name has a slash, so every module is asked, and then there.
+        let _ = (Who::parse("user:/"), Who::parse("group:/"));
+    }
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| failed("forbidding new privileges", &io::Error::from(error)))?;
     let capabilities = keep(config).map_err(|error| failed("dropping capabilities", &error))?;
-    let files = config.landlock.then(|| reach(&config.root));
+    let files = config.landlock.then(|| reach(config));
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     let calls = crate::calls::filter()?;
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -136,8 +150,15 @@ fn keep(config: &Config) -> Result<Vec<String>, caps::errors::CapsError> {
     Ok(kept.iter().filter(|one| left.contains(one)).map(ToString::to_string).collect())
 }
 
-/// Puts all files but those of the tree and of /proc out of reach.
-fn reach(root: &Path) -> Result<(), String> {
+/// The policy files that are read again when somebody says so.
+fn policies(config: &Config) -> impl Iterator<Item = &Path> {
+    config.bus.iter().filter_map(|bus| bus.policy.as_deref())
+}
+
+/// Puts all files but those of the tree and of /proc out of reach; where there are policy files, also but those beside
+/// them and those of /etc, where users and groups have their names.
+fn reach(config: &Config) -> Result<(), String> {
+    let root = config.root.as_path();
     let restrict = || -> Result<RulesetStatus, Box<dyn std::error::Error>> {
         let all = AccessFs::from_all(ABI::V5);
         let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
@@ -156,10 +177,17 @@ fn reach(root: &Path) -> Result<(), String> {
             .add_rule(beneath(root, read | change)?)?
             .add_rule(beneath(Path::new("/proc"), read)?)?;
         // The last thing that a daemon does is to remove its tree from there.
-        let rules = match root.parent() {
+        let mut rules = match root.parent() {
             Some(parent) => rules.add_rule(beneath(parent, AccessFs::RemoveDir.into())?)?,
             None => rules,
         };
+        for policy in policies(config) {
+            // Whoever edits a file may put another one in its place.
+            let whole = policy.canonicalize()?;
+            let beside = whole.parent().unwrap_or(&whole);
+            rules = rules.add_rule(beneath(beside, AccessFs::ReadFile.into())?)?;
+            rules = rules.add_rule(beneath(Path::new("/etc"), AccessFs::ReadFile.into())?)?;
+        }
         Ok(rules.restrict_self()?.ruleset)
     };
     match restrict() {

@@ -4,10 +4,10 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use common::Client;
@@ -35,6 +35,7 @@ const SERVING: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SYS_PTRACE | SYS_RESOURCE;
 /// The program on a tree of its own.
 struct Program {
     child: Child,
+    log: BufReader<ChildStderr>,
     root: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -52,10 +53,13 @@ impl Program {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         child.stdout.take().unwrap().read_to_string(&mut line).unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
         if line != "ready\n" {
-            panic!("kdbusd did not start: {}", said(&mut child));
+            let mut said = String::new();
+            log.read_to_string(&mut said).unwrap();
+            panic!("kdbusd did not start: {said}");
         }
-        Self { child, root, _dir: dir }
+        Self { child, log, root, _dir: dir }
     }
 
     /// What /proc says of it, or of one of its threads.
@@ -78,10 +82,18 @@ impl Program {
         Connection::with_capacities(self.open(), hello).unwrap()
     }
 
+    /// The next line of its log that is about the policy of its bus.
+    fn policy_line(&mut self) -> String {
+        let start = format!("bus {}-test: ", uid());
+        let lines = self.log.by_ref().lines().map(Result::unwrap);
+        lines.into_iter().find(|line| line.contains(&start)).expect("it goes on")
+    }
+
     /// Ends it as a service manager does, and returns its log.
     fn stop(mut self) -> String {
         rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        let log = said(&mut self.child);
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
         assert!(self.child.wait().unwrap().success(), "{log}");
         assert!(!self.root.exists(), "its tree is left; {log}");
         log
@@ -93,12 +105,6 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn said(child: &mut Child) -> String {
-    let mut text = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    text
 }
 
 fn uid() -> u32 {
@@ -432,4 +438,32 @@ fn processes_of_other_users_are_seen_with_the_capabilities_that_stay() {
     assert_eq!(metadata.capabilities().unwrap().effective, 0);
     drop(stranger.stdin.take());
     assert!(stranger.wait().unwrap().success());
+}
+
+#[test]
+fn policy_files_are_read_again_by_number_and_by_name() {
+    for landlock in ["landlock=false", "landlock=true"] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.toml");
+        // As an editor does: another file in its place.
+        let write = |who: &str| {
+            let new = dir.path().join("new");
+            std::fs::write(&new, format!("[[name]]\nname = \"{SERVICE}\"\ntalk = [\"{who}\"]\n")).unwrap();
+            std::fs::rename(new, &file).unwrap();
+        };
+        write("user:0");
+        let mut program = Program::start(&["--set", landlock, "--policy", file.to_str().unwrap()]);
+        for who in ["user:54321", "user:root", "group:root"] {
+            write(who);
+            rustix::process::kill_process(Pid::from_child(&program.child), Signal::HUP).unwrap();
+            let line = program.policy_line();
+            assert!(line.ends_with("its policy was read again"), "{line}");
+        }
+        // Every place where a name can be is looked at, and there is none.
+        write("user:nobody-of-that-name");
+        rustix::process::kill_process(Pid::from_child(&program.child), Signal::HUP).unwrap();
+        let line = program.policy_line();
+        assert!(line.contains("its policy stays as it was: "), "{line}");
+        program.stop();
+    }
 }
