@@ -85,8 +85,8 @@ impl Program {
     /// The next line of its log that is about the policy of its bus.
     fn policy_line(&mut self) -> String {
         let start = format!("bus {}-test: ", uid());
-        let lines = self.log.by_ref().lines().map(Result::unwrap);
-        lines.into_iter().find(|line| line.contains(&start)).expect("it goes on")
+        let mut lines = self.log.by_ref().lines().map(Result::unwrap);
+        lines.find(|line| line.contains(&start)).expect("it goes on")
     }
 
     /// Ends it as a service manager does, and returns its log.
@@ -344,6 +344,9 @@ fn try_everything(root: PathBuf) {
     let elsewhere = root.parent().unwrap().join("elsewhere");
     let mut config = common::small(&root);
     (config.root, config.landlock, config.log) = (root.clone(), true, kdbusd::config::LogLevel::Error);
+    // Another service, which listens before the rights are given up.
+    let service = root.join("service");
+    let _service = std::os::unix::net::UnixListener::bind(&service).unwrap();
     let in_force = kdbusd::confine::apply(&config).unwrap().expect("it is asked for");
 
     // What serving takes goes on.
@@ -371,6 +374,7 @@ fn try_everything(root: PathBuf) {
         attempt("starting a program", Command::new("true").status().map(drop));
         attempt("a socket of the network", std::net::UdpSocket::bind("127.0.0.1:0").map(drop));
         attempt("listening to the network", std::net::TcpListener::bind("127.0.0.1:0").map(drop));
+        attempt("another service", std::os::unix::net::UnixStream::connect(&service).map(drop));
         attempt("a signal", rustix::process::kill_process(own, Signal::CONT).map_err(Into::into));
         attempt("a link", std::fs::hard_link(&elsewhere, root.join("link")));
         let pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
