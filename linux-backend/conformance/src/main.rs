@@ -1,6 +1,7 @@
 //! Runs the conformance suite and reports case by case.
 #![deny(unsafe_code)]
 
+mod init;
 #[path = "../../kdbusd/tests/conformance/world/mod.rs"]
 mod local;
 mod report;
@@ -39,7 +40,7 @@ struct Arguments {
     /// Go through the transport that clients use, instead of command by command.
     #[arg(long)]
     client: bool,
-    /// Mount the module's file system first, and /sys where there is none.
+    /// Mount the module's file system first. Process 1 mounts /proc, /sys, /dev and /tmp in any case.
     #[arg(long)]
     mount: bool,
     /// Run these cases only, by number.
@@ -51,26 +52,41 @@ struct Arguments {
     /// Print each line as a JSON object.
     #[arg(long)]
     json: bool,
-    /// Power the machine off at the end, as process 1.
+    /// Power the machine off at the end, also when this is not process 1, which always does.
     #[arg(long)]
     poweroff: bool,
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let ended = conform(&arguments);
-    if let Err(what) = &ended {
-        eprintln!("kdbus-conformance: {what}");
+    let first = init::is_first();
+    let (code, power_off) = match Arguments::try_parse() {
+        Ok(arguments) => {
+            if first {
+                init::mount_what_is_missing();
+            }
+            (run(&arguments), arguments.poweroff)
+        }
+        Err(error) => {
+            // A first process must not end before the machine does, whatever its arguments are.
+            let _ = error.print();
+            (u8::try_from(error.exit_code()).unwrap_or(2), false)
+        }
+    };
+    if first || power_off {
+        init::power_off();
     }
-    if arguments.poweroff && std::process::id() == 1 {
-        rustix::fs::sync();
-        // Where it fails, the kernel ends with its process 1.
-        let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
-    }
-    match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(_) => ExitCode::from(2),
+    ExitCode::from(code)
+}
+
+/// The exit status: 1 if a case failed, 2 if none could be run.
+fn run(arguments: &Arguments) -> u8 {
+    match conform(arguments) {
+        Ok(true) => 0,
+        Ok(false) => 1,
+        Err(what) => {
+            eprintln!("kdbus-conformance: {what}");
+            2
+        }
     }
 }
 
@@ -89,28 +105,18 @@ fn conform(arguments: &Arguments) -> Result<bool, String> {
     let transport = arguments.transport.unwrap_or(default);
     if transport == Transport::Kernel {
         if arguments.mount {
-            mount(root)?;
+            init::mount_domain(root)?;
         }
         let control = format!("{root}/control");
         if let Err(error) = std::fs::metadata(&control) {
-            return Err(format!("{control}: {error}; is kdbus mounted there? --mount mounts it"));
+            return Err(format!(
+                "{control}: {error}; is the kdbus module loaded and mounted there? --mount mounts it"
+            ));
         }
     }
     let root = arguments.root.as_deref();
     run::all(&chosen, run::Target { transport, root, client: arguments.client }, &mut report);
     Ok(report.close())
-}
-
-/// Mounts a domain of its own at `root`, and before that what it needs of /sys and /proc.
-fn mount(root: &str) -> Result<(), String> {
-    for (kind, target, sign) in [("sysfs", "/sys", "/sys/fs"), ("proc", "/proc", "/proc/self")] {
-        if std::fs::metadata(sign).is_err() {
-            // The mount below says what is still missing; without /proc nothing but names of programs is.
-            let _ = std::fs::create_dir(target);
-            let _ = rustix::mount::mount(kind, target, kind, rustix::mount::MountFlags::empty(), None);
-        }
-    }
-    kernel::mount(root).map_err(|errno| format!("mounting kdbusfs at {root}: {errno}"))
 }
 
 /// One case opens a thousand connections. Where the limit stays low, that case says so.

@@ -78,8 +78,10 @@ impl Report {
             );
             print(&line.to_string());
         } else {
-            let known = if known > 0 { format!(", {known} known differences") } else { String::new() };
-            print(&format!("{passed} passed, {failed} failed, {skipped} skipped{known}"));
+            if known > 0 {
+                print(&format!("{known} known differences"));
+            }
+            print(&format!("{passed} passed, {failed} failed, {skipped} skipped"));
         }
         failed == 0
     }
