@@ -5,12 +5,27 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 use kdbus_core::abi::Errno;
 
-/// Where the descriptors are that a real kernel would not need, out of the way of the numbers that cases use.
+/// Where the descriptors are that a real kernel would not need, out of the way of the numbers that cases use: from
+/// here, or from the middle of what the process may have, which a first process and old systems have less of.
 const HIDDEN: i32 = 4096;
 
-/// Gives a descriptor a number that no case comes across, if the process may have such numbers.
+fn hidden() -> i32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| i32::try_from(limit / 2).ok()).map_or(HIDDEN, |middle| middle.min(HIDDEN))
+}
+
+/// Another descriptor of the same file, from [`hidden`] on, or below where there is no room.
+fn away(fd: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    use rustix::io::Errno;
+    match rustix::io::fcntl_dupfd_cloexec(fd, hidden()) {
+        Err(Errno::INVAL | Errno::MFILE) => rustix::io::fcntl_dupfd_cloexec(fd, 0),
+        other => other,
+    }
+}
+
+/// Gives a descriptor a number that no case comes across, as long as there is room for it.
 pub(crate) fn hide(fd: OwnedFd) -> OwnedFd {
-    rustix::io::fcntl_dupfd_cloexec(&fd, HIDDEN).unwrap_or(fd)
+    rustix::io::fcntl_dupfd_cloexec(&fd, hidden()).unwrap_or(fd)
 }
 
 /// Another descriptor of the file behind number `fd`, out of the way.
@@ -19,10 +34,7 @@ pub(crate) fn hide(fd: OwnedFd) -> OwnedFd {
 ///
 /// `EBADF` if it is not open.
 pub(crate) fn duplicate(fd: i32) -> Result<OwnedFd, Errno> {
-    with(fd, |fd| match rustix::io::fcntl_dupfd_cloexec(fd, HIDDEN) {
-        Err(rustix::io::Errno::INVAL) => rustix::io::fcntl_dupfd_cloexec(fd, 0),
-        other => other,
-    })
+    with(fd, away)
 }
 
 /// Runs `work` with the descriptor of that number.
@@ -61,7 +73,7 @@ pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::IntoRawFd;
+    use std::os::fd::{AsRawFd, IntoRawFd};
 
     use super::*;
 
@@ -70,6 +82,13 @@ mod tests {
         assert_eq!(duplicate(-1).err(), Some(Errno::EBADF));
         assert_eq!(duplicate(1 << 20).err(), Some(Errno::EBADF));
         assert_eq!(close(1 << 20), Err(Errno::EBADF));
+    }
+
+    #[test]
+    fn a_duplicate_keeps_clear_of_the_numbers_of_cases() {
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        let other = duplicate(reader.as_raw_fd()).unwrap();
+        assert!(other.as_raw_fd() >= hidden() && hidden() > 100);
     }
 
     #[test]
