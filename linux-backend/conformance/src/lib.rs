@@ -6,6 +6,7 @@
 //! reports case by case.
 #![deny(unsafe_code)]
 
+mod danger;
 mod descriptors;
 mod loopback;
 mod machine;

@@ -32,6 +32,11 @@ pub trait Platform: Clone + std::fmt::Debug + Send + Sync + 'static {
     /// A process number for a new process; that of this one where there is one process only.
     fn new_pid(&self) -> u32;
 
+    /// Whether a kernel carries the commands out that can be brought down by them.
+    fn is_module(&self) -> bool {
+        false
+    }
+
     /// Whether processes can be in namespaces of their own.
     fn has_namespaces(&self) -> bool {
         false
@@ -241,6 +246,10 @@ impl Platform for ModulePlatform {
 
     fn has_users(&self) -> bool {
         rustix::process::geteuid().is_root()
+    }
+
+    fn is_module(&self) -> bool {
+        true
     }
 
     fn new_pid(&self) -> u32 {

@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use zerocopy::FromBytes;
 
+use crate::danger;
 use crate::descriptors::{self, errno};
 use crate::memory;
 use crate::platform::{self, Platform};
@@ -95,6 +96,15 @@ impl<P: Platform> SeamWorld<P> {
         let platform = self.platform.clone();
         let fd = self.platform.run(&self.users[user.0], || platform.seam().open(path))?;
         Ok(Handle { fd: Some(fd), pool: OnceLock::new(), user, platform })
+    }
+
+    /// Holds back what would bring the kernel down, whatever case it is in.
+    fn check(&self, request: u32, arg: &[u8], message: &[u8]) {
+        if self.platform.is_module()
+            && let Some(danger) = danger::of(request, arg, message)
+        {
+            panic!("{danger}");
+        }
     }
 
     fn raw(&self, handle: &Handle<P>, request: u32, arg: &mut Buffer) -> Result<(), Errno> {
@@ -358,6 +368,7 @@ impl<P: Platform> World for SeamWorld<P> {
     }
 
     fn ioctl(&mut self, handle: &Handle<P>, request: u32, arg: &mut [u8]) -> Result<(), Errno> {
+        self.check(request, arg, &[]);
         let mut buffer = Buffer::new(arg);
         let result = self.raw(handle, request, &mut buffer);
         arg.copy_from_slice(buffer.bytes_mut());
@@ -401,6 +412,7 @@ impl<P: Platform> World for SeamWorld<P> {
             put(command, MSG_ADDRESS, 0);
             return self.ioctl(handle, request, command);
         };
+        self.check(request, command, body.message);
         let mut outgoing = Outgoing::new(command, body.message, body.payload);
         let result = self.raw(handle, request, &mut outgoing.command);
         command.copy_from_slice(outgoing.command.bytes_mut());
@@ -415,6 +427,7 @@ impl<P: Platform> World for SeamWorld<P> {
         message: Vec<u8>,
         payload: Vec<Payload>,
     ) -> Call {
+        self.check(Command::Send.request(), &command, &message);
         let progress = Arc::new(Progress::default());
         let (platform, who) = (self.platform.clone(), self.users[handle.user.0].clone());
         // A descriptor of its own: the case may close the handle while the call waits.
