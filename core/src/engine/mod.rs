@@ -26,6 +26,7 @@ mod files;
 mod host;
 mod inspect;
 mod lanes;
+mod leave;
 pub mod limits;
 mod list;
 mod matches;
