@@ -176,3 +176,7 @@ impl Domain<'_> {
         self.discount(user, Counted::Connection);
     }
 }
+
+#[cfg(test)]
+#[path = "leave_tests.rs"]
+mod tests;
