@@ -23,6 +23,7 @@ pub mod floor;
 #[cfg(feature = "peers")]
 pub mod iceoryx;
 pub mod job;
+pub mod leave;
 pub mod machine;
 pub mod marshal;
 pub mod plot;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kdbus_benches::job::Job;
-use kdbus_benches::{compare, queue, round_trip};
+use kdbus_benches::{compare, leave, queue, round_trip};
 
 /// Latency and throughput of kdbus-rt beside its peers.
 #[derive(Debug, Parser)]
@@ -20,6 +20,7 @@ enum Command {
     Compare(compare::Arguments),
     RoundTrip(round_trip::Arguments),
     Queue(queue::Arguments),
+    Leave(leave::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
             Command::Compare(arguments) => compare::run(&arguments),
             Command::RoundTrip(arguments) => round_trip::run(&arguments),
             Command::Queue(arguments) => queue::run(&arguments),
+            Command::Leave(arguments) => leave::run(&arguments),
         },
     };
     match done {
