@@ -48,6 +48,7 @@ mod storage;
 mod table;
 #[cfg(test)]
 mod testbed;
+mod tracker;
 mod user;
 mod watch;
 
