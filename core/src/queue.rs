@@ -28,43 +28,19 @@
 //! assert_eq!(queue.pop_at_most(-1), None);
 //! ```
 
+mod head;
+mod iter;
+
 use core::fmt;
 
-use crate::radix::{CAPACITY_MAX, Cell, Indexed, Radix};
+use crate::radix::{CAPACITY_MAX, Cell, Indexed};
+
+use head::{ALL_LANES, LANES, SPILL};
+
+pub use head::Head;
+pub use iter::{Cursor, Drain, Iter};
 
 const NONE: u32 = u32::MAX;
-
-/// How many priorities have a list of their own; a search takes three comparisons.
-const LANES: usize = 8;
-
-/// The bits of all lanes in [`Head::waiting`].
-const ALL_LANES: u32 = (1 << LANES) - 1;
-
-/// The list of the entries that are in the index, counted behind the lanes.
-const SPILL: usize = LANES;
-
-/// The fixed part of a queue: what is waiting where, without the entries themselves.
-///
-/// It belongs to one slice of nodes for as long as anything is queued. A new head over nodes that
-/// were used before is an empty queue, which makes forgetting a queue `O(1)`; items left in the
-/// nodes are dropped when their node is used again.
-#[derive(Debug)]
-pub struct Head {
-    /// Priorities of the lanes in ascending order. Of equal ones only the first may be in use.
-    priorities: [i64; LANES],
-    /// First and last entry of each lane and of the spill list; an empty one has no last.
-    ends: [Ends; LANES + 1],
-    arrivals: u64,
-    /// Bit `n`: lane `n` has entries, or the spill list.
-    waiting: u32,
-    /// The entries of the spill list by priority and arrival.
-    index: Radix,
-    /// Nodes that were used before, linked by `next`.
-    free: u32,
-    /// The first node that never was used.
-    fresh: u32,
-    len: u32,
-}
 
 /// One entry of a queue, or room for one.
 #[derive(Debug)]
@@ -79,12 +55,6 @@ pub struct Node<T> {
     cell: Cell,
     generation: u32,
     item: Option<T>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Ends {
-    first: u32,
-    last: u32,
 }
 
 /// A queue to work with: a head and its nodes.
@@ -158,78 +128,6 @@ impl<T> fmt::Display for Full<T> {
 }
 
 impl<T> core::error::Error for Full<T> {}
-
-impl Head {
-    /// The head of an empty queue.
-    pub const fn new() -> Self {
-        Self {
-            // Lanes that were never used sort behind all others.
-            priorities: [i64::MAX; LANES],
-            ends: [Ends { first: NONE, last: NONE }; LANES + 1],
-            arrivals: 0,
-            waiting: 0,
-            index: Radix::new(),
-            free: NONE,
-            fresh: 0,
-            len: 0,
-        }
-    }
-
-    /// Entries in the queue, in `O(1)`.
-    pub const fn len(&self) -> usize {
-        self.len as usize
-    }
-
-    /// Whether nothing is queued, in `O(1)`.
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The lane of `priority` if there is one, else the last lane of a lower value or its successor.
-    fn nearest_lane(&self, priority: i64) -> usize {
-        let mut lane = if self.priorities[3] < priority { 4 } else { 0 };
-        lane += if self.priorities[lane + 1] < priority { 2 } else { 0 };
-        lane + usize::from(self.priorities[lane] < priority)
-    }
-
-    /// Gives `priority` a lane in the place of one that is empty, in at most [`LANES`] moves.
-    #[cold]
-    fn new_lane(&mut self, priority: i64) -> Option<usize> {
-        // The empty lane of the highest value: unused ones first, then the least urgent.
-        let empty = !self.waiting & ALL_LANES;
-        let mut lane = empty.checked_ilog2()? as usize;
-        while lane > 0 && self.priorities[lane - 1] > priority {
-            self.move_lane(lane - 1, lane);
-            lane -= 1;
-        }
-        while lane + 1 < LANES && self.priorities[lane + 1] < priority {
-            self.move_lane(lane + 1, lane);
-            lane += 1;
-        }
-        self.priorities[lane] = priority;
-        self.waiting &= !(1 << lane);
-        self.ends[lane].last = NONE;
-        Some(lane)
-    }
-
-    fn move_lane(&mut self, from: usize, to: usize) {
-        self.priorities[to] = self.priorities[from];
-        self.ends[to] = self.ends[from];
-        let waits = self.waiting >> from & 1;
-        self.waiting = self.waiting & !(1 << to) | waits << to;
-    }
-
-    /// The lane of the most urgent priority; [`LANES`] or more if none waits.
-    fn first_lane(&self) -> usize {
-        self.waiting.trailing_zeros() as usize
-    }
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 impl<T> Node<T> {
     /// Room for one entry.
@@ -648,12 +546,6 @@ fn vacate<T>(head: &mut Head, node: &mut Node<T>, slot: u32) -> Option<T> {
     node.item.take()
 }
 
-impl Head {
-    fn has_entries(&self, list: usize) -> bool {
-        self.waiting >> list & 1 == 1
-    }
-}
-
 /// A number of the order of `priority`.
 const fn key(priority: i64) -> u64 {
     priority as u64 ^ 1 << 63
@@ -663,78 +555,6 @@ fn entry<T>(nodes: &[Node<T>], slot: u32) -> Option<Entry<'_, T>> {
     let node = nodes.get(slot as usize)?;
     let handle = Handle { slot, generation: node.generation };
     Some(Entry { handle, priority: node.priority, item: node.item.as_ref()? })
-}
-
-/// Removes the items up to a priority, most urgent first; made by [`PriorityQueue::drain_up_to`].
-#[derive(Debug)]
-pub struct Drain<'q, 'a, T> {
-    queue: &'q mut PriorityQueue<'a, T>,
-    limit: i64,
-    left: usize,
-}
-
-impl<T> Iterator for Drain<'_, '_, T> {
-    type Item = T;
-
-    fn next(&mut self) -> Option<T> {
-        self.left = self.left.checked_sub(1)?;
-        self.queue.pop_at_most(self.limit)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.left))
-    }
-}
-
-/// A place between the entries of a queue, in order of arrival; made by [`PriorityQueue::cursor`].
-///
-/// It does not borrow the queue: the entry that was returned last may be removed before the next step.
-/// After any other change it may miss entries.
-#[derive(Clone, Debug)]
-pub struct Cursor {
-    /// The next entry of each list, [`NONE`] behind the last.
-    lists: [u32; LANES + 1],
-    left: usize,
-}
-
-/// The entries of a queue in order of arrival; made by [`PriorityQueue::iter`].
-#[derive(Clone, Debug)]
-pub struct Iter<'a, T> {
-    head: &'a Head,
-    nodes: &'a [Node<T>],
-    cursor: Cursor,
-}
-
-impl Cursor {
-    /// Goes past the oldest entry that is ahead and returns it, in `O(1)`.
-    fn advance<'n, T>(&mut self, head: &Head, nodes: &'n [Node<T>]) -> Option<Entry<'n, T>> {
-        self.left = self.left.checked_sub(1)?;
-        let mut oldest = None;
-        for (list, &slot) in self.lists.iter().enumerate() {
-            if let Some(node) = nodes.get(slot as usize)
-                && oldest.is_none_or(|(_, arrival)| node.arrival < arrival)
-            {
-                oldest = Some((list, node.arrival));
-            }
-        }
-        let (list, _) = oldest?;
-        let slot = self.lists[list];
-        let is_last = slot == head.ends[list].last;
-        self.lists[list] = if is_last { NONE } else { nodes.get(slot as usize)?.next };
-        entry(nodes, slot)
-    }
-}
-
-impl<'a, T> Iterator for Iter<'a, T> {
-    type Item = Entry<'a, T>;
-
-    fn next(&mut self) -> Option<Entry<'a, T>> {
-        self.cursor.advance(self.head, self.nodes)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.cursor.left))
-    }
 }
 
 #[cfg(test)]
