@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod activation;
+mod answers;
 mod budget;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod calls;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use kdbus_core::WellKnownName;
-use kdbus_core::abi::{CMD_MAX_SIZE, Command, DST_ID_NAME, Errno, RecvFlags};
+use kdbus_core::abi::{Command, DST_ID_NAME, Errno, RecvFlags};
 use kdbus_core::engine::quota::Charge;
 use kdbus_core::engine::{
     Arrival, BesideLanes, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, LaneTo, NoLane,
@@ -15,7 +15,7 @@ use kdbus_linux::local::stats::{Holder, Report, Stats};
 use kdbus_linux::local::wire::{
     FDS_MAX, FLAG_CLAIM, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
 };
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::AsFd;
 use rustix::io;
 use rustix::net::{Shutdown, SocketFlags, shutdown};
 use zerocopy::FromBytes;
@@ -27,7 +27,6 @@ use crate::daemon::{Daemon, reserve};
 use crate::files;
 use crate::host::{State, Turn, places};
 use crate::identity::{self, Process};
-use crate::lanes::LaneFds;
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
 use crate::raw::Foreign;
@@ -467,101 +466,6 @@ impl Daemon {
                     self.state.doom(from, "the daemon lost track of its call");
                 }
             }
-        }
-    }
-
-    /// Does what follows from a command, and then answers it: who it woke is awake when its caller goes on.
-    fn finish(
-        &mut self,
-        from: HandleId,
-        header: &Header,
-        result: Result<(), Errno>,
-        arg: &[u8],
-        message: Option<&[u8]>,
-        with_files: bool,
-    ) {
-        self.settle();
-        self.answer(from, header, result, arg, message, with_files);
-    }
-
-    fn answer(
-        &mut self,
-        to: HandleId,
-        header: &Header,
-        result: Result<(), Errno>,
-        arg: &[u8],
-        message: Option<&[u8]>,
-        with_files: bool,
-    ) {
-        let mut answer = Header::answer(header.serial, result);
-        // Cannot be cut: they came in a packet of bounded size.
-        answer.arg_size = arg.len().min(CMD_MAX_SIZE) as u32;
-        let message = message.filter(|_| header.flags & FLAG_RETURN_MESSAGE != 0);
-        if let Some(message) = message {
-            answer.flags |= FLAG_RETURN_MESSAGE;
-            answer.message_size = message.len().min(CMD_MAX_SIZE) as u32;
-        }
-        if header.number == Command::Send.request() {
-            // Whoever calls by lane too counts both.
-            answer.slot = self.domain.open_calls(to);
-        }
-        let parts = [arg, message.unwrap_or_default()];
-        if with_files { self.send_with_files(to, &answer, &parts) } else { self.send(to, &answer, &parts) }
-    }
-
-    /// Answers with the number of a lane, its receiver and its descriptors.
-    fn answer_lane(
-        &mut self,
-        to: HandleId,
-        header: &Header,
-        result: Result<(u32, u64, Option<LaneFds>), Errno>,
-    ) {
-        self.settle();
-        let mut answer = Header::answer(header.serial, result.as_ref().map(|_| ()).map_err(|error| *error));
-        if let Ok((number, receiver, fds)) = result {
-            (answer.slot, answer.key) = (number, receiver);
-            if let Some(client) = self.state.clients.get_mut(to) {
-                client.hello = fds.into_iter().flatten().collect();
-            }
-        }
-        self.send(to, &answer, &[]);
-    }
-
-    /// Sends an answer, with the descriptors of a HELLO or a lane if this is its answer.
-    fn send(&mut self, to: HandleId, header: &Header, parts: &[&[u8]]) {
-        let Some(client) = self.state.clients.get_mut(to) else {
-            return;
-        };
-        let hello = std::mem::take(&mut client.hello);
-        let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> = hello.iter().map(AsFd::as_fd).collect();
-        let sent = socket::send(&client.socket, header, parts, &fds, Wait::No);
-        self.sent(to, sent);
-    }
-
-    /// Sends an answer with the files that were given to the client.
-    fn send_with_files(&mut self, to: HandleId, header: &Header, parts: &[&[u8]]) {
-        let Some(client) = self.state.clients.get_mut(to) else {
-            return;
-        };
-        let outgoing = std::mem::take(&mut client.outgoing);
-        let files = &mut self.state.files;
-        let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> =
-            outgoing.iter().filter_map(|id| files.get(*id)).collect();
-        let sent = socket::send(&client.socket, header, parts, &fds, Wait::No);
-        drop(fds);
-        for id in outgoing {
-            files.release(id);
-        }
-        self.sent(to, sent);
-    }
-
-    fn sent(&mut self, to: HandleId, sent: io::Result<()>) {
-        match sent {
-            Ok(()) => {}
-            // Its end is noticed in the next turn.
-            Err(error) if is_hang_up(error) => {}
-            Err(io::Errno::AGAIN) => self.state.doom(to, "it does not read its answers"),
-            Err(error) => self.state.doom(to, format_args!("it cannot be answered: {error}")),
         }
     }
 
