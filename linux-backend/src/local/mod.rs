@@ -52,4 +52,6 @@ const fn gate() -> Option<Gate> {
 }
 
 #[cfg(test)]
+mod testbed;
+#[cfg(test)]
 mod tests;

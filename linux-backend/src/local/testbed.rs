@@ -1,0 +1,161 @@
+//! A scripted bus for tests of the client.
+
+use std::thread::{self, JoinHandle};
+use std::vec;
+use std::vec::Vec;
+
+use kdbus_core::abi::{CmdHello, Command, Errno, HelloFlags, RecvFlags};
+use kdbus_core::channel::{InboxLayout, InboxWriter};
+use kdbus_core::client::{Failure, Transport};
+use kdbus_core::engine::{Entry, Return};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::map::{Seal, WordMap, WriteMap, create, seal};
+use super::socket::{self, Descriptors, Wait};
+use super::wire::{self, Header, PACKET_MAX, Packet};
+use super::{Handle, LocalTransport, NodePath};
+
+pub(super) const POOL: u64 = 1 << 16;
+pub(super) const DEPTH: u32 = 16;
+
+/// The bus' end of one client's socket.
+pub(super) struct Bus {
+    pub(super) socket: OwnedFd,
+    pub(super) buffer: Vec<u8>,
+    pub(super) fds: Descriptors,
+    pub(super) staging: Option<OwnedFd>,
+}
+
+/// What the bus keeps of a client after HELLO.
+pub(super) struct Connection {
+    pub(super) pool: WriteMap,
+    pub(super) inbox: InboxWriter<WordMap, WordMap>,
+    pub(super) bell: OwnedFd,
+    pub(super) files: Vec<OwnedFd>,
+}
+
+impl Bus {
+    /// The next packet, taken apart by `read`; `None` when the client is gone.
+    pub(super) fn next<R>(&mut self, read: impl FnOnce(Packet<'_>, &mut Descriptors) -> R) -> Option<R> {
+        let arrived = socket::recv(&self.socket, &mut self.buffer, &mut self.fds, Wait::Yes).unwrap();
+        if arrived.len == 0 {
+            return None;
+        }
+        let mut packet = Packet::parse(&mut self.buffer[..arrived.len], self.fds.len()).unwrap();
+        if packet.header.flags & wire::FLAG_STAGING_FD != 0 {
+            self.staging = self.fds.pop();
+            packet.header.flags &= !wire::FLAG_STAGING_FD;
+        }
+        Some(read(packet, &mut self.fds))
+    }
+
+    pub(super) fn answer(&self, serial: u64, result: Result<(), Errno>, arg: &[u8], fds: &[BorrowedFd<'_>]) {
+        let header = Header { arg_size: arg.len() as u32, ..Header::answer(serial, result) };
+        socket::send(&self.socket, &header, &[arg], fds, Wait::Yes).unwrap();
+    }
+
+    /// Answers one HELLO.
+    pub(super) fn welcome(&mut self) -> Connection {
+        let (serial, mut arg) = self.next(|packet, _| (packet.header.serial, packet.arg.to_vec())).unwrap();
+        let mut hello = CmdHello::read_from_bytes(&arg).unwrap();
+        hello.id = 7;
+        arg.copy_from_slice(hello.as_bytes());
+        let layout = InboxLayout::new(DEPTH).unwrap();
+        let (posted_words, shared_words) = (layout.posted_words(), layout.shared_words());
+        let pool_file = create(c"pool", hello.pool_size).unwrap();
+        let posted_file = create(c"posted", posted_words as u64 * 8).unwrap();
+        let shared_file = create(c"shared", shared_words as u64 * 8).unwrap();
+        let pool = WriteMap::new(&pool_file, hello.pool_size, false).unwrap();
+        let posted = WordMap::writable(&posted_file, posted_words).unwrap();
+        let shared = WordMap::writable(&shared_file, shared_words).unwrap();
+        seal(&pool_file, Seal::SizeAndWriters).unwrap();
+        seal(&posted_file, Seal::SizeAndWriters).unwrap();
+        seal(&shared_file, Seal::Size).unwrap();
+        let inbox = InboxWriter::new(posted, shared, layout).unwrap();
+        let (bell_read, bell) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+        let files = vec![pool_file, posted_file, shared_file, bell_read];
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.answer(serial, Ok(()), &arg, &fds);
+        Connection { pool, inbox, bell, files }
+    }
+}
+
+impl Connection {
+    pub(super) fn ring(&self, armed: bool) {
+        if armed {
+            rustix::io::write(&self.bell, b"!").unwrap();
+        }
+    }
+
+    pub(super) fn show(&mut self, slot: u32, key: u64, priority: i64, with_files: bool) -> Entry {
+        let entry = Entry { slot, key, priority, offset: u64::from(slot) * 8, size: 8, with_files };
+        self.pool.write(entry.offset, &key.to_ne_bytes()).unwrap();
+        let armed = self.inbox.publish(&entry);
+        self.ring(armed);
+        entry
+    }
+
+    pub(super) fn returns(&mut self) -> Vec<Return> {
+        core::iter::from_fn(|| self.inbox.poll_return()).collect()
+    }
+}
+
+pub(super) fn pair() -> (Bus, OwnedFd) {
+    let (socket, client) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    (Bus { socket, buffer: vec![0; PACKET_MAX], fds: Descriptors::new(), staging: None }, client)
+}
+
+pub(super) fn handle(socket: OwnedFd) -> Handle {
+    Handle::over(socket, NodePath::new(b"/test").unwrap(), 0, false).unwrap()
+}
+
+pub(super) fn say_hello(transport: &LocalTransport, flags: HelloFlags) -> Result<CmdHello, Failure> {
+    let mut hello = CmdHello {
+        size: size_of::<CmdHello>() as u64,
+        flags: flags.bits(),
+        pool_size: POOL,
+        ..CmdHello::default()
+    };
+    transport.command(Command::Hello, hello.as_mut_bytes())?;
+    Ok(hello)
+}
+
+/// A connected client whose bus stays in this thread: no command is answered from here on.
+pub(super) fn connected() -> (LocalTransport, Bus, Connection) {
+    let (mut bus, client) = pair();
+    let welcome = thread::spawn(move || {
+        let connection = bus.welcome();
+        (bus, connection)
+    });
+    let transport = LocalTransport::over(handle(client)).unwrap();
+    assert_eq!(say_hello(&transport, HelloFlags::empty()).unwrap().id, 7);
+    let (bus, connection) = welcome.join().unwrap();
+    (transport, bus, connection)
+}
+
+/// Lets `bus` answer in another thread.
+pub(super) fn serve<R: Send + 'static>(
+    mut bus: Bus,
+    script: impl FnOnce(&mut Bus) -> R + Send + 'static,
+) -> JoinHandle<(Bus, R)> {
+    thread::spawn(move || {
+        let result = script(&mut bus);
+        (bus, result)
+    })
+}
+
+pub(super) fn readable(transport: &LocalTransport) -> bool {
+    let mut fds = [PollFd::new(transport, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+}
+
+pub(super) fn recv(transport: &LocalTransport) -> Option<u64> {
+    let message = transport.recv(RecvFlags::empty(), 0).unwrap().message?;
+    let bytes = transport.slice(message.info.offset, message.info.msg_size).unwrap();
+    Some(u64::from_ne_bytes(bytes.try_into().unwrap()))
+}
