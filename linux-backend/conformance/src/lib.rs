@@ -6,6 +6,8 @@
 //! reports case by case.
 #![deny(unsafe_code)]
 
+mod argument;
+mod call;
 mod danger;
 mod descriptors;
 mod loopback;
@@ -15,6 +17,7 @@ mod platform;
 mod signal;
 mod world;
 
+pub use call::Call;
 pub use loopback::{Loopback, ROOT};
 pub use platform::{LoopbackPlatform, ModulePlatform, Platform};
-pub use world::{Call, Handle, SeamWorld, User, UserSeam};
+pub use world::{Handle, SeamWorld, User, UserSeam};

@@ -5,12 +5,11 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kdbus_conformance::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Transported, Who, World};
 use kdbus_core::Instant;
-use kdbus_core::abi::{CMD_MAX_SIZE, CmdHello, CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg};
+use kdbus_core::abi::{CmdHello, Command, Errno};
 use kdbus_linux::kernel::{KernelTransport, Ready, Seam};
 use rustix::event::EventfdFlags;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -18,20 +17,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use zerocopy::FromBytes;
 
+use crate::argument::{Buffer, MSG_ADDRESS, Outgoing, put};
+use crate::call::{Call, Progress};
 use crate::danger;
 use crate::descriptors::{self, errno};
-use crate::memory;
 use crate::platform::{self, Platform};
 use crate::signal;
-
-/// Where `msg_address` stands in the argument of SEND.
-const MSG_ADDRESS: usize = std::mem::offset_of!(CmdSend, msg_address);
-
-/// An address beyond every user's.
-const KERNEL_ADDRESS: u64 = 0xffff_8000_0000_0000;
-
-/// Bytes that a payload may have; a vector that claims more names memory that is not there.
-const PAYLOAD_MAX: u64 = 1 << 26;
 
 /// How long a call that has to end may take.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -166,142 +157,6 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the pages are this value's own, and nothing of them is borrowed: they are read by copies.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
-    }
-}
-
-/// An argument where the kernel takes it: aligned, and with zeros behind it as far as a command may reach.
-struct Buffer {
-    words: Vec<u64>,
-    len: usize,
-}
-
-impl Buffer {
-    fn new(bytes: &[u8]) -> Self {
-        // Whatever size an argument claims, the kernel looks at no more than this.
-        let room = bytes.len().max(CMD_MAX_SIZE) + 8;
-        let mut buffer = Self { words: vec![0; room.div_ceil(8)], len: bytes.len() };
-        buffer.bytes_mut().copy_from_slice(bytes);
-        buffer
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.len;
-        &mut zerocopy::IntoBytes::as_mut_bytes(&mut self.words[..])[..len]
-    }
-
-    fn address(&mut self) -> u64 {
-        self.words.as_mut_ptr().expose_provenance() as u64
-    }
-
-    fn put(&mut self, at: usize, word: u64) {
-        put(self.bytes_mut(), at, word);
-    }
-
-    fn run<S: Seam>(&mut self, seam: &S, node: BorrowedFd<'_>, request: u32) -> Result<(), Errno> {
-        // SAFETY: the buffer is longer than any command. What a SEND in it names is put there by `Outgoing`, or
-        // is an address where nothing is mapped.
-        unsafe { seam.ioctl(node, request, self.words.as_mut_ptr().cast()) }
-    }
-}
-
-/// A SEND with all it names.
-struct Outgoing {
-    command: Buffer,
-    message: Buffer,
-    former: Vec<(usize, u64)>,
-    _payload: Vec<Vec<u8>>,
-}
-
-impl Outgoing {
-    fn new(command: &[u8], message: &[u8], payload: &[Payload]) -> Self {
-        let (mut command, mut message) = (Buffer::new(command), Buffer::new(message));
-        let (mut former, mut kept) = (Vec::new(), Vec::new());
-        let places = vector_addresses(message.bytes_mut());
-        let mut payload = payload.iter();
-        for at in places {
-            let size = get(message.bytes_mut(), at - 8);
-            former.push((at, get(message.bytes_mut(), at)));
-            let address = match payload.next() {
-                Some(Payload::Bytes(bytes)) if size <= PAYLOAD_MAX => {
-                    let mut bytes = bytes.clone();
-                    bytes.resize(bytes.len().max(size as usize), 0);
-                    kept.push(bytes);
-                    kept.last().map_or(0, |bytes| bytes.as_ptr().expose_provenance() as u64)
-                }
-                Some(Payload::Kernel) => KERNEL_ADDRESS,
-                Some(Payload::Bytes(_) | Payload::Unmapped) | None => memory::unmapped(),
-            };
-            message.put(at, address);
-        }
-        let address = message.address();
-        command.put(MSG_ADDRESS, address);
-        Self { command, message, former, _payload: kept }
-    }
-
-    /// The message as it was given, with what was written back.
-    fn message(&mut self) -> &[u8] {
-        for (at, word) in &self.former {
-            put(self.message.bytes_mut(), *at, *word);
-        }
-        self.message.bytes_mut()
-    }
-}
-
-/// A SEND in a thread of its own.
-#[derive(Debug)]
-pub struct Call {
-    thread: JoinHandle<()>,
-    progress: Arc<Progress>,
-}
-
-#[derive(Debug, Default)]
-struct Progress {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// The thread is about to issue the command.
-    issued: bool,
-    ended: Option<Ended>,
-}
-
-impl Progress {
-    fn update(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_all();
-    }
-
-    /// Waits until something is so; false if it did not come to that in time.
-    fn wait(&self, patience: Duration, so: impl Fn(&State) -> bool) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(state, patience, |state| !so(state));
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        so(&state)
-    }
-
-    fn has_ended(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).ended.is_some()
-    }
-}
-
-/// Offsets of the addresses of all vectors that name memory.
-fn vector_addresses(message: &[u8]) -> Vec<usize> {
-    let area = message.get(Msg::SIZE..).unwrap_or_default();
-    let vectors = Items::new(area)
-        .map_while(Result::ok)
-        .filter(|item| item.kind == ItemType::PAYLOAD_VEC && item.payload.len() == 16);
-    vectors.map(|item| Msg::SIZE + item.at + ITEM_HEADER + 8).filter(|at| get(message, *at) != 0).collect()
-}
-
-fn get(bytes: &[u8], at: usize) -> u64 {
-    u64::from_ne_bytes(*bytes[at..].first_chunk().expect("a word lies there"))
-}
-
-fn put(bytes: &mut [u8], at: usize, word: u64) {
-    if let Some(place) = bytes.get_mut(at..at + 8) {
-        place.copy_from_slice(&word.to_ne_bytes());
     }
 }
 
