@@ -337,13 +337,15 @@ pub(crate) fn a_bus_that_dies_ends_the_wait<W: World>(t: &mut Bench<W>) -> Outco
 pub(crate) fn one_connection_waits_for_several_replies<W: World>(t: &mut Bench<W>) -> Outcome {
     let (a, b, far) = (t.connect(), t.connect(), t.far());
     let fd = t.world.event(t.owner);
+    // Each has come before the next one is made, so that their order is certain.
     let first = t.start(&a, &Message::call(b.id, 1, far));
+    assert_eq!(t.wait_recv(&b).msg.cookie, 1);
     let second = t.start_with(&a, cancellable(fd), &Message::call(b.id, 2, far));
+    assert_eq!(t.wait_recv(&b).msg.cookie, 2);
     let third = t.start(&a, &Message::call(b.id, 3, far));
+    assert_eq!(t.wait_recv(&b).msg.cookie, 3);
     let fourth = t.start(&a, &Message::call(b.id, 4, far));
-    for cookie in 1..=4 {
-        assert_eq!(t.wait_recv(&b).msg.cookie, cookie);
-    }
+    assert_eq!(t.wait_recv(&b).msg.cookie, 4);
     t.send(&b, &Message::reply(a.id, 3).cookie(33)).unwrap();
     t.world.write_fd(t.owner, fd, &1_u64.to_ne_bytes()).unwrap();
     assert_eq!(t.finish(second), Err(Errno::ECANCELED));
