@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use kdbus_core::WellKnownName;
-use kdbus_core::client::{Connection, Delivery, ReceivedPart, Topic};
+use kdbus_core::client::{Connection, Delivery, PAYLOAD_ERROR, ReceivedPart, Topic};
 use kdbus_linux::local::{LocalTransport, Options};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
@@ -337,7 +337,8 @@ impl Context {
             ..Record::default()
         };
         self.note(Kind::Received, record)?;
-        if message.notification().is_none() {
+        // The library itself answers calls that are dropped after it took them in.
+        if message.notification().is_none() && message.payload_type() != PAYLOAD_ERROR {
             self.verify(own, &stamp, message)?;
         }
         Ok(stamp)

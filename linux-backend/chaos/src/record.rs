@@ -177,6 +177,8 @@ codes! {
         Oldest = "in order",
         /// As the most urgent one.
         Urgent = "by priority",
+        /// Straight out of the shared queue, in no order.
+        Slot = "out of its slot",
         /// As the answer to a call, past the queue.
         Answer = "as the answer",
         /// As a monitor's copy.

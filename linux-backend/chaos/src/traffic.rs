@@ -194,7 +194,7 @@ impl Session<'_> {
     /// Writes down how a call ended that waited.
     fn end_call(&mut self, record: Record, ended: Result<Arrival<'_>, CallError>) -> Outcome<()> {
         let (end, result) = match &ended {
-            Ok(_) => (End::Reply, 0),
+            Ok(_) | Err(CallError::Remote(_)) => (End::Reply, 0),
             Err(CallError::TimedOut) => (End::TimedOut, 0),
             Err(CallError::PeerDied) => (End::Dead, 0),
             Err(CallError::Interrupted) => (End::Interrupted, 0),

@@ -1,0 +1,270 @@
+//! Histories made by hand: each wrong one has to be found, and the right ones must not be.
+
+use crate::check::{Check, Verdict, check};
+use crate::history::History;
+use crate::record::{End, How, Kind, MessageId, Record, Sort};
+
+const SENDER: u64 = 10;
+const RECEIVER: u64 = 20;
+
+/// A history under construction. Each step takes one unit of time, unless it is given.
+struct Script {
+    history: History,
+    own: u64,
+}
+
+/// Sender and receiver of most scripts; the receiver lives on.
+fn scripts() -> (Script, Script) {
+    (Script::new(1, SENDER), Script::new(2, RECEIVER))
+}
+
+fn id(serial: u64) -> MessageId {
+    MessageId { client: 1, incarnation: 0, serial }
+}
+
+fn verdict(scripts: [Script; 2]) -> Verdict {
+    check(&scripts.map(|script| script.history))
+}
+
+/// The checks that found something, each once.
+fn found(scripts: [Script; 2]) -> Vec<Check> {
+    let mut found: Vec<_> = verdict(scripts).findings.into_iter().map(|finding| finding.check).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+impl Script {
+    fn new(client: u32, own: u64) -> Self {
+        let mut script = Self { history: History { client, incarnation: 0, records: Vec::new() }, own };
+        script.add(Kind::Hello, Record::default());
+        script
+    }
+
+    fn add(&mut self, kind: Kind, record: Record) -> &mut Self {
+        self.history.records.push(Record { kind: kind.code(), own: self.own, ..record });
+        self
+    }
+
+    fn id(&self, serial: u64) -> MessageId {
+        MessageId { client: self.history.client, incarnation: 0, serial }
+    }
+
+    /// A SEND from `began_at` to `returned_at`.
+    fn send(&mut self, sort: Sort, peer: u64, serial: u64, time: (u64, u64)) -> &mut Self {
+        self.send_as(Record { detail: sort.code(), peer, id: self.id(serial), ..Record::default() }, time)
+    }
+
+    fn send_as(&mut self, record: Record, (began_at, at): (u64, u64)) -> &mut Self {
+        let record = Record { cookie: record.id.serial, began_at, ..record };
+        self.add(Kind::Sending, record).add(Kind::Sent, Record { at, ..record })
+    }
+
+    fn receive(&mut self, how: How, peer: u64, id: MessageId) -> &mut Self {
+        self.add(Kind::Received, Record { detail: how.code(), peer, id, ..Record::default() })
+    }
+
+    fn end(&mut self, serial: u64, end: End) -> &mut Self {
+        self.add(Kind::CallEnded, Record { detail: end.code(), id: self.id(serial), ..Record::default() })
+    }
+
+    fn drained(mut self) -> Self {
+        self.add(Kind::Drained, Record::default());
+        self
+    }
+}
+
+#[test]
+fn an_orderly_round_has_nothing_to_find() {
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Plain, RECEIVER, 1, (10, 20)).send(Sort::Call, RECEIVER, 2, (30, 40));
+    b.receive(How::Oldest, SENDER, id(1)).receive(How::Oldest, SENDER, id(2));
+    let reply =
+        Record { detail: Sort::Reply.code(), peer: SENDER, id: b.id(1), answers: id(2), ..Record::default() };
+    b.send_as(reply, (50, 60));
+    let (from, answers) = (b.id(1), id(2));
+    let receipt =
+        Record { detail: How::Oldest.code(), peer: RECEIVER, id: from, answers, ..Record::default() };
+    a.add(Kind::Received, receipt).end(2, End::Reply);
+    let verdict = verdict([a.drained(), b.drained()]);
+    assert_eq!(verdict.findings, []);
+    for check in [Check::Once, Check::Sent, Check::Kept, Check::CallEnds, Check::Replies, Check::GlobalOrder]
+    {
+        assert!(verdict.tally.checks.get(&check).is_some_and(|made| *made > 0), "{check:?} was never made");
+    }
+}
+
+#[test]
+fn a_duplicate_is_found() {
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Plain, RECEIVER, 1, (10, 20));
+    b.receive(How::Oldest, SENDER, id(1)).receive(How::Oldest, SENDER, id(1));
+    assert!(found([a.drained(), b.drained()]).contains(&Check::Once));
+}
+
+#[test]
+fn a_message_received_and_dropped_is_a_duplicate() {
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Plain, RECEIVER, 1, (10, 20));
+    b.receive(How::Oldest, SENDER, id(1));
+    b.add(Kind::Dropped, Record { peer: SENDER, cookie: 1, ..Record::default() });
+    assert_eq!(found([a.drained(), b.drained()]), [Check::Once]);
+}
+
+#[test]
+fn a_loss_is_found_unless_the_receiver_died() {
+    let losing = || {
+        let (mut a, b) = scripts();
+        a.send(Sort::Plain, RECEIVER, 1, (10, 20));
+        (a.drained(), b)
+    };
+    let (a, b) = losing();
+    assert_eq!(found([a, b.drained()]), [Check::Kept]);
+    let (a, b) = losing();
+    assert_eq!(found([a, b]), []);
+}
+
+#[test]
+fn a_loss_at_a_name_is_found_unless_an_owner_died() {
+    let losing = |drained| {
+        let (mut a, mut b) = scripts();
+        b.add(Kind::Acquiring, Record { name: 1, began_at: 1, ..Record::default() });
+        a.send_as(Record { name: 1, id: id(1), ..Record::default() }, (10, 20));
+        found([a.drained(), if drained { b.drained() } else { b }])
+    };
+    assert_eq!(losing(true), [Check::Kept]);
+    assert_eq!(losing(false), []);
+}
+
+#[test]
+fn a_reorder_is_found_by_both_checks_of_order() {
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Plain, RECEIVER, 1, (10, 20)).send(Sort::Plain, RECEIVER, 2, (30, 40));
+    b.receive(How::Oldest, SENDER, id(2)).receive(How::Oldest, SENDER, id(1));
+    assert_eq!(found([a.drained(), b.drained()]), [Check::SenderOrder, Check::GlobalOrder]);
+}
+
+#[test]
+fn a_reorder_across_senders_is_found_only_if_one_had_returned() {
+    let reorder = |first: (u64, u64), second: (u64, u64)| {
+        let (mut a, mut b) = scripts();
+        a.send(Sort::Plain, RECEIVER, 1, first);
+        let own = b.id(1);
+        b.send(Sort::Plain, RECEIVER, 1, second);
+        b.receive(How::Oldest, RECEIVER, own).receive(How::Oldest, SENDER, id(1));
+        found([a.drained(), b.drained()])
+    };
+    assert_eq!(reorder((10, 20), (30, 40)), [Check::GlobalOrder]);
+    assert_eq!(reorder((10, 35), (30, 40)), []);
+}
+
+#[test]
+fn priorities_may_overtake_and_equal_ones_may_not() {
+    let reorder = |early: i64, late: i64| {
+        let (mut a, mut b) = scripts();
+        for (serial, priority, time) in [(1, early, (10, 20)), (2, late, (30, 40))] {
+            a.send_as(Record { peer: RECEIVER, id: id(serial), priority, ..Record::default() }, time);
+        }
+        for (how, serial, priority) in [(How::Urgent, 2, late), (How::Oldest, 1, early)] {
+            let record =
+                Record { detail: how.code(), peer: SENDER, id: id(serial), priority, ..Record::default() };
+            b.add(Kind::Received, record);
+        }
+        found([a.drained(), b.drained()])
+    };
+    assert_eq!(reorder(0, -1), []);
+    assert_eq!(reorder(0, 0), [Check::SenderOrder, Check::GlobalOrder]);
+    assert_eq!(reorder(-1, 0), [Check::SenderOrder, Check::GlobalOrder]);
+}
+
+#[test]
+fn a_double_reply_is_found() {
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Call, RECEIVER, 1, (10, 20));
+    b.receive(How::Oldest, SENDER, id(1));
+    for serial in [1, 2] {
+        let (from, answers) = (b.id(serial), id(1));
+        let reply =
+            Record { detail: Sort::Reply.code(), peer: SENDER, id: from, answers, ..Record::default() };
+        b.send_as(reply, (30 + serial, 31 + serial));
+        let receipt =
+            Record { detail: How::Oldest.code(), peer: RECEIVER, id: from, answers, ..Record::default() };
+        a.add(Kind::Received, receipt).end(1, End::Reply);
+    }
+    assert_eq!(found([a.drained(), b.drained()]), [Check::CallEnds, Check::Replies]);
+}
+
+#[test]
+fn a_call_without_an_end_and_one_with_two_are_found() {
+    let ended = |ends: &[End]| {
+        let (mut a, mut b) = scripts();
+        a.send(Sort::Call, RECEIVER, 1, (10, 20));
+        b.receive(How::Oldest, SENDER, id(1));
+        for end in ends {
+            a.end(1, *end);
+        }
+        found([a.drained(), b])
+    };
+    assert_eq!(ended(&[]), [Check::CallEnds]);
+    assert_eq!(ended(&[End::TimedOut]), []);
+    assert_eq!(ended(&[End::TimedOut, End::Dead]), [Check::CallEnds]);
+}
+
+#[test]
+fn a_false_death_and_an_early_time_out_are_found() {
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Call, RECEIVER, 1, (10, 20)).end(1, End::Dead);
+    b.receive(How::Oldest, SENDER, id(1));
+    assert_eq!(found([a.drained(), b.drained()]), [Check::Deaths]);
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Call, RECEIVER, 1, (10, 20));
+    b.receive(How::Oldest, SENDER, id(1));
+    let end = Record { detail: End::TimedOut.code(), id: id(1), at: 99, deadline: 100, ..Record::default() };
+    a.add(Kind::CallEnded, end);
+    assert_eq!(found([a.drained(), b.drained()]), [Check::Deadlines]);
+}
+
+#[test]
+fn what_nobody_sent_and_what_was_refused_is_found() {
+    let (a, mut b) = scripts();
+    b.receive(How::Oldest, SENDER, id(1));
+    assert_eq!(found([a.drained(), b.drained()]), [Check::Sent]);
+    let (mut a, mut b) = scripts();
+    let record = Record { peer: RECEIVER, id: id(1), began_at: 10, ..Record::default() };
+    a.add(Kind::Sending, record).add(Kind::Sent, Record { result: 105, at: 20, ..record });
+    b.receive(How::Oldest, SENDER, id(1));
+    assert_eq!(found([a.drained(), b.drained()]), [Check::Sent]);
+}
+
+#[test]
+fn a_lost_signal_is_found_unless_the_loss_was_told() {
+    let missed = |told: u64| {
+        let (mut a, mut b) = scripts();
+        b.add(Kind::Matched, Record { name: 1, at: 5, ..Record::default() });
+        a.send_as(
+            Record { detail: Sort::Broadcast.code(), name: 1, id: id(1), ..Record::default() },
+            (10, 20),
+        );
+        b.add(Kind::Lost, Record { bytes: told, ..Record::default() });
+        found([a.drained(), b.drained()])
+    };
+    assert_eq!(missed(0), [Check::Signals]);
+    assert_eq!(missed(1), []);
+}
+
+#[test]
+fn a_lost_copy_and_numbers_that_fall_are_found() {
+    let (mut a, mut monitor) = scripts();
+    a.send(Sort::Plain, 77, 1, (10, 20)).send(Sort::Plain, 77, 2, (30, 40)).send(
+        Sort::Plain,
+        77,
+        3,
+        (50, 60),
+    );
+    for (serial, sequence) in [(1, 8), (3, 7)] {
+        let record =
+            Record { detail: How::Copy.code(), peer: SENDER, id: id(serial), sequence, ..Record::default() };
+        monitor.add(Kind::Received, record);
+    }
+    assert_eq!(found([a.drained(), monitor.drained()]), [Check::Sequence, Check::Monitors]);
+}
