@@ -136,7 +136,8 @@ impl Watch {
                     }
                     // The library answers calls of which it drops the message; nobody else writes that down.
                     if !(sum.sent..=sum.sent + sum.unknown + dropped).contains(&stats.sent) {
-                        wrong.push(format!("{} messages sent, {} of them written down", stats.sent, sum.sent));
+                        wrong
+                            .push(format!("{} messages sent, {} of them written down", stats.sent, sum.sent));
                     }
                     // Answers to awaited calls and notifications for the library are received unseen.
                     if stats.received < sum.received {

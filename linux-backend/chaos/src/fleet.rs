@@ -124,7 +124,17 @@ impl Member {
         });
         let stdin = child.stdin.take();
         let history = PathBuf::new();
-        Ok(Self { number, incarnation, role, state: State::Running, said: None, history, child, stdin, stderr })
+        Ok(Self {
+            number,
+            incarnation,
+            role,
+            state: State::Running,
+            said: None,
+            history,
+            child,
+            stdin,
+            stderr,
+        })
     }
 
     /// Begins a round, whose history goes to `dir`.

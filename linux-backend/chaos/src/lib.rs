@@ -11,20 +11,20 @@
 //! interleave does not, so a seed makes a failure likely to come again, not certain.
 
 pub mod audit;
+mod calls;
 pub mod check;
 pub mod client;
 pub mod daemon;
 pub mod fleet;
 pub mod history;
+mod loss;
+mod order;
 pub mod payload;
 pub mod point;
 pub mod raw;
 pub mod record;
-// pub mod report;
-// pub mod run;
-mod calls;
-mod loss;
-mod order;
+pub mod report;
+pub mod run;
 pub mod special;
 mod traffic;
 pub mod worker;

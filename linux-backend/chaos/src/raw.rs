@@ -4,9 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use kdbus_core::abi::{
-    Cmd, CmdHello, Command, Errno, ItemType, ItemWriter, Items, Msg, Vec, align8,
-};
+use kdbus_core::abi::{Cmd, CmdHello, Command, Errno, ItemType, ItemWriter, Items, Msg, Vec, align8};
 use kdbus_core::channel::{Entry, InboxReader, Return};
 use kdbus_linux::local::map::{ReadMap, WordMap};
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
@@ -130,7 +128,8 @@ fn own_name(context: &mut Context, open: &mut Open) -> Outcome<()> {
     socket::send(&open.socket, &header, &[&bytes[..size]], &[], Wait::Yes)?;
     let (mut buffer, mut fds) = (vec![0; PACKET_MAX], Descriptors::new());
     let arrived = socket::recv(&open.socket, &mut buffer, &mut fds, Wait::Yes)?;
-    let packet = Packet::parse(&mut buffer[..arrived.len], fds.len()).map_err(|error| format!("{error:?}"))?;
+    let packet =
+        Packet::parse(&mut buffer[..arrived.len], fds.len()).map_err(|error| format!("{error:?}"))?;
     match packet.header.result() {
         Ok(()) => context.note(Kind::Acquired, Record { at: now(), ..record }),
         Err(Errno::EEXIST) => context.note(Kind::NotOwner, Record { at: now(), ..record }),
