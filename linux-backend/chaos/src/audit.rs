@@ -108,6 +108,11 @@ impl Watch {
     ) -> Outcome<u64> {
         self.numbers.retain(|id, _| connections.get(id).is_some_and(|numbers| numbers.drained));
         let mut made = 0;
+        // What a client took out of shared memory, the daemon learns when it next has to do with that client's
+        // queue. A call counts until then, so everybody's queue is looked at before anybody's calls.
+        for id in connections.iter().filter(|(_, numbers)| numbers.drained).map(|(id, _)| *id) {
+            let _ = self.bus.transport().handle().stats(id);
+        }
         for (id, round) in connections.iter().filter(|(_, numbers)| numbers.drained) {
             let sum = self.numbers.entry(*id).or_default();
             sum.sent += round.sent;

@@ -430,19 +430,22 @@ impl Round {
         let mut twice = Vec::new();
         for (own, connection) in &self.connections {
             let mut seen = std::collections::HashSet::new();
-            twice.extend(connection.receipts.iter().filter(|receipt| !seen.insert(receipt.id)).map(
-                |receipt| {
-                    (
-                        receipt.id,
-                        connection.process,
-                        format!("{} came twice to connection {own}", Id(receipt.id)),
-                    )
-                },
-            ));
+            let copied = |receipt: &&Receipt| !self.is_repeated_copy(receipt) && !seen.insert(receipt.id);
+            for receipt in connection.receipts.iter().filter(copied) {
+                let text = format!("{} came twice to connection {own}", Id(receipt.id));
+                twice.push((receipt.id, connection.process, text));
+            }
         }
         for (id, process, text) in twice {
             self.find(Check::Once, id, &[process], text);
         }
+    }
+
+    /// Whether this may come again: a message that waits for room is sent until it succeeds, and monitors see
+    /// each try.
+    pub(crate) fn is_repeated_copy(&self, receipt: &Receipt) -> bool {
+        let sort = self.sendings.get(&receipt.id).map(|sending| sending.sort);
+        receipt.how == How::Copy && sort == Some(Sort::WhenRoom)
     }
 
     /// The processes that received a message.

@@ -103,7 +103,7 @@ fn sequences(round: &mut Round) {
     let mut found = Vec::new();
     let mut made = 0;
     for receipt in round.connections.values().flat_map(|connection| &connection.receipts) {
-        if receipt.sequence == 0 {
+        if receipt.sequence == 0 || round.is_repeated_copy(receipt) {
             continue;
         }
         let sender = told.entry((receipt.id.client, receipt.id.incarnation)).or_default();

@@ -187,22 +187,22 @@ impl Conductor<'_> {
         let incarnation = *self.incarnations.entry(number).and_modify(|count| *count += 1).or_insert(0);
         let random = &mut self.random;
         let point = match role {
-            Role::Worker if random.u32(0..10) < 7 => {
+            Role::Worker if random.u32(0..10) < 6 => {
                 let point = Point::OF_WORKERS[random.usize(0..Point::OF_WORKERS.len())];
                 let passes = match point {
                     Point::Mapped => 0,
                     Point::AfterHandOver | Point::OwningNames => random.u32(0..3),
-                    _ => random.u32(0..30),
+                    _ => random.u32(0..300),
                 };
                 Some((point, passes))
             }
             Role::Worker => None,
             Role::Activator => random.bool().then(|| (Point::Activator, random.u32(0..20))),
-            Role::Monitor => random.bool().then(|| (Point::Monitor, random.u32(0..2000))),
+            Role::Monitor => (random.u32(0..3) == 0).then(|| (Point::Monitor, random.u32(0..20_000))),
             Role::Raw => match random.u32(0..8) {
                 0 => Some((Point::Mapped, 0)),
-                1..4 => Some((Point::ReturnedNotFreed, random.u32(0..10))),
-                _ => Some((Point::TakenNotReturned, random.u32(0..10))),
+                1..4 => Some((Point::ReturnedNotFreed, random.u32(0..200))),
+                _ => Some((Point::TakenNotReturned, random.u32(0..200))),
             },
         };
         let seed = random.u64(..);
@@ -232,7 +232,7 @@ impl Conductor<'_> {
         for number in due {
             self.start(number)?;
         }
-        if self.random.u32(0..60) == 0 {
+        if self.random.u32(0..250) == 0 {
             self.kill_one(|state| state == State::Running, None)?;
         }
         if self.random.u32(0..30) == 0 && !self.members.is_empty() {
