@@ -323,10 +323,8 @@ impl<'c> Session<'c> {
             },
             MessageKind::Plain | MessageKind::Signal => {}
         }
-        if message.kind() != MessageKind::Notification
-            && self.held.len() < HELD_MAX
-            && self.context.once_in(8)
-        {
+        // What a client sent, not the bus nor the library.
+        if stamp.id.serial != 0 && self.held.len() < HELD_MAX && self.context.once_in(8) {
             self.held.push((stamp, message));
         }
         Ok(())
