@@ -1,25 +1,34 @@
 //! Calls end once, and by what they say.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::check::{Check, Round};
 use crate::history::Id;
 use crate::record::{End, MessageId, Sort};
 
+/// A reply that nobody waits for.
+const EBADSLT: u32 = 57;
+
 pub(crate) fn check(round: &mut Round) {
     let mut ids: Vec<_> = round.sendings.keys().copied().collect();
     ids.sort_unstable();
     let mut accepted: HashMap<MessageId, Vec<MessageId>> = HashMap::new();
+    let mut failed = HashSet::new();
     for id in &ids {
         let sending = &round.sendings[id];
-        if sending.sort == Sort::Reply && sending.was_accepted() {
+        if sending.sort != Sort::Reply {
+            continue;
+        }
+        if sending.was_accepted() {
             accepted.entry(sending.record.answers).or_default().push(*id);
+        } else if sending.returned.is_none_or(|(_, result, _)| result != EBADSLT) {
+            failed.insert(sending.record.answers);
         }
     }
     for id in &ids {
         let sending = &round.sendings[id];
         if sending.sort.is_call() {
-            ends(round, *id);
+            ends(round, *id, failed.contains(id));
             deaths(round, *id);
             replies(round, *id, accepted.get(id).map_or(&[], Vec::as_slice));
         }
@@ -27,7 +36,9 @@ pub(crate) fn check(round: &mut Round) {
 }
 
 /// An accepted call of somebody who lives on ends once.
-fn ends(round: &mut Round, id: MessageId) {
+///
+/// One of which the reply was refused ends without a word: kdbus counts it as answered.
+fn ends(round: &mut Round, id: MessageId, reply_failed: bool) {
     let call = round.sendings[&id];
     if call.sort != Sort::Call {
         return;
@@ -35,7 +46,7 @@ fn ends(round: &mut Round, id: MessageId) {
     let lives = round.connections.get(&call.record.own).is_some_and(|caller| caller.drained);
     let expected = match call.returned {
         // It may have left with the call outstanding.
-        Some((_, 0, _)) => u32::from(lives)..=1,
+        Some((_, 0, _)) => u32::from(lives && !reply_failed)..=1,
         Some(_) => 0..=0,
         None => 0..=1,
     };

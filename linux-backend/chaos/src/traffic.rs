@@ -39,7 +39,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn call_and_go_on(&mut self) -> Outcome<()> {
-        if self.pending.len() >= 100 {
+        if self.state.pending.len() >= 100 {
             return Ok(());
         }
         self.call(Sort::Call, 1..300)
@@ -171,14 +171,14 @@ impl Session<'_> {
             Sort::SyncCall => return self.end_call(record, self.bus.call_blocking(&message, deadline)),
             Sort::AwaitedCall => return self.end_call(record, self.bus.call(&message, deadline).wait()),
             Sort::Call => {
-                self.pending.insert(id.serial, (id, record.deadline));
+                self.state.pending.insert(id.serial, (id, record.deadline));
                 self.bus.send(&message.expect_reply(deadline))
             }
             Sort::WhenRoom => self.bus.send_when_room_blocking(&message, deadline),
             _ => self.bus.send(&message),
         };
         if sent.is_err() {
-            self.pending.remove(&id.serial);
+            self.state.pending.remove(&id.serial);
         }
         self.note_sent(record, sent.err())
     }

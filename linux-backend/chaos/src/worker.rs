@@ -23,6 +23,8 @@ const DEFERRED_MAX: usize = 8;
 pub(crate) struct State {
     pub(crate) names: [bool; NAMES.len()],
     pub(crate) topics: [bool; TOPICS.len()],
+    /// Calls whose end comes as a message, by cookie: the call and its deadline.
+    pub(crate) pending: HashMap<u64, (MessageId, u64)>,
 }
 
 /// Why a session ends.
@@ -44,8 +46,6 @@ pub(crate) struct Session<'c> {
     pub(crate) peers: Vec<u64>,
     held: Vec<(Stamp, Arrival<'c>)>,
     deferred: Vec<(MessageId, ReplyTo)>,
-    /// Calls whose end comes as a message, by cookie: the call and its deadline.
-    pub(crate) pending: HashMap<u64, (MessageId, u64)>,
     is_quiet: bool,
 }
 
@@ -103,6 +103,7 @@ pub fn run(context: &mut Context) -> Outcome<()> {
                 context.note(Kind::Ending, Record { own, ..Record::default() })?;
                 let transport = context.transport()?;
                 bus.reconnect(transport, |_| {})?;
+                state.pending.clear();
                 note_hello(context, &bus)?;
                 // Everything that was subscribed to is again, from here on.
                 for index in (0..TOPICS.len()).filter(|index| state.topics[*index]) {
@@ -154,7 +155,6 @@ impl<'c> Session<'c> {
             peers: Vec::new(),
             held: Vec::new(),
             deferred: Vec::new(),
-            pending: HashMap::new(),
             is_quiet: false,
         }
     }
@@ -207,10 +207,29 @@ impl<'c> Session<'c> {
     fn wind_up(&mut self) -> Outcome<()> {
         self.answer_deferred()?;
         self.receive_for(Duration::from_millis(5))?;
-        if self.pending.is_empty() && !self.is_quiet {
+        if self.state.pending.values().all(|(_, deadline)| *deadline < now()) {
+            self.await_nothing()?;
+        }
+        if self.state.pending.is_empty() && !self.is_quiet {
             self.is_quiet = true;
             self.context.is_quiet(self.own())?;
         }
+        Ok(())
+    }
+
+    /// Takes in the ends of calls whose deadlines have passed.
+    ///
+    /// A call of which the reply was refused for want of room has none, so there may be fewer than calls.
+    fn await_nothing(&mut self) -> Outcome<()> {
+        if self.state.pending.is_empty() {
+            return Ok(());
+        }
+        // The daemon looks at deadlines in each turn, so by its second answer these have been looked at.
+        for _ in 0..2 {
+            self.bus.transport().handle().stats(self.own())?;
+        }
+        while self.receive()? {}
+        self.state.pending.clear();
         Ok(())
     }
 
@@ -334,7 +353,7 @@ impl<'c> Session<'c> {
         let crate::client::ClientArguments { number, incarnation, .. } = self.context.arguments;
         // Not in the table if this is the second end; the history tells.
         let id = MessageId { client: number, incarnation, serial: cookie };
-        let deadline = self.pending.remove(&cookie).map_or(0, |(_, deadline)| deadline);
+        let deadline = self.state.pending.remove(&cookie).map_or(0, |(_, deadline)| deadline);
         let record = Record {
             detail: end.code(),
             own: self.own(),
