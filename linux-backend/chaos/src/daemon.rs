@@ -30,7 +30,7 @@ pub struct Daemon {
 pub struct Gauges {
     /// Open descriptors.
     pub descriptors: usize,
-    /// Lines of its memory map.
+    /// Memory files that it maps: pools, queues and lanes are such.
     pub mappings: usize,
     /// KiB of memory of its own that is resident.
     pub memory: u64,
@@ -104,7 +104,10 @@ impl Daemon {
         let memory = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
         Ok(Gauges {
             descriptors: fs::read_dir(proc.join("fd"))?.count(),
-            mappings: fs::read_to_string(proc.join("maps"))?.lines().count(),
+            mappings: fs::read_to_string(proc.join("maps"))?
+                .lines()
+                .filter(|line| line.contains("/memfd:"))
+                .count(),
             memory: memory.ok_or_else(|| io::Error::other("/proc tells no RssAnon"))?,
         })
     }

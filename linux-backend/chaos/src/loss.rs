@@ -47,7 +47,15 @@ fn kept(round: &mut Round, id: MessageId) {
     };
     round.made(Check::Kept);
     if sending.receipts + sending.drops == 0 {
-        let text = format!("{} was accepted and is lost; all who could have it live on", Id(id));
+        let who = match receivers.as_slice() {
+            [] => "nobody is known to have had the name".to_owned(),
+            processes => {
+                let names: Vec<_> =
+                    processes.iter().map(|(client, process)| format!("{client}.{process}")).collect();
+                format!("who could have it lives on: {}", names.join(", "))
+            }
+        };
+        let text = format!("{} was accepted and is lost; {who}", Id(id));
         round.find(Check::Kept, id, &receivers, text);
     }
 }

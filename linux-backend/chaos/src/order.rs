@@ -51,9 +51,12 @@ struct Line {
     oldest: Option<(u64, MessageId)>,
     /// The same for each priority among those received as the most urgent.
     urgent: BTreeMap<i64, (u64, MessageId)>,
-    /// Latest message of each process among those received as the oldest, and for each priority.
-    by_sender: HashMap<(u32, u32), (Option<MessageId>, BTreeMap<i64, MessageId>)>,
+    /// Of each process.
+    by_sender: HashMap<(u32, u32), Latest>,
 }
+
+/// A process' latest message among those received as the oldest, and for each priority.
+type Latest = (Option<MessageId>, BTreeMap<i64, MessageId>);
 
 impl Line {
     /// Compares one more receipt with all before it; returns what it breaks.

@@ -151,7 +151,10 @@ impl Report {
             "kdbusd's descriptors".into(),
             format!("{} before, {} after", base.descriptors, last.descriptors),
         ));
-        rows.push(("kdbusd's mappings".into(), format!("{} before, {} after", base.mappings, last.mappings)));
+        rows.push((
+            "kdbusd's mapped memory files".into(),
+            format!("{} before, {} after", base.mappings, last.mappings),
+        ));
         rows.push((
             "kdbusd's memory".into(),
             format!("{} KiB after the first round, {} KiB after the last", steady.memory, last.memory),

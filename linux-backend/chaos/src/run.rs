@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -250,10 +250,7 @@ impl Conductor<'_> {
 
     /// Takes in what the clients say, for which it waits.
     fn hear(&mut self, span: Duration) {
-        let mut said = match self.receiver.recv_timeout(span) {
-            Ok(said) => Some(said),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        };
+        let mut said = self.receiver.recv_timeout(span).ok();
         while let Some(Said { number, incarnation, word }) = said {
             said = self.receiver.try_recv().ok();
             let known = |member: &&mut Member| (member.number, member.incarnation) == (number, incarnation);
@@ -388,9 +385,11 @@ impl Conductor<'_> {
                 self.bury()?;
                 // One that was about to stop at its point when the round ended.
                 self.resume(Instant::now(), true)?;
-                let silent = |member: &&Member| match (line, member.said) {
-                    ("quiet", Some(Word::Quiet)) | ("drain", Some(Word::Drained(_))) => false,
-                    _ => true,
+                let silent = |member: &&Member| {
+                    !matches!(
+                        (line, member.said),
+                        ("quiet", Some(Word::Quiet)) | ("drain", Some(Word::Drained(_)))
+                    )
                 };
                 let waiting: Vec<_> =
                     self.members.iter().filter(silent).map(|member| member.number).collect();
@@ -482,7 +481,7 @@ impl Conductor<'_> {
         self.report.gauges = [self.base, steady, gauges];
         for (check, what, now, then) in [
             (Check::Descriptors, "descriptors", gauges.descriptors as u64, self.base.descriptors as u64),
-            (Check::Mappings, "mappings", gauges.mappings as u64, self.base.mappings as u64),
+            (Check::Mappings, "mapped memory files", gauges.mappings as u64, self.base.mappings as u64),
             (Check::Memory, "KiB of memory", gauges.memory, steady.memory + MEMORY_SLACK),
         ] {
             *self.report.tally.checks.entry(check).or_default() += 1;

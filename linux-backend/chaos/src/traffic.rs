@@ -1,6 +1,8 @@
 //! What a worker sends, and what it asks the bus for.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kdbus_core::Instant;
@@ -23,6 +25,7 @@ struct Payload {
     bytes: Vec<u8>,
     file: Option<SealedMemfd>,
     zeros: u64,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Session<'_> {
@@ -82,7 +85,7 @@ impl Session<'_> {
         Some(To::Name(self.context.random.usize(0..NAMES.len())))
     }
 
-    fn payload(&mut self, id: MessageId, answers: MessageId) -> Outcome<Payload> {
+    fn payload(&mut self, sort: Sort, id: MessageId, answers: MessageId) -> Outcome<Payload> {
         let random = &mut self.context.random;
         let inline = match random.u32(0..100) {
             0..70 => random.usize(0..200),
@@ -92,6 +95,12 @@ impl Session<'_> {
         };
         let in_file = if random.u32(0..100) < 5 { random.usize(1..30_000) } else { 0 };
         let zeros = if random.u32(0..100) < 3 { random.u64(1..10_000) } else { 0 };
+        let mut descriptors = Vec::new();
+        if !sort.is_signal() && random.u32(0..100) < 4 {
+            let file =
+                if random.bool() { File::open("/dev/null")?.into() } else { UnixStream::pair()?.0.into() };
+            descriptors.push(file);
+        }
         let stamp = Stamp::new(id, answers, (inline + in_file) as u64);
         let mut bytes = stamp.as_bytes().to_vec();
         bytes.resize(payload::STAMP + inline, 0);
@@ -103,7 +112,7 @@ impl Session<'_> {
             payload::fill(id, inline as u64, &mut rest);
             Some(SealedMemfd::new(&rest)?)
         };
-        Ok(Payload { bytes, file, zeros })
+        Ok(Payload { bytes, file, zeros, descriptors })
     }
 
     /// Sends what `plan` says, and for calls that wait, awaits the answer. Both are written down: that it begins,
@@ -111,7 +120,7 @@ impl Session<'_> {
     pub(crate) fn send(&mut self, plan: Plan) -> Outcome<()> {
         let Plan { sort, to, answers, timeout } = plan;
         let id = self.context.next_id();
-        let payload = self.payload(id, answers)?;
+        let payload = self.payload(sort, id, answers)?;
         let mut parts: Vec<Part<'_, BorrowedFd<'_>>> = Vec::new();
         let in_file = payload.file.as_ref().map_or(0, SealedMemfd::len);
         if let Some(file) = &payload.file {
@@ -139,7 +148,8 @@ impl Session<'_> {
             }
             To::Reply(to) => Message::reply(to),
         };
-        let message = message.payload(&payload.bytes).parts(&parts).priority(priority);
+        let descriptors: Vec<_> = payload.descriptors.iter().map(AsFd::as_fd).collect();
+        let message = message.payload(&payload.bytes).parts(&parts).fds(&descriptors).priority(priority);
         // A signal's cookie is the hash of its topic; a call that waits has one of the connection's own.
         let message = if sort.is_signal() || matches!(sort, Sort::SyncCall | Sort::AwaitedCall) {
             message

@@ -101,6 +101,13 @@ pub fn run(context: &mut Context) -> Outcome<()> {
             Next::Reconnect => {
                 let own = bus.id();
                 context.note(Kind::Ending, Record { own, ..Record::default() })?;
+                // Every name that was ever asked for and not released is asked for again, also those that another
+                // client has taken meanwhile.
+                for index in 0..NAMES.len() {
+                    let record = Record { own, name: index as u32 + 1, began_at: now(), ..Record::default() };
+                    context.note(Kind::Acquiring, record)?;
+                    state.names[index] = true;
+                }
                 let transport = context.transport()?;
                 bus.reconnect(transport, |_| {})?;
                 state.pending.clear();
