@@ -110,7 +110,8 @@ impl Watch {
         let mut made = 0;
         // What a client took out of shared memory, the daemon learns when it next has to do with that client's
         // queue. A call counts until then, so everybody's queue is looked at before anybody's calls.
-        for id in connections.iter().filter(|(_, numbers)| numbers.drained).map(|(id, _)| *id) {
+        let resting = connections.iter().filter(|(_, numbers)| numbers.drained).map(|(id, _)| *id);
+        for id in resting.chain([self.bus.id()]) {
             let _ = self.bus.transport().handle().stats(id);
         }
         for (id, round) in connections.iter().filter(|(_, numbers)| numbers.drained) {
