@@ -101,6 +101,8 @@ pub struct Numbers {
     pub received: u64,
     /// Losses that were reported to it.
     pub lost: u64,
+    /// It can send and receive past the daemon, which does not count that.
+    pub has_lanes: bool,
     /// It emptied its queue at the end of the round.
     pub drained: bool,
 }
@@ -218,7 +220,10 @@ impl Round {
                 self.connections.entry(record.own).or_default().process = process;
             }
             match kind {
-                Kind::Hello => self.connections.entry(record.own).or_default().hello_at = record.at,
+                Kind::Hello => {
+                    self.connections.entry(record.own).or_default().hello_at = record.at;
+                    self.verdict.connections.entry(record.own).or_default().has_lanes |= record.bytes > 0;
+                }
                 Kind::Sending => self.read_sending(record),
                 Kind::Sent => self.read_sent(record),
                 Kind::CallEnded => {

@@ -99,6 +99,8 @@ pub struct Context {
     pub random: fastrand::Rng,
     /// What it is to do.
     pub phase: Phase,
+    /// Lanes that it brings and sends by, chosen once: other clients reach it past the daemon then.
+    pub lanes: usize,
     /// Whether its state has to be written into a new history.
     pub is_new_round: bool,
     log: Option<Log>,
@@ -149,8 +151,14 @@ pub fn run(arguments: &ClientArguments) -> Outcome<()> {
 
 impl Context {
     fn new(arguments: ClientArguments) -> Self {
+        let mut random = fastrand::Rng::with_seed(arguments.seed);
+        let lanes = match arguments.role {
+            Role::Worker => random.choice([0, 2, 8, 8]).unwrap_or(0),
+            Role::Activator | Role::Monitor | Role::Raw => 0,
+        };
         Self {
-            random: fastrand::Rng::with_seed(arguments.seed),
+            random,
+            lanes,
             phase: Phase::Idle,
             is_new_round: false,
             log: None,
@@ -167,7 +175,9 @@ impl Context {
     ///
     /// What connecting reports.
     pub fn transport(&mut self) -> Outcome<LocalTransport> {
-        let options = Options::new().staging(self.random.choice([0, 1 << 16]).unwrap_or(0)).prefault(false);
+        let staging = self.random.choice([0, 1 << 16]).unwrap_or(0);
+        let after = self.random.choice([1, 4]).unwrap_or(1);
+        let options = Options::new().staging(staging).prefault(false).lanes(self.lanes).lane_after(after);
         let node = &self.arguments.node;
         let text = node.to_str().ok_or_else(|| format!("{} is no text", node.display()))?;
         Ok(options.connect(text)?)

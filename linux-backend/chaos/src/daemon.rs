@@ -37,12 +37,12 @@ pub struct Gauges {
 }
 
 impl Daemon {
-    /// Starts the `program` on a tree of its own in `dir`, with room for `clients`.
+    /// Starts the `program` on a tree of its own in `dir`, with room for `clients`, and connects to it.
     ///
     /// # Errors
     ///
     /// If it cannot be started or nobody can connect.
-    pub fn start(program: &Path, dir: &Path, clients: u32) -> Outcome<Self> {
+    pub fn start(program: &Path, dir: &Path, clients: u32) -> Outcome<(Self, LocalTransport)> {
         let root = dir.join("kdbus");
         let uid = rustix::process::geteuid().as_raw();
         let mut command = Command::new(program);
@@ -58,7 +58,7 @@ impl Daemon {
         let began = Instant::now();
         loop {
             match daemon.connect() {
-                Ok(_) => return Ok(daemon),
+                Ok(first) => return Ok((daemon, first)),
                 Err(error) if daemon.ended()?.is_some() || began.elapsed() > PATIENCE => {
                     return Err(format!("{} serves nobody: {error}", program.display()).into());
                 }
@@ -67,14 +67,10 @@ impl Daemon {
         }
     }
 
-    /// Another way to the bus.
-    ///
-    /// # Errors
-    ///
-    /// What connecting reports.
-    pub fn connect(&self) -> Result<LocalTransport, ConnectError> {
+    /// A way to the bus that brings no lanes.
+    fn connect(&self) -> Result<LocalTransport, ConnectError> {
         let path = self.node.to_string_lossy();
-        Options::new().staging(0).prefault(false).connect(&path)
+        Options::new().staging(0).prefault(false).lanes(0).connect(&path)
     }
 
     /// Node of the bus.

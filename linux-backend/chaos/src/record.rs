@@ -65,7 +65,7 @@ pub struct Record {
     pub priority: i64,
     /// Its sequence number, if it was told.
     pub sequence: u64,
-    /// Bytes of its payload, or messages lost.
+    /// Bytes of its payload, messages lost, or lanes of a connection.
     pub bytes: u64,
     /// When the call ends by time.
     pub deadline: u64,

@@ -28,6 +28,8 @@ pub struct Report {
     pub kills: BTreeMap<Option<Point>, u64>,
     /// What the histories count up to.
     pub tally: Tally,
+    /// Messages past the daemon, of those who came to rest.
+    pub by_lane: u64,
     /// What the daemon had before anybody came, the first time that everybody had left, and the last time.
     pub gauges: [Gauges; 3],
     /// What must not be.
@@ -47,6 +49,7 @@ impl Report {
             pauses: 0,
             kills: BTreeMap::new(),
             tally: Tally::default(),
+            by_lane: 0,
             gauges: [Gauges { descriptors: 0, mappings: 0, memory: 0 }; 3],
             findings: Vec::new(),
             steps: Vec::new(),
@@ -127,6 +130,7 @@ impl Report {
             ("processes".into(), self.processes.to_string()),
             ("operations".into(), tally.operations.to_string()),
             ("messages sent".into(), sent.to_string()),
+            ("of them by lane, at least".into(), self.by_lane.to_string()),
             ("messages refused".into(), refused.to_string()),
             ("messages received".into(), tally.received.to_string()),
             ("messages dropped unread".into(), tally.dropped.to_string()),
@@ -202,7 +206,7 @@ impl Report {
         json!({
             "seed": self.seed, "clients": self.clients, "seconds": self.seconds, "rounds": self.rounds,
             "processes": self.processes, "operations": tally.operations, "messages": sent,
-            "received": tally.received, "dropped": tally.dropped, "copies": tally.copies, "lost": tally.lost,
+            "received": tally.received, "dropped": tally.dropped, "by_lane": self.by_lane, "copies": tally.copies, "lost": tally.lost,
             "pauses": self.pauses, "calls": calls, "kills": kills, "checks": checks,
             "kdbusd": { "before": base, "after_first_round": steady, "after": last, "memory_slack_kib": MEMORY_SLACK },
             "findings": findings, "steps": self.steps,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{ListFlags, NameFlags};
-use kdbus_core::client::{CallError, Message, NameRule, Part, Rule, SendError, Standing};
+use kdbus_core::client::{CallError, Failure, Message, NameRule, Part, Rule, SendError, Standing};
 use kdbus_linux::local::SealedMemfd;
 use zerocopy::IntoBytes;
 
@@ -291,6 +291,21 @@ impl Session<'_> {
         self.bus.add_match(cookie, &[Rule::Topic(topic(index).into())])?;
         self.state.topics[index] = true;
         self.context.note(Kind::Matched, record)
+    }
+
+    /// Opens a lane to somebody, if the daemon gives one. After long refusals, such as while a monitor was there, the
+    /// library would not ask for a while.
+    pub(crate) fn open_lane(&mut self) -> Outcome<()> {
+        let transport = self.bus.transport();
+        let opened = match self.choose() {
+            Some(To::Id(peer)) => transport.open_lane(peer),
+            Some(To::Name(index)) => transport.open_lane_to_name(name(index)),
+            _ => return Ok(()),
+        };
+        match opened {
+            Err(Failure::Broken(errno)) => Err(format!("asking for a lane failed: {errno}").into()),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn look_around(&mut self) -> Outcome<()> {

@@ -121,23 +121,15 @@ pub fn run(context: &mut Context) -> Outcome<()> {
     }
 }
 
-/// Whether workers use lanes, by which messages go past the daemon.
-///
-/// `LocalTransport` has none yet. Once it has, this is where a client's seed chooses, and where the option is
-/// set.
-const fn lanes(_context: &Context) -> Option<bool> {
-    None
-}
-
 fn hello(context: &mut Context) -> Hello<'static> {
-    debug_assert!(lanes(context).is_none());
     let hello = Hello::new().pool_size(POOL);
     let hello = if context.random.bool() { hello.accept_fds() } else { hello };
     if context.random.bool() { hello.ask_metadata(AttachFlags::TIMESTAMP) } else { hello }
 }
 
 fn note_hello(context: &mut Context, bus: &Bus) -> Outcome<()> {
-    context.note(Kind::Hello, Record { own: bus.id(), ..Record::default() })
+    let lanes = context.lanes as u64;
+    context.note(Kind::Hello, Record { own: bus.id(), bytes: lanes, ..Record::default() })
 }
 
 fn note_match(context: &mut Context, kind: Kind, own: u64, index: usize) -> Outcome<()> {
@@ -271,7 +263,8 @@ impl<'c> Session<'c> {
             890..910 => self.change_matches()?,
             910..940 => self.answer_deferred()?,
             940..970 => self.let_go(1)?,
-            970..990 => self.look_around()?,
+            970..980 => self.look_around()?,
+            980..990 => self.open_lane()?,
             990..993 => return Ok(Some(Next::Goodbye)),
             993..995 => return Ok(Some(Next::Reconnect)),
             _ => std::thread::sleep(Duration::from_micros(self.context.random.u64(1000..20_000))),
