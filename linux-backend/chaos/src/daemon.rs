@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Daemon {
     child: Child,
     node: PathBuf,
+    log: PathBuf,
 }
 
 /// What a process has of the machine.
@@ -46,15 +47,17 @@ impl Daemon {
         let root = dir.join("kdbus");
         let uid = rustix::process::geteuid().as_raw();
         let mut command = Command::new(program);
-        command.arg("--root").arg(&root).args(["--bus", BUS, "--set", "log=error"]);
+        command.arg("--root").arg(&root).args(["--bus", BUS, "--set", "log=warn"]);
         // The dead may be replaced before the daemon has seen their end, and there are the conductor's own.
         for capacity in ["clients", "clients-per-user", "connections"] {
             command.arg("--set").arg(format!("capacity.{capacity}={}", (2 * clients + 16).max(64)));
         }
         // A signal from the keyboard is for the conductor.
-        let spawned = command.stdin(Stdio::null()).process_group(0).spawn();
+        let log = dir.join("kdbusd.log");
+        let file = fs::File::create(&log)?;
+        let spawned = command.stdin(Stdio::null()).stderr(file).process_group(0).spawn();
         let child = spawned.map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
-        let mut daemon = Self { child, node: root.join(format!("{uid}-{BUS}")).join("bus") };
+        let mut daemon = Self { child, node: root.join(format!("{uid}-{BUS}")).join("bus"), log };
         let began = Instant::now();
         loop {
             match daemon.connect() {
@@ -71,6 +74,15 @@ impl Daemon {
     fn connect(&self) -> Result<LocalTransport, ConnectError> {
         let path = self.node.to_string_lossy();
         Options::new().staging(0).prefault(false).lanes(0).connect(&path)
+    }
+
+    /// The last things that it has logged.
+    #[must_use]
+    pub fn last_words(&self) -> Vec<String> {
+        const LAST: usize = 12;
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(LAST)..].iter().map(|line| (*line).to_owned()).collect()
     }
 
     /// Node of the bus.

@@ -457,6 +457,10 @@ impl Conductor<'_> {
         for finding in kept {
             self.report.steps.extend(steps(&finding, &histories));
         }
+        if !self.report.findings.is_empty() {
+            self.report.steps.push("kdbusd, last words:".to_owned());
+            self.report.steps.extend(self.daemon.last_words().into_iter().map(|line| format!("    {line}")));
+        }
         Ok(())
     }
 
