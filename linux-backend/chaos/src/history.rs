@@ -46,6 +46,24 @@ impl History {
         self.records[from..].iter().map(|record| Line(record).to_string()).collect()
     }
 
+    /// What it did from a little before `from` to a little after `to`, one in a line; `count` of them at most.
+    #[must_use]
+    pub fn steps_between(&self, from: u64, to: u64, count: usize) -> Vec<String> {
+        const LITTLE: u64 = 3_000_000;
+        let near =
+            |record: &&Record| (from.saturating_sub(LITTLE)..=to.saturating_add(LITTLE)).contains(&record.at);
+        self.records.iter().filter(near).take(count).map(|record| Line(record).to_string()).collect()
+    }
+
+    /// When it sent a message: the beginning and the return of SEND, or twice the beginning.
+    #[must_use]
+    pub fn sent_at(&self, id: MessageId) -> Option<(u64, u64)> {
+        let of =
+            |kind: Kind| self.records.iter().find(|record| record.kind == kind.code() && record.id == id);
+        let began_at = of(Kind::Sending)?.began_at;
+        Some((began_at, of(Kind::Sent).map_or(began_at, |sent| sent.at)))
+    }
+
     /// The things it did about one message, one in a line.
     #[must_use]
     pub fn steps_about(&self, id: MessageId) -> Vec<String> {

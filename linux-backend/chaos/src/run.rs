@@ -519,12 +519,18 @@ impl Conductor<'_> {
 fn steps(finding: &Finding, histories: &[History]) -> Vec<String> {
     const LAST: usize = 12;
     let mut lines = vec![format!("{}: {}", finding.check.text(), finding.text)];
+    let sent_at = finding.message.and_then(|id| histories.iter().find_map(|history| history.sent_at(id)));
     for history in histories {
         let process = (history.client, history.incarnation);
         let about = finding.message.map(|id| history.steps_about(id)).unwrap_or_default();
         if !about.is_empty() {
             lines.push(format!("  client {}.{} about the message:", process.0, process.1));
             lines.extend(about.into_iter().map(|line| format!("    {line}")));
+        }
+        if let (true, Some((from, to))) = (finding.involved.contains(&process), sent_at) {
+            lines.push(format!("  client {}.{} at that time:", process.0, process.1));
+            let near = history.steps_between(from, to, 5 * LAST);
+            lines.extend(near.into_iter().map(|line| format!("    {line}")));
         }
         if finding.involved.contains(&process) {
             lines.push(format!("  client {}.{}, last steps:", process.0, process.1));
