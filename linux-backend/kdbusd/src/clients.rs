@@ -63,6 +63,8 @@ pub(crate) struct Client {
     /// The write end of its bell. It stays when the connection ends and its handle does not.
     pub(crate) bell: Option<OwnedFd>,
     pub(crate) hello: heapless::Vec<OwnedFd, LANE_FDS>,
+    /// Number of the lane by which it can send that it was given last, until it says that it has mapped it.
+    pub(crate) lane_given: Option<u32>,
     /// Where large payload comes from: a memfd, read only.
     pub(crate) staging: Option<Foreign>,
     /// Files that go with the next answer that brings a message.
@@ -92,6 +94,7 @@ impl Client {
             shared: None,
             bell: None,
             hello: heapless::Vec::new(),
+            lane_given: None,
             staging: None,
             outgoing: heapless::Vec::new(),
             ring: false,

@@ -379,6 +379,11 @@ impl Daemon {
                     .and_then(|to| self.domain.open_lane(&mut turn, from, to).map_err(NoLane::errno));
                 let lanes = &mut self.state.lanes;
                 let result = opened.map(|()| (lanes.given, lanes.given_to, lanes.given_files.take()));
+                if let Ok((number, _, Some(_))) = &result
+                    && let Some(client) = self.state.clients.get_mut(from)
+                {
+                    client.lane_given = Some(*number);
+                }
                 self.answer_lane(from, &header, result);
             }
             Kind::DropLane => {
@@ -387,7 +392,10 @@ impl Daemon {
                 }
             }
             Kind::LaneMapped => {
-                if !self.state.lanes.mapped(header.slot, from) {
+                let given = self.state.clients.get_mut(from).and_then(|client| client.lane_given.take());
+                // One that it was given may be gone with its receiver before it has mapped it, and its number be
+                // another's.
+                if !self.state.lanes.mapped(header.slot, from) && given != Some(header.slot) {
                     self.state.doom(from, "it has no such lane");
                 }
             }

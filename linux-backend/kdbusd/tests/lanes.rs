@@ -135,6 +135,31 @@ fn nobody_says_goodbye_with_a_message_in_a_lane() {
 }
 
 #[test]
+fn a_sender_whose_receiver_ends_before_the_lane_is_mapped_goes_on() {
+    use kdbus_linux::local::socket::{self, Descriptors, Wait};
+    use kdbus_linux::local::wire::{Header, Kind};
+    let bus = bus();
+    let (a, b) = (bus.connect_without_lanes(), bus.connect_without_lanes());
+    let _inward = b.transport().handle().bring_lane().unwrap();
+    let kdbusd = a.transport().handle().socket();
+    let ask = Header { key: b.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
+    socket::send(kdbusd, &ask, &[], &[], Wait::Yes).unwrap();
+    let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+    socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
+    let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+    answer.result().unwrap();
+    drop(b);
+    // The daemon has seen that end when it answers.
+    assert!(a.transport().handle().stats(1 << 40).is_err());
+    let mapped = Header { slot: answer.slot, ..Header::new(Kind::LaneMapped, 0) };
+    socket::send(kdbusd, &mapped, &[], &[], Wait::Yes).unwrap();
+    assert!(a.transport().handle().stats(a.id()).is_ok(), "it was cut off for what another did");
+    // Once is enough: nobody else's lane can be claimed under that number.
+    socket::send(kdbusd, &mapped, &[], &[], Wait::Yes).unwrap();
+    assert!(a.transport().handle().stats(a.id()).is_err());
+}
+
+#[test]
 fn a_client_that_claims_the_lane_of_another_is_cut_off() {
     use kdbus_linux::local::socket::{self, Wait};
     use kdbus_linux::local::wire::{Header, Kind};
