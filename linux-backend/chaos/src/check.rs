@@ -86,6 +86,8 @@ pub struct Tally {
     pub lost: u64,
     /// Calls by their ends.
     pub calls: BTreeMap<End, u64>,
+    /// Lanes that were open at the end of the round.
+    pub lanes: u64,
     /// How often each check was made.
     pub checks: BTreeMap<Check, u64>,
 }
@@ -271,6 +273,7 @@ impl Round {
                 Kind::Left => self.connections.entry(record.own).or_default().left = true,
                 Kind::Ending => self.owners.entry(process).or_default().gave_up_at.push(record.at),
                 Kind::Drained => {
+                    self.verdict.tally.lanes += record.bytes;
                     self.connections.entry(record.own).or_default().drained = true;
                     self.owners.entry(process).or_default().drained = true;
                 }

@@ -101,6 +101,8 @@ pub struct Context {
     pub phase: Phase,
     /// Lanes that it brings and sends by, chosen once: other clients reach it past the daemon then.
     pub lanes: usize,
+    /// Lanes by which it sends at rest.
+    pub open_lanes: u64,
     /// Whether its state has to be written into a new history.
     pub is_new_round: bool,
     log: Option<Log>,
@@ -159,6 +161,7 @@ impl Context {
         Self {
             random,
             lanes,
+            open_lanes: 0,
             phase: Phase::Idle,
             is_new_round: false,
             log: None,
@@ -303,7 +306,7 @@ impl Context {
     ///
     /// If nobody listens any more.
     pub fn is_drained(&mut self, own: u64) -> Outcome<()> {
-        self.note(Kind::Drained, Record { own, ..Record::default() })?;
+        self.note(Kind::Drained, Record { own, bytes: self.open_lanes, ..Record::default() })?;
         self.log = None;
         self.phase = Phase::Idle;
         self.say(&format!("drained {own}"))?;

@@ -64,10 +64,12 @@ impl History {
         Some((began_at, of(Kind::Sent).map_or(began_at, |sent| sent.at)))
     }
 
-    /// The things it did about one message, one in a line.
+    /// The things it did about one message, one in a line, and what it dropped that has its cookie.
     #[must_use]
     pub fn steps_about(&self, id: MessageId) -> Vec<String> {
-        let about = |record: &&Record| id.serial != 0 && (record.id == id || record.answers == id);
+        let dropped = |record: &Record| record.kind == Kind::Dropped.code() && record.cookie == id.serial;
+        let about =
+            |record: &&Record| id.serial != 0 && (record.id == id || record.answers == id || dropped(record));
         self.records.iter().filter(about).map(|record| Line(record).to_string()).collect()
     }
 }

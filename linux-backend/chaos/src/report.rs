@@ -64,6 +64,7 @@ impl Report {
         tally.copies += round.copies;
         tally.dropped += round.dropped;
         tally.lost += round.lost;
+        tally.lanes += round.lanes;
         for (sort, [accepted, refused]) in &round.sent {
             let sum = tally.sent.entry(*sort).or_default();
             sum[0] += accepted;
@@ -130,7 +131,8 @@ impl Report {
             ("processes".into(), self.processes.to_string()),
             ("operations".into(), tally.operations.to_string()),
             ("messages sent".into(), sent.to_string()),
-            ("of them by lane, at least".into(), self.by_lane.to_string()),
+            ("of them by lane, of those who came to rest".into(), self.by_lane.to_string()),
+            ("lanes open at rest, over all rounds".into(), tally.lanes.to_string()),
             ("messages refused".into(), refused.to_string()),
             ("messages received".into(), tally.received.to_string()),
             ("messages dropped unread".into(), tally.dropped.to_string()),
@@ -206,7 +208,7 @@ impl Report {
         json!({
             "seed": self.seed, "clients": self.clients, "seconds": self.seconds, "rounds": self.rounds,
             "processes": self.processes, "operations": tally.operations, "messages": sent,
-            "received": tally.received, "dropped": tally.dropped, "by_lane": self.by_lane, "copies": tally.copies, "lost": tally.lost,
+            "received": tally.received, "dropped": tally.dropped, "by_lane": self.by_lane, "lanes": tally.lanes, "copies": tally.copies, "lost": tally.lost,
             "pauses": self.pauses, "calls": calls, "kills": kills, "checks": checks,
             "kdbusd": { "before": base, "after_first_round": steady, "after": last, "memory_slack_kib": MEMORY_SLACK },
             "findings": findings, "steps": self.steps,

@@ -246,6 +246,7 @@ impl<'c> Session<'c> {
         self.let_go(0)?;
         self.report_lost()?;
         self.is_quiet = false;
+        self.context.open_lanes = self.bus.transport().open_lanes() as u64;
         self.context.is_drained(self.own())
     }
 
