@@ -155,7 +155,7 @@ impl Context {
     fn new(arguments: ClientArguments) -> Self {
         let mut random = fastrand::Rng::with_seed(arguments.seed);
         let lanes = match arguments.role {
-            Role::Worker => random.choice([0, 2, 8, 8]).unwrap_or(0),
+            Role::Worker => random.choice([0, 2, 8, 8, 8, 8]).unwrap_or(0),
             Role::Activator | Role::Monitor | Role::Raw => 0,
         };
         Self {

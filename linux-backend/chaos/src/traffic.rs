@@ -79,6 +79,9 @@ impl Session<'_> {
     }
 
     fn choose(&mut self) -> Option<To> {
+        if self.favourite.is_some() && self.context.random.u32(0..100) < 40 {
+            return self.favourite;
+        }
         if self.context.random.u32(0..100) < 60 {
             return self.peer().map(To::Id);
         }
@@ -297,11 +300,15 @@ impl Session<'_> {
     /// library would not ask for a while.
     pub(crate) fn open_lane(&mut self) -> Outcome<()> {
         let transport = self.bus.transport();
-        let opened = match self.choose() {
+        let to = self.choose();
+        let opened = match to {
             Some(To::Id(peer)) => transport.open_lane(peer),
             Some(To::Name(index)) => transport.open_lane_to_name(name(index)),
             _ => return Ok(()),
         };
+        if opened.is_ok() {
+            self.favourite = to;
+        }
         match opened {
             Err(Failure::Broken(errno)) => Err(format!("asking for a lane failed: {errno}").into()),
             _ => Ok(()),
