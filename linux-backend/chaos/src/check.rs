@@ -179,6 +179,7 @@ pub(crate) struct Owner {
     /// When it may have had each name: from, and to if it ended.
     pub(crate) spans: HashMap<u32, Vec<(u64, Option<u64>)>>,
     pub(crate) drained: bool,
+    /// When its connections ended that it gave up.
     pub(crate) gave_up_at: Vec<u64>,
     pub(crate) lost: u64,
 }
@@ -223,6 +224,11 @@ impl Round {
             }
             match kind {
                 Kind::Hello => {
+                    // The old connection of one that reconnects ends when the new one is there.
+                    let gave_up = self.owners.entry(process).or_default().gave_up_at.last_mut();
+                    if let Some(at) = gave_up.filter(|at| **at == u64::MAX) {
+                        *at = record.at;
+                    }
                     self.connections.entry(record.own).or_default().hello_at = record.at;
                     self.verdict.connections.entry(record.own).or_default().has_lanes |= record.bytes > 0;
                 }
@@ -271,7 +277,7 @@ impl Round {
                     self.owners.entry(process).or_default().lost += record.bytes;
                 }
                 Kind::Left => self.connections.entry(record.own).or_default().left = true,
-                Kind::Ending => self.owners.entry(process).or_default().gave_up_at.push(record.at),
+                Kind::Ending => self.owners.entry(process).or_default().gave_up_at.push(u64::MAX),
                 Kind::Drained => {
                     self.verdict.tally.lanes += record.bytes;
                     self.connections.entry(record.own).or_default().drained = true;

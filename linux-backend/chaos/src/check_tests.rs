@@ -137,6 +137,21 @@ fn a_loss_at_a_name_is_found_unless_an_owner_died() {
 }
 
 #[test]
+fn what_is_lost_while_its_owner_reconnects_is_no_finding() {
+    let losing = |reconnected_at| {
+        let (mut a, mut b) = scripts();
+        b.add(Kind::Acquiring, Record { name: 1, began_at: 1, ..Record::default() });
+        b.add(Kind::Ending, Record { at: 5, ..Record::default() });
+        b.own = 21;
+        b.add(Kind::Hello, Record { at: reconnected_at, ..Record::default() });
+        a.send_as(Record { name: 1, id: id(1), ..Record::default() }, (10, 20));
+        found([a.drained(), b.drained()])
+    };
+    assert_eq!(losing(15), []);
+    assert_eq!(losing(8), [Check::Kept]);
+}
+
+#[test]
 fn a_reorder_is_found_by_both_checks_of_order() {
     let (mut a, mut b) = scripts();
     a.send(Sort::Plain, RECEIVER, 1, (10, 20)).send(Sort::Plain, RECEIVER, 2, (30, 40));
