@@ -177,7 +177,7 @@ impl Conductor<'_> {
     }
 
     const fn is_without_monitor(&self) -> bool {
-        self.report.rounds % 3 != 0
+        !self.report.rounds.is_multiple_of(3)
     }
 
     fn role(&self, number: u32) -> Role {
