@@ -204,6 +204,12 @@ impl LaneTable {
         true
     }
 
+    /// Who sends by this lane into a connection.
+    pub(crate) fn sender(&self, number: u32, receiver: HandleId) -> Option<HandleId> {
+        let lane = self.lanes.get(number as usize)?.as_ref().filter(|lane| lane.receiver == receiver)?;
+        lane.sender
+    }
+
     /// Ends a call that came to `receiver` by one of its lanes, because kdbusd brings its reply. Returns the caller;
     /// `None` if there is no such call, or none that waits.
     pub(crate) fn claim(&mut self, number: u32, receiver: HandleId, call: u64) -> Option<HandleId> {

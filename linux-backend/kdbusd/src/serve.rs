@@ -386,6 +386,11 @@ impl Daemon {
                 }
                 self.answer_lane(from, &header, result);
             }
+            Kind::CallDropped => {
+                if let Some(sender) = self.state.lanes.sender(header.slot, from) {
+                    Turn::idle(&mut self.state).notice(sender);
+                }
+            }
             Kind::DropLane => {
                 if !self.state.lanes.drop_one(header.slot, from) {
                     self.state.doom(from, "it has no such lane");

@@ -336,3 +336,19 @@ fn the_calls_of_the_dead_end_once_and_after_what_they_have_answered() {
     assert_eq!(rest, [(id, 1, ItemType::PAYLOAD_OFF), dead(2), dead(3)]);
     assert!(ends(&a).is_empty());
 }
+
+#[test]
+fn a_dropped_call_ends_at_once_and_is_answered_by_nobody() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let before = carried(&b);
+    call(&a, &b, 7, 60_000);
+    call(&a, &b, 8, 60_000);
+    assert!(b.transport().recv(RecvFlags::DROP, 0).unwrap().message.is_none());
+    assert_eq!(carried(&b), before, "it came by lane");
+    a.transport().wait(Some(after(5000))).unwrap();
+    assert_eq!(ends(&a), [(0, 7, ItemType::REPLY_DEAD)]);
+    assert!(reply(&b, ReplyTo { id: a.id(), cookie: 7, priority: 0 }, b"never").is_err());
+    reply(&b, called(&b), b"the other").unwrap();
+    assert_eq!(ends(&a), [(b.id(), 8, ItemType::PAYLOAD_OFF)]);
+}

@@ -255,7 +255,17 @@ impl Handle {
         }
         let lane = OutLane::map(answer).map_err(Failure::Refused)?;
         self.about_lane(Kind::LaneMapped, number)?;
-        Ok((receiver, Some(lane)))
+        // Packets are read in their order: once a second request is answered, the first one's lane is open.
+        let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
+        match self.transact(header, &mut [], None, Attachments::default()) {
+            Ok(_) | Err(Failure::Refused(_)) => Ok((receiver, Some(lane))),
+            Err(broken) => Err(broken),
+        }
+    }
+
+    /// Has kdbusd wake the sender of a lane whose call was dropped.
+    pub(super) fn call_dropped(&self, lane: u32) -> Result<(), Failure> {
+        self.about_lane(Kind::CallDropped, lane)
     }
 
     fn about_lane(&self, kind: Kind, number: u32) -> Result<(), Failure> {

@@ -2,7 +2,9 @@
 
 use kdbus_core::abi::Timestamp;
 use kdbus_core::channel::terms::{self, HeldTerms};
-use kdbus_core::channel::{Arrived, Batch, CALL_ENDED_SIZE, CallName, CallWord, Place, call_ended, settle};
+use kdbus_core::channel::{
+    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Place, call_ended, settle,
+};
 use kdbus_core::queue;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
@@ -40,6 +42,8 @@ struct Waiting {
     lane: Option<usize>,
     /// Room that its lane gets back when it is received.
     words: u64,
+    /// The call that it is.
+    call: Option<CallName>,
     queued: Option<queue::Handle>,
 }
 
@@ -172,7 +176,8 @@ impl InLanes {
                     lane.give_back(words);
                     continue;
                 }
-                if let (Some(call), true) = (call, settled.deadline != 0) {
+                let call = call.filter(|_| settled.deadline != 0);
+                if let Some(call) = call {
                     owed.add(call, settled.cookie);
                 }
                 let arrived = Arrived {
@@ -188,7 +193,7 @@ impl InLanes {
                 debug_assert!(admitted, "there was room");
                 self.free_len = last;
                 if let Some(place) = self.waiting.get_mut(slot as usize) {
-                    *place = Some(Waiting { held, lane: Some(at), words, queued: None });
+                    *place = Some(Waiting { held, lane: Some(at), words, call, queued: None });
                 }
                 *waiting += 1;
             }
@@ -212,7 +217,7 @@ impl InLanes {
     /// Receives a message: its lane gets its room back. The application has its bytes if they were shown, and nobody
     /// otherwise. Returns its place in the queue.
     pub(super) fn take(&mut self, slot: u32, arena: &Arena) -> Option<queue::Handle> {
-        let Waiting { held, lane, words, queued } = self.waiting.get_mut(slot as usize)?.take()?;
+        let Waiting { held, lane, words, queued, .. } = self.waiting.get_mut(slot as usize)?.take()?;
         arena.release(held);
         if let Some(place) = self.free.get_mut(self.free_len) {
             *place = slot;
@@ -245,7 +250,8 @@ impl InLanes {
         });
         let Some(Ok((held, ()))) = filled else { return None };
         self.free_len = last;
-        *self.waiting.get_mut(slot as usize)? = Some(Waiting { held, lane: None, words: 0, queued: None });
+        *self.waiting.get_mut(slot as usize)? =
+            Some(Waiting { held, lane: None, words: 0, call: None, queued: None });
         let (offset, size) = (held.offset, held.size);
         Some(Arrived { key, priority: 0, lane: NOTICES, slot, offset, size, with_files: false })
     }
@@ -267,6 +273,16 @@ impl InLanes {
     /// kdbusd's number of the lane by which it came.
     pub(super) fn number(&self, owed: &OwedCall) -> Option<u32> {
         self.lanes.get(owed.lane)?.as_ref().map(|inward| inward.lane.number())
+    }
+
+    /// Ends the call that a message is, which is to be dropped. Returns kdbusd's number of its lane, whose sender has to
+    /// hear of it.
+    pub(super) fn drop_call(&mut self, slot: u32) -> Option<u32> {
+        let waiting = (*self.waiting.get(slot as usize)?)?;
+        let inward = self.lanes.get_mut(waiting.lane?)?.as_mut()?;
+        let name = waiting.call?;
+        inward.owed.remove(name);
+        inward.lane.call(name).end(name.number, CallState::Expired).then(|| inward.lane.number())
     }
 
     /// Such a call was answered, or has ended otherwise.

@@ -203,6 +203,15 @@ impl OutLanes {
         self.by_bus = calls;
     }
 
+    /// A call that its callee has dropped. Cost: `O(CALLS_MAX)`.
+    pub(super) fn dropped_call(&self) -> Option<Call> {
+        let dropped = |call: &&Call| {
+            let state = self.lane(call.lane).map(|lane| lane.call(call.name).state(call.name.number));
+            state == Some(Some(CallState::Expired))
+        };
+        self.calls.iter().find(dropped).copied()
+    }
+
     /// Calls by lane that have not ended, whether or not their replies were received. Cost: `O(CALLS_MAX)`.
     pub(super) fn waiting_calls(&self) -> u32 {
         if self.calls.is_empty() {

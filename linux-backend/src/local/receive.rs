@@ -49,6 +49,8 @@ pub(super) struct Receiver<P, S> {
     lost: u64,
     /// Notices that the owner was woken for.
     notices: u64,
+    /// Notices up to which calls were looked at.
+    looked: u64,
 }
 
 impl<P: Words, S: Words> Receiver<P, S> {
@@ -66,6 +68,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             lanes: None,
             lost,
             notices,
+            looked: notices,
         })
     }
 
@@ -124,9 +127,16 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.inbox.push_return(Return::Taken { slot: message.slot, key: message.key }).map(Some)
     }
 
-    /// Receives or, with `DROP`, gives up a message that came by lane; with `PEEK`, only shows it.
-    pub(super) fn take_from_lane(&mut self, message: &Arrived, flags: RecvFlags, arena: &Arena) {
-        let Some(lanes) = self.lanes() else { return };
+    /// Receives or, with `DROP`, gives up a message that came by lane; with `PEEK`, only shows it. Returns the lane whose
+    /// sender has to hear that its call was dropped.
+    pub(super) fn take_from_lane(
+        &mut self,
+        message: &Arrived,
+        flags: RecvFlags,
+        arena: &Arena,
+    ) -> Option<u32> {
+        let lanes = self.lanes()?;
+        let dropped = if flags.contains(RecvFlags::DROP) { lanes.drop_call(message.slot) } else { None };
         if !flags.contains(RecvFlags::DROP) {
             lanes.show(message.slot, arena);
         }
@@ -135,6 +145,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         {
             PriorityQueue::new(&mut self.head, &mut self.nodes).remove(queued);
         }
+        dropped
     }
 
     /// Removes `message` from the queue: it was received by command, or is gone.
@@ -202,6 +213,11 @@ impl<P: Words, S: Words> Receiver<P, S> {
             }
             lanes.outward.calls().close(call.name);
         }
+        // Whoever drops a call ends it as if its time were over, and this connection closes those that it ends so itself.
+        while let Some(call) = lanes.outward.dropped_call() {
+            self.call_ended(lanes, call.cookie, true, now);
+            lanes.outward.calls().close(call.name);
+        }
         // Replies that came by lane and were not looked at come first.
         if !dead || self.lanes().is_some_and(InLanes::has_fresh) {
             return;
@@ -232,7 +248,11 @@ impl<P: Words, S: Words> Receiver<P, S> {
     /// Moves what came in into the queue.
     fn look(&mut self, mut lanes: Option<&mut Lanes<'_>>) {
         for _ in 0..LOOKS {
-            if !self.has_fresh() && !lanes.as_mut().is_some_and(|lanes| wants_attention(lanes.outward)) {
+            // A callee that drops a call has kdbusd notify its caller.
+            let notices = self.inbox.notices();
+            let noticed = core::mem::replace(&mut self.looked, notices) != notices;
+            let attention = |lanes: &mut &mut Lanes<'_>| wants_attention(lanes.outward);
+            if !noticed && !self.has_fresh() && !lanes.as_mut().is_some_and(attention) {
                 return;
             }
             // Whoever was gone before the clock was read has sent all of its replies by then.
@@ -277,7 +297,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             }
             if gate().is_some()
                 && let Some(lanes) = lanes.as_deref_mut()
-                && (dead || lanes.outward.calls().next() <= now)
+                && (noticed || dead || lanes.outward.calls().next() <= now)
             {
                 self.end_calls(lanes, dead, now);
             }

@@ -421,7 +421,9 @@ impl LocalTransport {
         let mut lanes = arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, outward });
         while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
             if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {
-                receiver.take_from_lane(&entry, flags, arena);
+                if let Some(lane) = receiver.take_from_lane(&entry, flags, arena) {
+                    self.handle.call_dropped(lane)?;
+                }
                 if flags.contains(RecvFlags::DROP) {
                     return Ok(Some(None));
                 }

@@ -53,6 +53,8 @@ pub enum Kind {
     LaneMapped = 9,
     /// To kdbusd: this client does not receive by lane `slot` any more. Has no answer.
     DropLane = 10,
+    /// To kdbusd: this client has dropped a call that came by lane `slot`; its sender is to look. Has no answer.
+    CallDropped = 11,
     /// To the client: the end of the command with this `serial`. `number` is the errno, 0 for success.
     Answer = 0x80,
 }
@@ -72,6 +74,7 @@ impl Kind {
             8 => Self::OpenLane,
             9 => Self::LaneMapped,
             10 => Self::DropLane,
+            11 => Self::CallDropped,
             0x80 => Self::Answer,
             _ => return None,
         })
