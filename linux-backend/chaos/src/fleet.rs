@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::client::{Outcome, Role};
 use crate::point::Point;
@@ -155,6 +155,14 @@ impl Member {
     /// Sends it a signal. It was not waited for, so its number is still its own.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process(Pid::from_child(&self.child), signal);
+    }
+
+    /// Continues it, once it has stopped: one that is about to stop itself says so before, and would sleep through a
+    /// signal that comes earlier.
+    pub fn go_on(&self) {
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let _ = rustix::io::retry_on_intr(|| waitid(WaitId::Pid(Pid::from_child(&self.child)), stopped));
+        self.signal(Signal::CONT);
     }
 
     /// Kills it, and returns when it is gone.

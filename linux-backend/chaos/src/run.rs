@@ -290,7 +290,7 @@ impl Conductor<'_> {
             match killed_at {
                 Some(point) => dying.push((member.number, point)),
                 None => {
-                    member.signal(Signal::CONT);
+                    member.go_on();
                     member.state = State::Running;
                 }
             }
