@@ -406,6 +406,11 @@ impl Conductor<'_> {
                 if waiting.is_empty() {
                     break;
                 }
+                // One that was stopped just before it would have stopped itself has been continued once too few.
+                self.members
+                    .iter()
+                    .filter(|member| silent(member))
+                    .for_each(|member| member.signal(Signal::CONT));
                 if began.elapsed() > PATIENCE {
                     for number in waiting {
                         self.find_hanging(number, phase)?;
