@@ -95,6 +95,8 @@ pub enum NoLane {
     Activator,
     /// The metadata that each message shows is too long, or another lane of the two is under other terms.
     Terms,
+    /// The sender has broken the rules of a lane to this receiver.
+    Banned,
     /// The receiver's lanes are all in use, or it brought none.
     Full,
 }
@@ -127,6 +129,7 @@ impl fmt::Display for NoLane {
             Self::Metadata => "the receiver asks for metadata that is collected for each message",
             Self::Activator => "an activator stands behind the name",
             Self::Terms => "what each message shows of its sender does not fit, or has changed",
+            Self::Banned => "the sender has broken the rules of a lane to this receiver",
             Self::Full => "the receiver has no lane left",
         })
     }

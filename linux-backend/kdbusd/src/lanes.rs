@@ -54,6 +54,8 @@ pub(crate) struct LaneTable {
     per_connection: usize,
     per_user: usize,
     layout: Option<LaneLayout>,
+    /// Senders that have broken the rules of a lane to a receiver, with that receiver: as many as there are lanes.
+    banned: Vec<(HandleId, HandleId)>,
     /// The lane that was given last.
     pub(crate) given: u32,
     /// Id of its receiver.
@@ -72,7 +74,8 @@ impl LaneTable {
         layout: Option<LaneLayout>,
     ) -> Self {
         let lanes = (0..count).map(|_| None).collect();
-        Self { lanes, per_connection, per_user, layout, given: 0, given_to: 0, given_files: None }
+        let banned = Vec::with_capacity(count);
+        Self { lanes, per_connection, per_user, layout, banned, given: 0, given_to: 0, given_files: None }
     }
 
     /// Makes a lane into a connection. Returns its number and what the receiver gets of it.
@@ -128,6 +131,9 @@ impl LaneTable {
     pub(crate) fn give(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
         if self.lanes.is_empty() {
             return Err(NoLane::Off);
+        }
+        if self.banned.contains(&(grant.from, grant.to)) {
+            return Err(NoLane::Banned);
         }
         let into = |lane: &Lane| lane.receiver == grant.to;
         let of = |sender| {
@@ -192,15 +198,21 @@ impl LaneTable {
         true
     }
 
-    /// Takes a lane back that its receiver needs no more: its sender is gone, or has broken its rules. False if it
-    /// has no such lane.
+    /// Takes a lane back that its receiver needs no more: its sender is gone, or has broken its rules and gets no other
+    /// one to this receiver. False if it has no such lane.
     #[must_use]
     pub(crate) fn drop_one(&mut self, number: u32, receiver: HandleId) -> bool {
         let Some(place) = self.lanes.get_mut(number as usize) else { return false };
         let Some(lane) = place.as_mut().filter(|lane| lane.receiver == receiver) else { return false };
         lane.gate.close();
+        let broke_rules = lane.sender.filter(|_| !terms::has_ended(lane.gate.page()));
         terms::end(lane.gate.page());
         *place = None;
+        if let Some(sender) = broke_rules
+            && self.banned.len() < self.lanes.len()
+        {
+            self.banned.push((sender, receiver));
+        }
         true
     }
 
@@ -237,6 +249,9 @@ impl LaneTable {
 
     /// Closes lanes, and hands whoever has to look at one now to `woken`.
     pub(crate) fn close(&mut self, which: Lanes, mut woken: impl FnMut(HandleId)) {
+        if let Lanes::Of(end) = which {
+            self.banned.retain(|(sender, receiver)| *sender != end && *receiver != end);
+        }
         for lane in self.lanes.iter_mut().flatten() {
             let meant = match which {
                 Lanes::Into(receiver) => lane.receiver == receiver,

@@ -5,10 +5,11 @@ mod common;
 use std::time::Duration;
 
 use common::{Bus, Client};
+use kdbus_core::abi::Errno;
 use kdbus_core::abi::{ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneWriter, Verdict, Words};
-use kdbus_core::client::{Connection, Hello, Message, Monitor};
+use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
 use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
@@ -152,7 +153,9 @@ fn messages_that_the_bus_would_refuse_are_not_received() {
         attacker.send(now(), 0, &message(victim.id(), change), b"malicious"[..8].into());
         assert!(victim.try_recv().unwrap().is_none(), "change {number}");
         unharmed(&bus, &victim);
-        // Given up for good.
+        // Given up for good, and there is no other one: each would cost the receiver time.
+        let again = attacker.client.transport().handle().open_lane(victim.id(), &[]);
+        assert_eq!(again.err(), Some(Failure::Refused(Errno::EOPNOTSUPP)));
         assert!(attacker.writer.reserve(LaneHead::default()).is_err());
     }
 }
