@@ -2,18 +2,16 @@
 
 use crate::NODE_NAME_MAX;
 use crate::NodeName;
-use crate::abi::{
-    AttachFlags, BloomParameter, Command, Errno, Frame, FrameError, ItemType, Items, MakeFlags,
-};
+use crate::abi::{AttachFlags, BloomParameter, Command, Errno, Frame, FrameError, ItemType, MakeFlags};
 
 use super::Domain;
 use super::domain::HandleState;
 use super::endpoint::Endpoint;
-use super::host::{Clock, Credentials, HandleId, Host, Node};
+use super::host::{Clock, Credentials, Host, Node};
 use super::limits::{BLOOM_MAX, BLOOM_MIN};
 use super::metadata::{Gathered, READ};
 use super::names::BusNames;
-use super::policy::{Database, OwnPolicy, Policy};
+use super::policy::OwnPolicy;
 use super::table::{Blank, BusIx, ConnIx, EndpointIx, HandleIx, Place, UserIx};
 use super::user::Counted;
 
@@ -195,33 +193,6 @@ impl Domain<'_> {
         let user = self.buses[bus].user;
         self.buses.remove(bus);
         self.discount(user, Counted::Bus);
-    }
-
-    /// Sets the policy of the bus that `owner` has made, as one more policy holder would: NAME items, each with the
-    /// POLICY_ACCESS items behind it, in the place of those set before. Lanes of the bus close.
-    ///
-    /// Cost: `O(items · log of all policy entries)`.
-    ///
-    /// # Errors
-    ///
-    /// `EBADFD` if `owner` has made no bus, `EINVAL` for malformed items, `EEXIST` if a name has a policy holder or comes
-    /// twice, `ENOMEM` if a table is full. The former policy stays.
-    pub fn set_bus_policy(
-        &mut self,
-        host: &mut dyn Host,
-        owner: HandleId,
-        items: &[u8],
-    ) -> Result<(), Errno> {
-        let handle = self.handles.find(owner.index, owner.generation).ok_or(Errno::EBADFD)?;
-        let HandleState::BusOwner(bus) = self.handles[handle].state else { return Err(Errno::EBADFD) };
-        if Items::new(items).any(|item| item.is_err()) {
-            return Err(Errno::EINVAL);
-        }
-        let items = || Items::new(items).filter_map(Result::ok);
-        Policy::check(items(), usize::MAX, true, false)?;
-        self.policy.replace(&mut self.buses[bus].policy, Database::Bus(bus), items())?;
-        self.close_lanes_on(host, bus);
-        Ok(())
     }
 
     /// Where answers about the creator of a bus are kept.

@@ -20,7 +20,7 @@ use super::limits::POLICY_NAMES_PER_CONNECTION;
 use super::matches::OwnMatches;
 use super::metadata::{Gathered, READ};
 use super::notify::Notice;
-use super::policy::{Database, OwnPolicy, Policy};
+use super::policy::{Database, Keeper, OwnPolicy, Policy};
 use super::pool::{Pool, PoolHead};
 use super::quota::QuotaHead;
 use super::registry::place;
@@ -411,7 +411,7 @@ impl Domain<'_> {
             let foreign = self.has_foreign_users(self.conns[conn].handle);
             Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, wildcards, foreign)?;
             let own = &mut self.conns[conn].policy;
-            self.policy.replace(own, Database::Bus(bus), frame.items())?;
+            self.policy.replace(own, Keeper::Connection, Database::Bus(bus), frame.items())?;
             self.close_lanes_on(host, bus);
         }
         Ok(())
@@ -459,7 +459,8 @@ impl Domain<'_> {
             let foreign = self.has_foreign_users(record.handle);
             Policy::check(frame.items(), POLICY_NAMES_PER_CONNECTION, true, foreign)?;
             let bus = record.bus;
-            self.policy.replace(&mut self.conns[conn].policy, Database::Bus(bus), frame.items())?;
+            let own = &mut self.conns[conn].policy;
+            self.policy.replace(own, Keeper::Connection, Database::Bus(bus), frame.items())?;
             self.close_lanes_on(host, bus);
         }
         if self.conns[conn].attach_recv != attach_recv {

@@ -8,7 +8,7 @@ use super::Domain;
 use super::bus::mode;
 use super::domain::HandleState;
 use super::host::{Clock, Credentials, EndpointId, Host, Node};
-use super::policy::{Database, OwnPolicy, Policy};
+use super::policy::{Database, Keeper, OwnPolicy, Policy};
 use super::table::{Blank, BusIx, EndpointIx, HandleIx, Place, UserIx};
 use super::user::{Counted, Identity, User};
 
@@ -109,7 +109,7 @@ impl Domain<'_> {
         }
         Policy::check(frame.items(), usize::MAX, true, self.has_foreign_users(handle))?;
         let own = &mut self.endpoints[endpoint].policy;
-        self.policy.replace(own, Database::Endpoint(endpoint), frame.items())
+        self.policy.replace(own, Keeper::Endpoint, Database::Endpoint(endpoint), frame.items())
     }
 
     /// Removes a custom endpoint and disconnects whoever is on it. Cost: `O(connections of the bus)` and a

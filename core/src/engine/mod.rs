@@ -5,7 +5,7 @@
 //!
 //! - [`domain`](Domain): handles, which command goes where; [`Config`] and [`Storage`]: how much of it there
 //!   is, and whose memory that is.
-//! - `bus`, `endpoint`, `connection`, `user`: what is made and unmade.
+//! - `bus`, `bus_policy`, `endpoint`, `connection`, `user`: what is made and unmade.
 //! - `send`, `deliver`, `receive`, `call`, `registry`, `list`: the commands.
 //! - `lanes`: who may exchange messages past the bus, and until when.
 //! - [`names`], [`pool`], [`quota`], [`reply`], `matches`, `rules`, `policy`, `files`: tables that change their own
@@ -13,6 +13,7 @@
 
 mod access;
 mod bus;
+mod bus_policy;
 mod call;
 #[cfg(test)]
 mod chaos;
@@ -53,6 +54,7 @@ mod user;
 mod watch;
 
 pub use crate::channel::{Entry, Return};
+pub use bus_policy::PolicyRefused;
 pub use config::{Config, ConfigError};
 pub use domain::Domain;
 pub use host::{

@@ -37,6 +37,17 @@ pub(super) enum Database {
     Endpoint(EndpointIx),
 }
 
+/// Who sets entries, and may replace them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeper {
+    /// A connection, an activator or a policy holder. It has one entry.
+    Connection,
+    /// The bus itself. It has any number, beside those of connections.
+    Bus,
+    /// A custom endpoint. It has any number, and nobody else has any in its database.
+    Endpoint,
+}
+
 /// Whom a record covers.
 #[derive(Clone, Copy, Debug)]
 enum Covers {
@@ -50,6 +61,7 @@ enum Covers {
 pub(super) struct PolicyEntry {
     link: Link,
     database: Database,
+    keeper: Keeper,
     stem: heapless::String<WELL_KNOWN_NAME_MAX>,
     wildcard: bool,
     records: Option<AccessIx>,
@@ -73,6 +85,7 @@ impl Blank for PolicyEntry {
     const BLANK: Self = Self {
         link: Link::new(),
         database: Database::Staging,
+        keeper: Keeper::Connection,
         stem: heapless::String::new(),
         wildcard: false,
         records: None,
@@ -90,7 +103,7 @@ impl Linked for PolicyEntry {
     }
 }
 
-/// The entries of one owner, a connection or an endpoint.
+/// The entries of one owner: a connection, a bus or an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OwnPolicy {
     first: Option<PolicyIx>,
@@ -169,11 +182,13 @@ impl<'s> Policy<'s> {
     pub(super) fn replace<'m>(
         &mut self,
         own: &mut OwnPolicy,
+        keeper: Keeper,
         database: Database,
         items: impl Iterator<Item = Item<'m>>,
     ) -> Result<(), Errno> {
         let mut staged = OwnPolicy::NONE;
-        if let Err(error) = self.stage(&mut staged, items).and_then(|()| self.clash(staged, own, database)) {
+        let ready = self.stage(&mut staged, keeper, items);
+        if let Err(error) = ready.and_then(|()| self.clash(staged, own, database)) {
             self.clear(&mut staged);
             return Err(error);
         }
@@ -217,6 +232,12 @@ impl<'s> Policy<'s> {
         best
     }
 
+    /// Whether a connection has an entry for this name in `database`, in `O(log entries)`.
+    pub(super) fn is_of_connection(&self, database: Database, name: PolicyName<'_>) -> bool {
+        let entry = self.find(database, name.stem, name.wildcard);
+        entry.is_some_and(|entry| self.entries[entry].keeper == Keeper::Connection)
+    }
+
     /// Names in all policies.
     pub(super) const fn len(&self) -> usize {
         self.entries.len()
@@ -243,6 +264,7 @@ impl<'s> Policy<'s> {
     fn stage<'m>(
         &mut self,
         staged: &mut OwnPolicy,
+        keeper: Keeper,
         items: impl Iterator<Item = Item<'m>>,
     ) -> Result<(), Errno> {
         for item in items {
@@ -255,6 +277,7 @@ impl<'s> Policy<'s> {
                     let stem = heapless::String::try_from(name.stem).map_err(|_| Errno::EINVAL)?;
                     let entry = PolicyEntry {
                         stem,
+                        keeper,
                         wildcard: name.wildcard,
                         next_own: staged.first,
                         ..PolicyEntry::BLANK
@@ -282,9 +305,8 @@ impl<'s> Policy<'s> {
         let mut at = staged.first;
         while let Some(place) = at {
             let entry = &self.entries[place];
-            if let Some(other) = self.find(database, &entry.stem, entry.wildcard)
-                && !self.owns(own, other)
-            {
+            let other = self.find(database, &entry.stem, entry.wildcard);
+            if other.is_some_and(|other| !self.owns(own, entry.keeper, other)) {
                 return Err(Errno::EEXIST);
             }
             at = entry.next_own;
@@ -292,10 +314,12 @@ impl<'s> Policy<'s> {
         Ok(())
     }
 
-    /// Whether an entry is one of an owner's. A connection has one name; an endpoint shares its database
-    /// with nobody.
-    fn owns(&self, own: &OwnPolicy, entry: PolicyIx) -> bool {
-        matches!(self.entries[entry].database, Database::Endpoint(_)) || own.first == Some(entry)
+    /// Whether an entry of a database that `keeper` may set is one of its own.
+    fn owns(&self, own: &OwnPolicy, keeper: Keeper, entry: PolicyIx) -> bool {
+        match keeper {
+            Keeper::Connection => own.first == Some(entry),
+            Keeper::Bus | Keeper::Endpoint => self.entries[entry].keeper == keeper,
+        }
     }
 
     fn find(&self, database: Database, stem: &str, wildcard: bool) -> Option<PolicyIx> {

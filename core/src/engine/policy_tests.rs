@@ -46,7 +46,7 @@ fn the_highest_matching_record_counts_whatever_the_order() {
     let mut policy = Policy::new(&mut entries, &mut records);
     let mut own = OwnPolicy::NONE;
     let area = items(&[("a.b", &[(1, 2, 7), (3, 0, 0), (2, 1, 5)])]);
-    policy.replace(&mut own, bus(), read(&area)).unwrap();
+    policy.replace(&mut own, Keeper::Connection, bus(), read(&area)).unwrap();
     assert_eq!(policy.level(bus(), &who(7, 0), "a.b"), Some(Level::Own));
     assert_eq!(policy.level(bus(), &who(8, 5), "a.b"), Some(Level::Talk));
     assert_eq!(policy.level(bus(), &who(8, 6), "a.b"), Some(Level::See));
@@ -60,7 +60,7 @@ fn wildcards_cover_one_more_element_and_exact_entries_hide_them() {
     let mut policy = Policy::new(&mut entries, &mut records);
     let mut own = OwnPolicy::NONE;
     let area = items(&[("x.y.*", &[(3, 2, 0)]), ("x.y.z", &[])]);
-    policy.replace(&mut own, bus(), read(&area)).unwrap();
+    policy.replace(&mut own, Keeper::Bus, bus(), read(&area)).unwrap();
     assert_eq!(policy.level(bus(), &who(1, 1), "x.y.w"), Some(Level::Own));
     assert_eq!(policy.level(bus(), &who(1, 1), "x.y.z"), None);
     assert_eq!(policy.level(bus(), &who(1, 1), "x.y"), None);
@@ -72,13 +72,16 @@ fn a_failed_replacement_leaves_everything_as_it_was() {
     let (mut entries, mut records) = storage();
     let mut policy = Policy::new(&mut entries, &mut records);
     let (mut a, mut b) = (OwnPolicy::NONE, OwnPolicy::NONE);
-    policy.replace(&mut a, bus(), read(&items(&[("a.b", &[(3, 1, 0)])]))).unwrap();
-    policy.replace(&mut b, bus(), read(&items(&[("a.c", &[(3, 1, 0)])]))).unwrap();
-    assert_eq!(policy.replace(&mut b, bus(), read(&items(&[("a.b", &[])]))), Err(Errno::EEXIST));
+    policy.replace(&mut a, Keeper::Connection, bus(), read(&items(&[("a.b", &[(3, 1, 0)])]))).unwrap();
+    policy.replace(&mut b, Keeper::Connection, bus(), read(&items(&[("a.c", &[(3, 1, 0)])]))).unwrap();
+    assert_eq!(
+        policy.replace(&mut b, Keeper::Connection, bus(), read(&items(&[("a.b", &[])]))),
+        Err(Errno::EEXIST)
+    );
     assert_eq!(policy.level(bus(), &who(1, 1), "a.c"), Some(Level::Talk));
     let twice = items(&[("a.d", &[]), ("a.d", &[])]);
-    assert_eq!(policy.replace(&mut b, bus(), read(&twice)), Err(Errno::EEXIST));
-    policy.replace(&mut b, bus(), read(&items(&[("a.c", &[(3, 0, 0)])]))).unwrap();
+    assert_eq!(policy.replace(&mut b, Keeper::Connection, bus(), read(&twice)), Err(Errno::EEXIST));
+    policy.replace(&mut b, Keeper::Connection, bus(), read(&items(&[("a.c", &[(3, 0, 0)])]))).unwrap();
     assert_eq!(policy.level(bus(), &who(1, 1), "a.c"), Some(Level::See));
     policy.clear(&mut a);
     policy.clear(&mut b);
@@ -114,11 +117,11 @@ mod model {
 
     const NAMES: [&str; 7] = ["a.b", "a.c", "a.b.c", "a.*", "a.b.*", "b.a", "b.*"];
     const ASKED: [&str; 7] = ["a.b", "a.c", "a.d", "a.b.c", "a.b.d", "a.b.c.d", "b.a"];
-    const OWNERS: usize = 4;
+    const OWNERS: usize = 5;
 
     #[derive(Clone, Debug)]
     enum Op {
-        /// One owner gets these names; those of the second half belong to endpoints, which share nothing.
+        /// One owner gets these names.
         Replace(usize, Vec<(usize, Vec<Access>)>),
         Clear(usize),
     }
@@ -132,9 +135,18 @@ mod model {
         ]
     }
 
-    /// Owners 0 and 1 are connections of one bus and have one name each, the others are endpoints.
+    /// Owners 0 and 1 are connections of one bus and have one name each, 2 is that bus itself; the others are
+    /// endpoints, which share nothing.
     fn database(owner: usize) -> Database {
-        if owner < 2 { bus() } else { Database::Endpoint(EndpointIx::new(owner as u32)) }
+        if owner < 3 { bus() } else { Database::Endpoint(EndpointIx::new(owner as u32)) }
+    }
+
+    const fn keeper(owner: usize) -> Keeper {
+        match owner {
+            0 | 1 => Keeper::Connection,
+            2 => Keeper::Bus,
+            _ => Keeper::Endpoint,
+        }
     }
 
     struct Entry {
@@ -171,7 +183,8 @@ mod model {
                     let named: Vec<(&str, &[Access])> =
                         names.iter().map(|(name, records)| (NAMES[*name], records.as_slice())).collect();
                     let area = items(&named);
-                    let result = policy.replace(&mut owners[owner], database(owner), read(&area));
+                    let at = database(owner);
+                    let result = policy.replace(&mut owners[owner], keeper(owner), at, read(&area));
                     let taken = |name: &str| {
                         let others = model.iter().filter(|entry| entry.owner != owner);
                         others

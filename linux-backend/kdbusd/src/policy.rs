@@ -5,8 +5,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use kdbus_core::abi::Errno;
-use kdbus_core::engine::HandleId;
+use kdbus_core::engine::{HandleId, PolicyRefused};
 use kdbus_policy::{Policy, PolicyError};
 use rustix::fd::AsFd;
 use rustix::io;
@@ -35,8 +34,8 @@ pub enum ApplyError {
         path: PathBuf,
         /// The bus, the uid in front.
         bus: String,
-        /// Why.
-        error: Errno,
+        /// Why, and what to do.
+        why: String,
     },
 }
 
@@ -93,11 +92,25 @@ impl Daemon {
     fn apply_file(&mut self, file: &FromFile) -> Result<(), ApplyError> {
         let policy = Policy::load(&file.path).map_err(ApplyError::File)?;
         let mut turn = Turn::idle(&mut self.state);
-        self.domain
-            .set_bus_policy(&mut turn, file.owner, &policy.items())
-            .map_err(|error| ApplyError::Refused { path: file.path.clone(), bus: file.bus.clone(), error })?;
+        let items = policy.items();
+        self.domain.set_bus_policy(&mut turn, file.owner, &items).map_err(|refused| file.refused(refused))?;
         self.settle();
         Ok(())
+    }
+}
+
+impl FromFile {
+    fn refused(&self, refused: PolicyRefused<'_>) -> ApplyError {
+        let fix = match refused {
+            PolicyRefused::Held(_) => "leave the name to one of the two",
+            PolicyRefused::Full => "raise capacity.policy-entries and capacity.policy-records",
+            _ => "check it with kdbusctl policy check",
+        };
+        ApplyError::Refused {
+            path: self.path.clone(),
+            bus: self.bus.clone(),
+            why: format!("{refused}; {fix}"),
+        }
     }
 }
 
@@ -105,15 +118,8 @@ impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(error) => error.fmt(f),
-            Self::Refused { path, bus, error } => {
-                let fix = match *error {
-                    Errno::EEXIST => {
-                        "one of its names has a policy holder on the bus: leave it to one of the two"
-                    }
-                    Errno::ENOMEM => "raise capacity.policy-entries and capacity.policy-records",
-                    _ => "check it with kdbusctl policy check",
-                };
-                write!(f, "{}: bus {bus} does not take it: {error}; {fix}", path.display())
+            Self::Refused { path, bus, why } => {
+                write!(f, "{}: bus {bus} does not take it: {why}", path.display())
             }
         }
     }
