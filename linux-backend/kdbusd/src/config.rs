@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+pub use crate::bytes::Bytes;
+pub use crate::capacity::Capacity;
+
 /// The kdbus message bus in user space.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "kdbusd", version)]
@@ -110,116 +113,6 @@ pub enum LogLevel {
     Debug,
 }
 
-macro_rules! capacities {
-    ($($(#[doc = $doc:literal])* $name:ident: $least:literal..=$most:literal, $default:literal;)*) => {
-        /// How many objects of each kind there can be, over all buses. A full table is an error for whoever asks.
-        #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-        pub struct Capacity {
-            $($(#[doc = $doc])* #[doc = concat!("Default: ", $default, ".")] pub $name: u32,)*
-        }
-
-        impl Default for Capacity {
-            fn default() -> Self {
-                Self { $($name: $default,)* }
-            }
-        }
-
-        impl Capacity {
-            /// Each by its name in the file, with its bounds.
-            fn each(&self) -> impl Iterator<Item = (&'static [&'static str], u32, u32, u32)> {
-                [$((&["capacity", stringify!($name)] as &[&str], self.$name, $least, $most),)*].into_iter()
-            }
-        }
-    };
-}
-
-capacities! {
-    /// Open handles: connections, and control and endpoint files that are open.
-    clients: 1..=16384, 192;
-    /// Open handles of one user; root and the daemon's own user may have all of them.
-    clients_per_user: 1..=16384, 96;
-    /// Buses.
-    buses: 1..=1024, 16;
-    /// Endpoints, the default ones among them.
-    endpoints: 1..=4096, 32;
-    /// Users with a connection, a bus or a waiting message, custom endpoints, and the bus itself.
-    users: 2..=16384, 96;
-    /// Connections.
-    connections: 1..=16384, 128;
-    /// Messages that wait at one connection.
-    queue_depth: 1..=65536, 512;
-    /// Slices of one pool, free ones among them.
-    pool_slices: 2..=131072, 1024;
-    /// Users whose messages wait at one connection at a time.
-    quota_users: 1..=4096, 16;
-    /// Well-known names on all buses.
-    names: 1..=1048576, 512;
-    /// Owners of names, those that wait for one, and activators.
-    name_records: 1..=1048576, 1024;
-    /// Matches of all connections.
-    matches: 1..=1048576, 1024;
-    /// Rules of all matches.
-    match_rules: 1..=1048576, 2048;
-    /// Bytes of bloom masks and names in rules.
-    match_rule_bytes: 64..=1073741824, 262144;
-    /// Awaited replies of all connections.
-    trackers: 1..=1048576, 1024;
-    /// Callers that wait inside their SEND.
-    calls: 1..=65536, 256;
-    /// Files that waiting messages carry.
-    files: 1..=262144, 512;
-    /// Names in policies.
-    policy_entries: 1..=1048576, 256;
-    /// Access records in policies.
-    policy_records: 1..=1048576, 1024;
-    /// Connections that wait for room at another one.
-    watches: 1..=65536, 256;
-    /// Lanes, by which clients exchange messages past the daemon; 0 for none. Each costs `memory.lane` and three
-    /// pages of memory, and up to four descriptors of the daemon until its sender has mapped it.
-    lanes: 0..=16384, 256;
-    /// Lanes into one connection.
-    lanes_per_connection: 0..=256, 8;
-    /// Lanes into all connections of one user.
-    lanes_per_user: 0..=16384, 128;
-    /// Bytes that one message reports of its sender's process.
-    metadata_bytes: 0..=65536, 8192;
-    /// The same for queries, kept for each connection and bus.
-    info_bytes: 0..=65536, 512;
-}
-
-impl Capacity {
-    /// The engine's share of it, with `internal` handles more for the daemon itself.
-    #[must_use]
-    pub fn engine(&self, internal: usize) -> kdbus_core::engine::Config {
-        kdbus_core::engine::Config {
-            page_size: rustix::param::page_size() as u64,
-            handles: self.clients as usize + internal,
-            buses: self.buses as usize,
-            endpoints: self.endpoints as usize,
-            users: self.users as usize,
-            connections: self.connections as usize,
-            queue_depth: self.queue_depth as usize,
-            pool_slices: self.pool_slices as usize,
-            quota_users: self.quota_users as usize,
-            names: self.names as usize,
-            name_records: self.name_records as usize,
-            matches: self.matches as usize,
-            match_rules: self.match_rules as usize,
-            match_rule_bytes: self.match_rule_bytes as usize,
-            match_buckets: self.matches as usize,
-            trackers: self.trackers as usize,
-            calls: self.calls as usize,
-            files: self.files as usize,
-            policy_entries: self.policy_entries as usize,
-            policy_records: self.policy_records as usize,
-            watches: self.watches as usize,
-            metadata_bytes: self.metadata_bytes as usize,
-            info_bytes: self.info_bytes as usize,
-        }
-    }
-}
-
 /// Pools and other memory.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -260,10 +153,6 @@ pub enum Policy {
     /// `SCHED_RR`.
     Rr,
 }
-
-/// A number of bytes; in the file also as text with a unit (`"16 MiB"`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bytes(pub u64);
 
 /// Why a configuration cannot be used: where, what, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -505,72 +394,6 @@ impl Default for Memory {
             lane: Bytes(64 << 10),
             lock: false,
         }
-    }
-}
-
-impl Bytes {
-    /// The number that `text` stands for: digits, then nothing or one of B, KiB, MiB, GiB.
-    ///
-    /// # Errors
-    ///
-    /// A sentence that says what is expected.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let unit = match text[digits..].trim() {
-            "" | "B" => Some(1),
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            "GiB" => Some(1 << 30),
-            _ => None,
-        };
-        let number: Option<u64> = text[..digits].parse().ok();
-        number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit)).map(Self).ok_or_else(|| {
-            format!("{text:?} is no number of bytes; write one such as 4096, \"64 KiB\" or \"16 MiB\"")
-        })
-    }
-}
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            n if n != 0 && n.is_multiple_of(1 << 30) => write!(f, "{} GiB", n >> 30),
-            n if n != 0 && n.is_multiple_of(1 << 20) => write!(f, "{} MiB", n >> 20),
-            n if n != 0 && n.is_multiple_of(1 << 10) => write!(f, "{} KiB", n >> 10),
-            n => write!(f, "{n} B"),
-        }
-    }
-}
-
-impl Serialize for Bytes {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Bytes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes such as 4096 or \"16 MiB\"")
-            }
-
-            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Bytes, E> {
-                u64::try_from(value).map(Bytes).map_err(|_| E::custom("a number of bytes is not negative"))
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Bytes, E> {
-                Ok(Bytes(value))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Bytes, E> {
-                Bytes::parse(value).map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
     }
 }
 

@@ -17,8 +17,10 @@
 pub mod activation;
 mod answers;
 mod budget;
+mod bytes;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod calls;
+mod capacity;
 mod clients;
 mod closer;
 pub mod config;
