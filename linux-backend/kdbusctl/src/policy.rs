@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use kdbus_policy::{Level, NameRules, Policy, Subject};
+use kdbus_policy::{Level, NameRules, Policy, PolicyError, Subject};
 use serde_json::{Value, json};
 
 use crate::failure::{Exit, Failure};
@@ -18,7 +18,7 @@ pub(crate) struct PolicyOf {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Check a policy file as kdbusd would; what is wrong is told with its line
+    /// Check a policy file as kdbusd would; everything that is wrong is told with its line
     Check {
         /// The file
         file: PathBuf,
@@ -40,7 +40,14 @@ impl PolicyOf {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         match &self.action {
             Action::Check { file } => {
-                let policy = load(file)?;
+                let policy = match Policy::load(file) {
+                    Ok(policy) => policy,
+                    Err(error) => {
+                        tell(global, &error)?;
+                        // Everything is said.
+                        return Err(Failure::new(Exit::Failed, ""));
+                    }
+                };
                 let rules: usize = policy.names().iter().map(|name| name.rules.len()).sum();
                 let names = policy.names().len();
                 if global.json {
@@ -70,6 +77,17 @@ impl PolicyOf {
     }
 }
 
+/// Each problem on a line: here they are the result.
+fn tell(global: &Global, error: &PolicyError) -> Result<(), Failure> {
+    if !global.json {
+        return error.lines().try_for_each(output::line);
+    }
+    error.problems().iter().try_for_each(|problem| {
+        let (line, what, fix) = (problem.line, &problem.what, &problem.fix);
+        output::line(json!({ "file": error.place(), "line": line, "what": what, "fix": fix }))
+    })
+}
+
 fn load(file: &std::path::Path) -> Result<Policy, Failure> {
     Policy::load(file).map_err(|error| Failure::new(Exit::Failed, error.to_string()))
 }
@@ -91,7 +109,10 @@ fn show(global: &Global, names: &[&NameRules]) -> Result<(), Failure> {
         let names: Vec<Value> = names.iter().map(value).collect();
         return output::line(json!({ "names": names }));
     }
-    let cell = |rules: &NameRules, level| who(rules, level).join(" ");
+    let cell = |rules: &NameRules, level| {
+        let all = who(rules, level);
+        if all.is_empty() { "-".into() } else { all.join(",") }
+    };
     let rows = names.iter().map(|rules| {
         let [own, talk, see] = [Level::Own, Level::Talk, Level::See].map(|level| cell(rules, level));
         [rules.name.clone(), own, talk, see]

@@ -535,7 +535,7 @@ fn a_policy_file_is_checked_and_shown() {
     let shown = bus.text(&["policy", "show", path]);
     assert_eq!(
         shown,
-        "NAME  OWN        TALK           SEE\na.b   user:root  group:4000000\na.*                             world\n"
+        "NAME  OWN        TALK           SEE\na.b   user:root  group:4000000  -\na.*   -          -              world\n"
     );
     let all = bus.json(&["policy", "show", path, "--name", "a.c"]);
     assert_eq!(all, json!({ "names": [{ "name": "a.*", "own": [], "talk": [], "see": ["world"] }] }));
@@ -544,10 +544,23 @@ fn a_policy_file_is_checked_and_shown() {
     let other = bus.json(&["policy", "show", path, "--user", "4000000", "--name", "a.b"]);
     assert_eq!(other["names"], json!([{ "name": "a.b", "may": null }]));
     assert_eq!(bus.failure(&["policy", "show", path, "--name", "b.c"]).0, 4);
-    std::fs::write(&file, "[[name]]\nname = \"a.b\"\nown = [\"user:no-such-user\"]\n").unwrap();
-    let (code, text) = bus.failure(&["policy", "check", path]);
-    assert_eq!(code, 1);
-    assert!(text.contains("policy.toml:3: there is no user \"no-such-user\" on this machine"), "{text}");
+    std::fs::write(&file, "[[name]]\nname = \"a.b\"\nown = [\"user:no-such-user\"]\n[[b]]\n").unwrap();
+    let wrong = |arguments: &[&str]| {
+        let Output { status, stdout, stderr } = bus.run(&[arguments, &[path]].concat());
+        assert_eq!((status.code(), stderr.as_slice()), (Some(1), &b""[..]));
+        String::from_utf8(stdout).unwrap()
+    };
+    let text = wrong(&["policy", "check"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].starts_with(&format!("{path}:3: there is no user \"no-such-user\" on this machine; ")));
+    let fix = "begin the rules for each name with [[name]]";
+    assert_eq!(lines[1], format!("{path}:4: unknown key \"b\"; {fix}"));
+    let text = wrong(&["--json", "policy", "check"]);
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last, json!({ "file": path, "line": 4, "what": "unknown key \"b\"", "fix": fix }));
+    let (code, text) = bus.failure(&["policy", "show", path]);
+    assert!(code == 1 && text.ends_with("(and 1 more; `kdbusctl policy check` tells all)\n"), "{text}");
 }
 
 #[test]

@@ -2,12 +2,10 @@
 
 use std::fmt;
 
-/// Why a policy cannot be used: where, what, and what to do about it.
+/// One thing that is wrong: where, what, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyError {
-    /// The file, as it was named; empty for text that came from none.
-    pub place: String,
-    /// Line in it, from 1.
+pub struct Problem {
+    /// Line in the file, from 1; none for the file as a whole.
     pub line: Option<usize>,
     /// What is wrong.
     pub what: String,
@@ -15,19 +13,48 @@ pub struct PolicyError {
     pub fix: String,
 }
 
+/// Why a policy cannot be used: everything that is wrong with it, in the order of its lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyError {
+    place: String,
+    problems: Vec<Problem>,
+}
+
 impl PolicyError {
-    pub(crate) fn at(text: &str, offset: usize, what: String, fix: impl Into<String>) -> Self {
-        let line = Some(text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1);
-        Self { place: String::new(), line, what, fix: fix.into() }
+    /// An error about the file `place`; `problems` has one or more.
+    pub(crate) fn new(place: &str, mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| problem.line);
+        Self { place: place.into(), problems }
+    }
+
+    /// The file, as it was named; `policy` for text that came from none.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Everything that is wrong; never empty.
+    #[must_use]
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Each problem as a line: `file:line: what; what to do`.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.problems.iter().map(|Problem { line, what, fix }| match line {
+            Some(line) => format!("{}:{line}: {what}; {fix}", self.place),
+            None => format!("{}: {what}; {fix}", self.place),
+        })
     }
 }
 
 impl fmt::Display for PolicyError {
+    /// The first problem and how many there are besides, for the one line of a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = if self.place.is_empty() { "policy" } else { &self.place };
-        match self.line {
-            Some(line) => write!(f, "{place}:{line}: {}; {}", self.what, self.fix),
-            None => write!(f, "{place}: {}; {}", self.what, self.fix),
+        f.write_str(&self.lines().next().unwrap_or_default())?;
+        match self.problems.len() {
+            0 | 1 => Ok(()),
+            count => write!(f, " (and {} more; `kdbusctl policy check` tells all)", count - 1),
         }
     }
 }

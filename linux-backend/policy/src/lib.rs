@@ -21,6 +21,6 @@ mod file;
 mod policy;
 mod who;
 
-pub use error::PolicyError;
+pub use error::{PolicyError, Problem};
 pub use policy::{Level, NameRules, Policy, Rule};
 pub use who::{Subject, Who};

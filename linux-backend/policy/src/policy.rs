@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use kdbus_core::PolicyName;
 use kdbus_core::abi::{ItemType, ItemWriter, NoRoom};
 use kdbus_core::client::Access;
 
-use crate::error::PolicyError;
-use crate::file::File;
+use crate::error::{PolicyError, Problem};
+use crate::file;
 use crate::who::{Subject, Who};
 
 /// What somebody may do with a name, the least first.
@@ -78,55 +77,28 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`PolicyError`], for the first thing that is wrong.
+    /// [`PolicyError`], with everything that is wrong.
     pub fn load(path: &Path) -> Result<Self, PolicyError> {
         let place = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| PolicyError {
-            place: place.clone(),
-            line: None,
-            what: format!("cannot be read: {error}"),
-            fix: "name a readable policy file".into(),
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let what = format!("cannot be read: {error}");
+            let fix = "name a readable policy file".into();
+            PolicyError::new(&place, vec![Problem { line: None, what, fix }])
         })?;
-        Self::parse(&text).map_err(|error| PolicyError { place, ..error })
+        Self::checked(&place, &text)
     }
 
     /// Reads the text of a file. Users and groups are looked up as of now.
     ///
     /// # Errors
     ///
-    /// [`PolicyError`], for the first thing that is wrong.
+    /// [`PolicyError`], with everything that is wrong.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        let file: File = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            let what = error.message().replace('\n', " ");
-            PolicyError::at(text, at, what, "a policy is made of [[name]] with name, own, talk and see")
-        })?;
-        let mut names: Vec<NameRules> = Vec::new();
-        for entry in &file.name {
-            let (name, at) = (entry.name.get_ref(), entry.name.span().start);
-            if let Err(error) = PolicyName::from_bytes(name.as_bytes()) {
-                let what = format!("{name:?} is no name: {error}");
-                return Err(PolicyError::at(
-                    text,
-                    at,
-                    what,
-                    "give one such as org.example.Mixer or org.example.*",
-                ));
-            }
-            if names.iter().any(|other| other.name == *name) {
-                let what = format!("{name:?} is there twice");
-                return Err(PolicyError::at(text, at, what, "put all rules for a name under one [[name]]"));
-            }
-            let mut rules = Vec::new();
-            let lists = [(Level::Own, &entry.own), (Level::Talk, &entry.talk), (Level::See, &entry.see)];
-            for (level, list) in lists {
-                for who in list {
-                    let wrong = |(what, fix)| PolicyError::at(text, who.span().start, what, fix);
-                    rules.push(Rule { level, who: Who::parse(who.get_ref()).map_err(wrong)? });
-                }
-            }
-            names.push(NameRules { name: name.clone(), rules });
-        }
+        Self::checked("policy", text)
+    }
+
+    fn checked(place: &str, text: &str) -> Result<Self, PolicyError> {
+        let names = file::read(text).map_err(|problems| PolicyError::new(place, problems))?;
         Ok(Self { names })
     }
 
@@ -168,10 +140,6 @@ impl Policy {
 mod tests {
     use super::*;
 
-    fn wrong(text: &str) -> String {
-        Policy::parse(text).unwrap_err().to_string()
-    }
-
     #[test]
     fn rights_are_granted_as_written() {
         let policy = Policy::parse(
@@ -187,18 +155,6 @@ mod tests {
         assert_eq!(level("a.c", &subject(6, &[])), Some(Level::Talk));
         assert!(policy.rules_for("a.b.c").is_none() && policy.rules_for("b.c").is_none());
         assert_eq!(Policy::parse("").unwrap(), Policy::default());
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_line() {
-        assert!(wrong("[[name]]\nname = \"nodot\"\n").starts_with("policy:2: \"nodot\" is no name"));
-        assert!(wrong("[[name]]\nname = \"a.b\"\n[[name]]\nname = \"a.b\"\n").starts_with("policy:4:"));
-        assert!(
-            wrong("[[name]]\nname = \"a.b\"\ntalk = [\n\"world\",\n\"userx\"]\n").starts_with("policy:5:")
-        );
-        assert!(wrong("[[name]]\nname = \"a.b\"\nhear = []\n").starts_with("policy:3: unknown field"));
-        assert!(wrong("[[name]]\nown = []\n").contains("missing field `name`"));
-        assert!(wrong("[[name]]\nname = \"a.*.b\"\n").contains("is no name"));
     }
 
     #[test]

@@ -26,31 +26,38 @@ pub struct Subject {
 }
 
 impl Who {
-    /// Reads `world`, `user:NAME`, `user:UID`, `group:NAME` or `group:GID`. Names are looked up in the user database
+    /// Reads `world`, `user:NAME`, `uid:UID`, `group:NAME` or `gid:GID`; `user:` and `group:` take numbers too. Names are looked up in the user database
     /// of the system, as of now.
     ///
     /// # Errors
     ///
     /// What is wrong, and what to do about it.
     pub fn parse(text: &str) -> Result<Self, (String, String)> {
-        let form = "give \"world\", \"user:NAME\", \"user:UID\", \"group:NAME\" or \"group:GID\"";
+        let form = "give \"world\", \"user:NAME\", \"uid:UID\", \"group:NAME\" or \"gid:GID\"";
         let (kind, name) = match text.split_once(':') {
             None if text == "world" => return Ok(Self::World),
             Some((kind, name)) if !name.is_empty() => (kind, name),
             _ => return Err((format!("{text:?} is nobody"), form.into())),
         };
-        let number = name.parse::<u32>().ok();
+        // The highest number stands for nobody, to the system and to the bus.
+        let number = name.parse::<u32>().ok().filter(|id| *id != u32::MAX);
         let unknown =
             |kind, fix: &str| (format!("there is no {kind} {name:?} on this machine"), fix.to_owned());
+        let no_number = || {
+            let what = format!("{name:?} is no number of a user or group");
+            (what, format!("give one from 0 to 4294967294 behind {kind}:"))
+        };
         match kind {
+            "uid" => number.map(Self::User).ok_or_else(no_number),
+            "gid" => number.map(Self::Group).ok_or_else(no_number),
             "user" => number
                 .or_else(|| uzers::get_user_by_name(name).map(|user| user.uid()))
                 .map(Self::User)
-                .ok_or_else(|| unknown("user", "create it first, or give its number as \"user:UID\"")),
+                .ok_or_else(|| unknown("user", "create it first, or give its number as \"uid:UID\"")),
             "group" => number
                 .or_else(|| uzers::get_group_by_name(name).map(|group| group.gid()))
                 .map(Self::Group)
-                .ok_or_else(|| unknown("group", "create it first, or give its number as \"group:GID\"")),
+                .ok_or_else(|| unknown("group", "create it first, or give its number as \"gid:GID\"")),
             _ => Err((format!("{text:?} is nobody"), form.into())),
         }
     }
@@ -131,7 +138,12 @@ mod tests {
         assert_eq!(Who::parse("group:4000000"), Ok(Who::Group(4_000_000)));
         assert_eq!(Who::User(0).to_string(), "user:root");
         assert_eq!(Who::Group(4_000_000).to_string(), "group:4000000");
-        for wrong in ["", "everybody", "user:", "world:1", "root", "uid:5"] {
+        assert_eq!((Who::parse("uid:5"), Who::parse("gid:0")), (Ok(Who::User(5)), Ok(Who::Group(0))));
+        for wrong in ["uid:root", "gid:-1", "uid:4294967295"] {
+            assert!(Who::parse(wrong).unwrap_err().0.contains("is no number"), "{wrong}");
+        }
+        assert!(Who::parse("user:4294967295").unwrap_err().0.contains("there is no user"));
+        for wrong in ["", "everybody", "user:", "world:1", "root", "pid:5"] {
             assert!(Who::parse(wrong).unwrap_err().0.contains("is nobody"), "{wrong}");
         }
         assert!(Who::parse("user:no-such-user").unwrap_err().0.contains("there is no user"));
