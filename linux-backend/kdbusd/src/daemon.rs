@@ -21,7 +21,7 @@ use crate::host::{State, Turn};
 use crate::identity::Proc;
 use crate::lanes::LaneTable;
 use crate::log::Log;
-use crate::policy::{ApplyError, FromFile};
+use crate::policy::{ApplyError, FromFile, Reload};
 use crate::poller::{Poller, Source, clock};
 use crate::process::{self, ProcessError};
 use crate::ready::Watchdog;
@@ -76,8 +76,8 @@ pub struct Daemon {
     pub(crate) watchdog: Option<Watchdog>,
     /// Buses with a policy file.
     pub(crate) policies: Vec<FromFile>,
-    /// Where the order to read them again comes from.
-    pub(crate) reload: Option<OwnedFd>,
+    /// How they are read again.
+    pub(crate) reload: Option<Reload>,
 }
 
 impl fmt::Debug for Daemon {
@@ -197,14 +197,15 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Starts the threads that close descriptors, which are this process's, once. [`run`](Self::run) does so too; called
-    /// before, this tells whether they can be started before anybody is told that all is well.
+    /// Starts the threads that close descriptors, which are this process's, and the one that reads policy files again, each
+    /// once. [`run`](Self::run) does so too; called before, this tells whether they can be started before anybody is told that all is well.
     ///
     /// # Errors
     ///
     /// [`StartError::Io`].
-    pub fn start_threads(&self) -> Result<(), StartError> {
-        closer::start().map_err(|error| StartError::Io { doing: "starting a thread", error })
+    pub fn start_threads(&mut self) -> Result<(), StartError> {
+        let started = closer::start().and_then(|()| self.start_reading());
+        started.map_err(|error| StartError::Io { doing: "starting a thread", error })
     }
 
     /// Has the loop of [`run`](Self::run) tell a service manager that it turns.

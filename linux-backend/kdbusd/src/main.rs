@@ -49,7 +49,6 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     signal_hook::low_level::pipe::register(SIGTERM, signal.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, signal)?;
     let (hang_up, reload) = UnixStream::pair()?;
-    reload.set_nonblocking(true)?;
     signal_hook::low_level::pipe::register(SIGHUP, hang_up)?;
 
     process::raise_descriptor_limit()?;

@@ -17,7 +17,7 @@ use rustix::time::{
 pub(crate) enum Source {
     /// The order to stop.
     Stop,
-    /// The order to read the policy files again.
+    /// Word that the policy files were read again.
     Reload,
     /// The timer of the next deadline.
     Timer,
@@ -123,9 +123,9 @@ impl Poller {
         }
     }
 
-    /// Takes the readiness of a descriptor for the order to read the policy files again.
-    pub(crate) fn reload_on(&self, order: impl AsFd) -> io::Result<()> {
-        epoll::add(&self.all, order, Source::Reload.data(), EventFlags::IN)
+    /// Takes the readiness of a descriptor for word that the policy files were read again.
+    pub(crate) fn reload_on(&self, bell: impl AsFd) -> io::Result<()> {
+        epoll::add(&self.all, bell, Source::Reload.data(), EventFlags::IN)
     }
 
     /// Waits for new connections at a node's socket.

@@ -50,7 +50,7 @@ pub enum ServeError {
     Wait(io::Errno),
     /// It may not be scheduled as configured.
     Process(ProcessError),
-    /// It cannot start the threads that close descriptors.
+    /// It cannot start its threads.
     Threads(io::Errno),
 }
 
@@ -64,7 +64,7 @@ impl Daemon {
     /// [`ServeError`] if the daemon as a whole cannot go on.
     pub fn run(&mut self, stop: impl AsFd) -> Result<(), ServeError> {
         process::schedule(&self.schedule).map_err(ServeError::Process)?;
-        closer::start().map_err(|error| {
+        closer::start().and_then(|()| self.start_reading()).map_err(|error| {
             ServeError::Threads(io::Errno::from_io_error(&error).unwrap_or(io::Errno::AGAIN))
         })?;
         self.state.poller.stop_on(&stop, true).map_err(ServeError::Wait)?;
@@ -131,7 +131,7 @@ impl Daemon {
         match ready.source(&self.state) {
             Some(Source::Stop) => return Ok(false),
             Some(Source::Timer) => self.state.poller.timer_fired()?,
-            Some(Source::Reload) => self.reload_ordered(),
+            Some(Source::Reload) => self.take_policies(),
             Some(Source::Control) => self.accept(None),
             Some(Source::Endpoint(id)) => self.accept(Some(id)),
             Some(Source::Client(id)) => self.command(id),
