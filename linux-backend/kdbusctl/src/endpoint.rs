@@ -2,10 +2,13 @@
 
 use std::str::FromStr;
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use kdbus_core::PolicyName;
 use kdbus_core::abi::{CMD_MAX_SIZE, Cmd, Command, ItemType, ItemWriter, MakeFlags, NoRoom, PolicyAccess};
 use kdbus_core::client::{Access, Hello};
+use kdbus_policy::Policy;
 use serde_json::json;
 use zerocopy::IntoBytes;
 
@@ -27,6 +30,9 @@ pub(crate) struct Endpoint {
     /// several times
     #[arg(long = "allow", value_name = "NAME:ACCESS:WHO")]
     rules: Vec<Rule>,
+    /// Policy file (TOML) instead of rules, as kdbusd takes it for a bus
+    #[arg(long, value_name = "FILE", conflicts_with = "rules")]
+    policy: Option<PathBuf>,
 }
 
 /// Who may open the node.
@@ -46,6 +52,8 @@ struct Rule {
 
 impl Endpoint {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let file = self.policy.as_ref().map(|file| Policy::load(file)).transpose();
+        let file = file.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
         let (transport, _) = bus::transport(global, &Hello::new())?;
         let name = format!("{}-{}", rustix::process::geteuid().as_raw(), self.name);
         let handle = transport.handle();
@@ -57,14 +65,19 @@ impl Endpoint {
         handle
             .command(Command::EndpointMake.request(), &mut arg[..size])
             .map_err(|error| refused("making", &error))?;
-        let size = self.policy(&mut arg).map_err(|_| Failure::usage("fewer rules: they fill a command"))?;
+        let size = match &file {
+            Some(policy) => behind_head(&mut arg, &policy.items()),
+            None => self.allowed(&mut arg),
+        };
+        let size = size.map_err(|_| Failure::usage("fewer rules: they fill a command"))?;
         handle
             .command(Command::EndpointUpdate.request(), &mut arg[..size])
             .map_err(|error| refused("setting the policy of", &error))?;
+        let rules =
+            file.map_or(self.rules.len(), |policy| policy.names().iter().map(|name| name.rules.len()).sum());
         if global.json {
-            output::line(json!({ "endpoint": name, "rules": self.rules.len() }))?;
+            output::line(json!({ "endpoint": name, "rules": rules }))?;
         } else {
-            let rules = self.rules.len();
             output::line(format_args!(
                 "endpoint {name} is there with {rules} rules; it goes when this command ends"
             ))?;
@@ -86,7 +99,7 @@ impl Endpoint {
         head(arg, size, flags.bits())
     }
 
-    fn policy(&self, arg: &mut [u8]) -> Result<usize, NoRoom> {
+    fn allowed(&self, arg: &mut [u8]) -> Result<usize, NoRoom> {
         let mut rules: Vec<_> = self.rules.iter().collect();
         // A name is given once, with all its rules behind it.
         rules.sort_by(|a, b| a.name.cmp(&b.name));
@@ -100,6 +113,13 @@ impl Endpoint {
         let size = items.len();
         head(arg, size, 0)
     }
+}
+
+/// Writes the argument of an ENDPOINT_UPDATE with these items.
+fn behind_head(arg: &mut [u8], items: &[u8]) -> Result<usize, NoRoom> {
+    let size = size_of::<Cmd>() + items.len();
+    arg.get_mut(size_of::<Cmd>()..size).ok_or(NoRoom)?.copy_from_slice(items);
+    head(arg, size, 0)
 }
 
 fn head(arg: &mut [u8], size: usize, flags: u64) -> Result<usize, NoRoom> {

@@ -1,141 +1,17 @@
 //! The real tool against a real daemon, each test with a bus of its own.
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::{Bus, STUCK, name};
+use kdbus_core::WellKnownName;
 use kdbus_core::abi::NameFlags;
 use kdbus_core::client::{Connection, Deadline, ErrorReply, Hello};
-use kdbus_core::{NodeName, WellKnownName};
-use kdbus_linux::local::{Environment, LocalTransport, Options};
-use kdbusd::Running;
-use kdbusd::config::{BusConfig, Config, LogLevel};
+use kdbus_linux::local::{Environment, Options};
 use serde_json::{Value, json};
-
-/// Far beyond what anything here takes; a test that is stuck ends with an error and not never.
-const STUCK: &str = "60s";
-
-/// A daemon in a directory of its own.
-struct Bus {
-    daemon: Running,
-    _dir: tempfile::TempDir,
-}
-
-impl Bus {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let uid = rustix::process::geteuid().as_raw();
-        let mut config = Config::new(uid, dir.path().join("kdbus"));
-        config.log = LogLevel::Error;
-        config.bus = vec![BusConfig { name: "test".into(), ..config.bus.remove(0) }];
-        // One user is everybody here, and several commands run at a time.
-        config.capacity.clients = 32;
-        config.capacity.connections = 32;
-        Self { daemon: Running::start(&config).unwrap(), _dir: dir }
-    }
-
-    fn root(&self) -> &Path {
-        self.daemon.root()
-    }
-
-    fn name() -> String {
-        format!("{}-test", rustix::process::geteuid().as_raw())
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        self.command_at(&Self::name(), arguments)
-    }
-
-    /// A command over another node than the bus' default one.
-    fn command_at(&self, node: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kdbusctl"));
-        command.env_remove("KDBUS_ROOT").env_remove("KDBUS_BUS");
-        command.arg("--root").arg(self.root()).arg("--bus").arg(node).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Runs a command that has to succeed; its standard output.
-    fn text(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), errors.as_str()), (Some(0), ""), "{arguments:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// As [`text`](Self::text), as JSON.
-    fn json(&self, arguments: &[&str]) -> Value {
-        let mut with_json = vec!["--json"];
-        with_json.extend(arguments);
-        serde_json::from_str(&self.text(&with_json)).unwrap()
-    }
-
-    /// Runs a command that has to fail; its exit code and what it says.
-    fn failure(&self, arguments: &[&str]) -> (i32, String) {
-        let output = self.run(arguments);
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    }
-
-    fn background(&self, arguments: &[&str]) -> Background {
-        Background::new(self.command(arguments))
-    }
-
-    /// A connection of this test's own.
-    fn connect(&self, description: &str) -> Connection<LocalTransport> {
-        let root = self.root().as_os_str().as_encoded_bytes();
-        let environment = Environment::current().with_root(root).unwrap();
-        let transport =
-            Options::new().environment(environment).prefault(false).connect(&Self::name()).unwrap();
-        let hello = Hello::new().description(NodeName::parse(description).unwrap());
-        Connection::hello(transport, &hello).unwrap()
-    }
-}
-
-/// A command that runs beside the test.
-struct Background {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Background {
-    fn new(mut command: Command) -> Self {
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Self { child, lines }
-    }
-
-    /// The next line, which is waited for; empty at the end.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn json(&mut self) -> Value {
-        serde_json::from_str(&self.line()).unwrap()
-    }
-
-    fn exit_code(mut self) -> i32 {
-        self.child.wait().unwrap().code().unwrap()
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn name(text: &str) -> WellKnownName<'_> {
-    WellKnownName::parse(text).unwrap()
-}
 
 #[test]
 fn list_shows_processes_with_the_names_they_own_and_wait_for() {
@@ -517,50 +393,6 @@ fn an_endpoint_shows_what_its_policy_allows() {
     assert!(listed.contains("org.example.Seen") && !listed.contains("org.example.Hidden"), "{listed}");
     drop(door);
     drop((seen, hidden));
-}
-
-#[test]
-fn a_policy_file_is_checked_and_shown() {
-    let bus = Bus::start();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("policy.toml");
-    let path = file.to_str().unwrap();
-    std::fs::write(
-        &file,
-        "[[name]]\nname = \"a.b\"\nown = [\"user:root\"]\ntalk = [\"group:4000000\"]\n\
-         [[name]]\nname = \"a.*\"\nsee = [\"world\"]\n",
-    )
-    .unwrap();
-    assert_eq!(bus.text(&["policy", "check", path]), format!("{path}: 2 names, 3 rules, all well\n"));
-    let shown = bus.text(&["policy", "show", path]);
-    assert_eq!(
-        shown,
-        "NAME  OWN        TALK           SEE\na.b   user:root  group:4000000  -\na.*   -          -              world\n"
-    );
-    let all = bus.json(&["policy", "show", path, "--name", "a.c"]);
-    assert_eq!(all, json!({ "names": [{ "name": "a.*", "own": [], "talk": [], "see": ["world"] }] }));
-    let root = bus.json(&["policy", "show", path, "--user", "root"]);
-    assert_eq!(root["names"], json!([{ "name": "a.b", "may": "own" }, { "name": "a.*", "may": "see" }]));
-    let other = bus.json(&["policy", "show", path, "--user", "4000000", "--name", "a.b"]);
-    assert_eq!(other["names"], json!([{ "name": "a.b", "may": null }]));
-    assert_eq!(bus.failure(&["policy", "show", path, "--name", "b.c"]).0, 4);
-    std::fs::write(&file, "[[name]]\nname = \"a.b\"\nown = [\"user:no-such-user\"]\n[[b]]\n").unwrap();
-    let wrong = |arguments: &[&str]| {
-        let Output { status, stdout, stderr } = bus.run(&[arguments, &[path]].concat());
-        assert_eq!((status.code(), stderr.as_slice()), (Some(1), &b""[..]));
-        String::from_utf8(stdout).unwrap()
-    };
-    let text = wrong(&["policy", "check"]);
-    let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), 2, "{text}");
-    assert!(lines[0].starts_with(&format!("{path}:3: there is no user \"no-such-user\" on this machine; ")));
-    let fix = "begin the rules for each name with [[name]]";
-    assert_eq!(lines[1], format!("{path}:4: unknown key \"b\"; {fix}"));
-    let text = wrong(&["--json", "policy", "check"]);
-    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    assert_eq!(last, json!({ "file": path, "line": 4, "what": "unknown key \"b\"", "fix": fix }));
-    let (code, text) = bus.failure(&["policy", "show", path]);
-    assert!(code == 1 && text.ends_with("(and 1 more; `kdbusctl policy check` tells all)\n"), "{text}");
 }
 
 #[test]
