@@ -10,11 +10,14 @@ use crate::failure::{Context, Failure};
 use crate::follow::{self, Follow};
 use crate::{Global, output, payload};
 
+/// What `--help` says at its end.
+const TOGETHER: &str = "\
+Without any rule everything passes that is sent to all. --topic and --from narrow each other down; --names and --ids, for what the \
+bus announces, stand alone.";
+
 /// Arguments of `match`.
-///
-/// Without any rule it lets everything through that is sent to all. Rules for signals narrow each other down; rules for
-/// what the bus announces stand alone.
 #[derive(Debug, Args)]
+#[command(after_help = TOGETHER)]
 pub(crate) struct Match {
     /// Signals about this topic, or all below one (org.example.Mixer.*)
     #[arg(long, value_name = "TOPIC|PREFIX.*")]
@@ -31,6 +34,9 @@ pub(crate) struct Match {
     /// Announcements that connections come or go
     #[arg(long, value_enum, conflicts_with_all = ["topic", "from", "names"])]
     ids: Option<Presence>,
+    /// Only this connection (7 or :1.7), with --ids
+    #[arg(long, requires = "ids", value_parser = id)]
+    id: Option<u64>,
     #[command(flatten)]
     follow: Follow,
 }
@@ -68,8 +74,8 @@ impl Match {
             Change::Changed => Rule::NameChange(name),
         }));
         rules.extend(self.ids.map(|presence| match presence {
-            Presence::Added => Rule::IdAdd(None),
-            Presence::Removed => Rule::IdRemove(None),
+            Presence::Added => Rule::IdAdd(self.id),
+            Presence::Removed => Rule::IdRemove(self.id),
         }));
         let bus = bus::open(global, &Hello::new().pool_size(4 << 20))?;
         bus.add_match(1, &rules).during("the match")?;
@@ -83,6 +89,10 @@ impl Match {
         while left != Some(0) {
             let message = bus.recv_blocking(self.follow.deadline()).during("what matches")?;
             follow::tell_lost(global, "messages", bus.take_lost())?;
+            // What is sent to this connection alone has passed no match.
+            if !matches!(message.kind(), Kind::Signal | Kind::Notification) {
+                continue;
+            }
             self.show(global, &message)?;
             left = left.map(|left| left - 1);
         }
@@ -101,12 +111,18 @@ impl Match {
         }
         let bytes = payload::of(message)?;
         if global.json {
-            let kind = if message.kind() == Kind::Signal { "signal" } else { "message" };
             let payload: Value = payload::value(&bytes);
-            return output::line(json!({ "kind": kind, "sender": message.sender(), "payload": payload }));
+            return output::line(json!({ "kind": "signal", "sender": message.sender(), "payload": payload }));
         }
         let text = payload::text(&bytes, self.follow.hex);
         output::line(format_args!("{} {}", Id(message.sender()), text.trim_end()))
+    }
+}
+
+fn id(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(Peer::Id(id)) => Ok(id),
+        _ => Err("give an id such as 7 or :1.7".into()),
     }
 }
 

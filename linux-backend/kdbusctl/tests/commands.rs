@@ -412,4 +412,23 @@ fn a_match_shows_what_it_lets_through() {
     let signal: Value = serde_json::from_str(&signals.line()).unwrap();
     assert_eq!((&signal["kind"], &signal["payload"]["text"]), (&json!("signal"), &json!("hello")));
     assert_eq!(bus.failure(&["match", "--ids", "added", "--topic", "x.y"]).0, 2);
+    assert_eq!(bus.failure(&["match", "--id", "7"]).0, 2);
+}
+
+#[test]
+fn a_match_for_one_connection_passes_nothing_else() {
+    let bus = Bus::start();
+    let [watched, other] = ["watched", "other"].map(|name| bus.connect(name));
+    let id = format!(":1.{}", watched.id());
+    let arguments = ["--json", "match", "--ids", "removed", "--id", &id, "--count", "1", "--timeout", STUCK];
+    let mut left = bus.background(&arguments);
+    let own = left.json()["id"].to_string();
+    drop(other);
+    // Sent to whoever matches alone: it passes no match.
+    bus.text(&["send", &own, "to you"]);
+    let id = watched.id();
+    drop(watched);
+    let expected = json!({ "announced": "connection removed", "name": null, "old": id, "new": null });
+    assert_eq!(left.json(), expected);
+    assert_eq!(left.exit_code(), 0);
 }
