@@ -37,6 +37,18 @@ fn a_file_has_users_and_groups_by_name_and_by_number() {
 }
 
 #[test]
+fn what_is_given_as_an_example_can_be_used() {
+    let docs = include_str!("../../../docs/policy.md");
+    let block = docs.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    for (text, names) in [(block, 2), (include_str!("../../kdbusd/policy.toml"), 3)] {
+        // Not every machine has these.
+        let known = ["user:audio", "user:camera", "group:audio", "group:video"];
+        let text = known.iter().fold(text.to_owned(), |text, who| text.replace(who, "gid:29"));
+        assert_eq!(read(&text).unwrap().len(), names);
+    }
+}
+
+#[test]
 fn everything_that_is_wrong_is_told_with_its_line() {
     let text = "[[name]]\nname = \"a.b\"\nhear = []\nown = [\n  \"world\",\n  \"user:no-such-user\",\n]\n\n\
                 [[names]]\n[[name]]\ntalk = [\"world\"]\n";
