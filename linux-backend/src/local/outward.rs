@@ -16,7 +16,7 @@ use super::map::Block;
 use super::{Gate, gate};
 
 /// Messages after which a lane that was refused is asked for again, at the most.
-const PATIENCE_MAX: u32 = 1 << 16;
+const PATIENCE_MAX: u32 = 1 << 10;
 /// Receivers whose messages are counted at one time.
 const CANDIDATES: usize = 32;
 /// Bytes of the longest name.
