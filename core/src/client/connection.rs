@@ -254,7 +254,13 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         }
     }
 
-    fn try_byebye(&self) -> Result<(), ByebyeError> {
+    /// As [`byebye`](Self::byebye), for who holds the connection only by reference. Once it has left, every
+    /// command fails.
+    ///
+    /// # Errors
+    ///
+    /// [`ByebyeError`]; the connection goes on unless it is [`ByebyeError::Broken`].
+    pub fn try_byebye(&self) -> Result<(), ByebyeError> {
         loop {
             if !self.inbox.borrow().is_empty() {
                 return Err(ByebyeError::Busy);
