@@ -125,7 +125,9 @@ impl Bus {
             }
             hello = hello.ask_metadata(attach(options.attach_recv, "attach_recv")?);
             if let Some(description) = pointer::text(options.description, "description")? {
-                hello = hello.description(NodeName::parse(description).map_err(|error| Error::about("description", &error))?);
+                hello = hello.description(
+                    NodeName::parse(description).map_err(|error| Error::about("description", &error))?,
+                );
             }
             let staging = if options.staging == 0 { STAGING } else { options.staging };
             opening = opening.staging(staging).prefault(options.flags & KDBUS_RT_LAZY_POOL == 0);
@@ -215,10 +217,8 @@ pub extern "C" fn kdbus_rt_connect(
 pub extern "C" fn kdbus_rt_close(bus: Option<Box<Bus>>) {
     if let Some(bus) = bus {
         // With messages held, the connection does not go with the handle. What cannot be shut down has ended.
-        let _ = rustix::net::shutdown(
-            bus.client().transport().handle().socket(),
-            rustix::net::Shutdown::Both,
-        );
+        let _ =
+            rustix::net::shutdown(bus.client().transport().handle().socket(), rustix::net::Shutdown::Both);
     }
 }
 

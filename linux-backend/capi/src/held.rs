@@ -15,7 +15,8 @@ use crate::error::{Error, Refusal};
 /// message gives them back.
 // INVARIANT: `delivery` borrows from the client in `bus`, which an `Rc` keeps at one address: while there is a
 // delivery, `bus` is there and is the one that it came from. Fields are dropped in order, `delivery` first. The
-// `'static` is not true and never leaves this file: who looks at a delivery borrows the message.
+// `'static` is not true, and does no harm: whatever a delivery gives out borrows from the reference to it, which
+// borrows from the message; no delivery is moved out of its message.
 pub struct Message {
     delivery: Option<Delivery<'static, LocalTransport>>,
     bus: Option<Rc<Shared>>,
@@ -65,8 +66,8 @@ impl Message {
     }
 
     /// The message, for as long as it is borrowed. Always there in a message that C holds.
-    pub(crate) fn delivery(&self) -> Option<&Delivery<'_, LocalTransport>> {
-        self.delivery.as_ref().map(shorter)
+    pub(crate) const fn delivery(&self) -> Option<&Delivery<'static, LocalTransport>> {
+        self.delivery.as_ref()
     }
 
     /// The passed descriptor or memfd at `index`; see [`Delivery::take_fd`] and [`Delivery::take_memfd`].
@@ -89,9 +90,3 @@ impl Message {
         }
     }
 }
-
-/// What callers see: a delivery that lives no longer than the message.
-const fn shorter<'m>(delivery: &'m Delivery<'static, LocalTransport>) -> &'m Delivery<'m, LocalTransport> {
-    delivery
-}
-

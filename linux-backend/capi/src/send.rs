@@ -124,11 +124,20 @@ impl Outgoing {
         let name = pointer::text(self.name, "name")?.map(well_known).transpose()?;
         let topic = pointer::text(self.topic, "topic")?.map(|topic| parse_topic(topic)).transpose()?;
         let mut message = match (name, topic) {
-            (Some(_), Some(_)) => return Err(invalid("has a name and a topic; a signal goes to nobody by name")),
+            (Some(_), Some(_)) => {
+                return Err(invalid("has a name and a topic; a signal goes to nobody by name"));
+            }
             (_, Some(_)) if self.cookie_reply != 0 => return Err(invalid("is a signal and a reply")),
-            (Some(_), _) if self.cookie_reply != 0 => return Err(invalid("is a reply and has a name; give the id")),
+            (Some(_), _) if self.cookie_reply != 0 => {
+                return Err(invalid("is a reply and has a name; give the id"));
+            }
             (None, None) if self.id == 0 => {
-                return Err(Refusal { errno: Errno::EDESTADDRREQ, what: "message", why: "has no destination" }.into());
+                return Err(Refusal {
+                    errno: Errno::EDESTADDRREQ,
+                    what: "message",
+                    why: "has no destination",
+                }
+                .into());
             }
             (Some(name), None) => Core::to_name(name),
             (None, Some(topic)) => Core::signal(topic),
@@ -163,11 +172,13 @@ impl Outgoing {
         let mut fds = heapless::Vec::<_, FDS_MAX>::new();
         for fd in pointer::array(self.fds, self.fd_count, "fds")? {
             let fd = pointer::descriptor(*fd, "a descriptor of the message")?;
-            fds.push(fd).map_err(|_| Error::from(Refusal {
-                errno: Errno::EMFILE,
-                what: "message",
-                why: "has more than 16 descriptors",
-            }))?;
+            fds.push(fd).map_err(|_| {
+                Error::from(Refusal {
+                    errno: Errno::EMFILE,
+                    what: "message",
+                    why: "has more than 16 descriptors",
+                })
+            })?;
         }
         let payload = pointer::bytes(self.payload, self.payload_len, "payload")?;
         send(&message.payload(payload).parts(&parts).fds(&fds))
@@ -340,8 +351,7 @@ pub extern "C" fn kdbus_rt_reply_with(request: Option<&Message>, reply: Option<&
         if !reply.name.is_null() || !reply.topic.is_null() || reply.id != 0 || reply.cookie_reply != 0 {
             return Err(Refusal::invalid("reply", "has a destination of its own").into());
         }
-        let reply =
-            Outgoing { id: to.id, cookie_reply: to.cookie, priority: to.priority, ..*reply };
+        let reply = Outgoing { id: to.id, cookie_reply: to.cookie, priority: to.priority, ..*reply };
         reply.build(|message| Ok(client.send(message).map(|_| ())?))
     })
 }

@@ -32,8 +32,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_those_of_the_package() {
-        let numbers =
-            format!("{KDBUS_RT_VERSION_MAJOR}.{KDBUS_RT_VERSION_MINOR}.{KDBUS_RT_VERSION_PATCH}");
+        let numbers = format!("{KDBUS_RT_VERSION_MAJOR}.{KDBUS_RT_VERSION_MINOR}.{KDBUS_RT_VERSION_PATCH}");
         assert_eq!(numbers, env!("CARGO_PKG_VERSION"));
     }
 }
