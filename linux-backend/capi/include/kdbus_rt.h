@@ -529,11 +529,11 @@ int kdbus_rt_fd(const struct kdbus_rt_bus *bus);
 // Waits until a message can be received or `deadline` passes.
 //
 // Returns 0, -ETIMEDOUT, -EINTR after a signal, -ECONNRESET if the bus is gone, or -EINVAL for NULL.
-int kdbus_rt_wait(const struct kdbus_rt_bus *bus, uint64_t deadline);
+int kdbus_rt_wait(struct kdbus_rt_bus *bus, uint64_t deadline);
 
 // Broadcasts that were lost since the last call of this function because the pool or queue had no room. Whoever
 // mirrors another program's state has to fetch it anew. 0 for NULL.
-uint64_t kdbus_rt_lost(const struct kdbus_rt_bus *bus);
+uint64_t kdbus_rt_lost(struct kdbus_rt_bus *bus);
 
 // Now, on the clock of deadlines: nanoseconds of CLOCK_MONOTONIC.
 uint64_t kdbus_rt_now(void);
@@ -550,7 +550,7 @@ uint64_t kdbus_rt_after_ms(uint64_t ms);
 //
 // Returns 0, also if it waits; -EEXIST if another owns the name, -EPERM if policy denies it, -E2BIG with too many
 // names, -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_name_acquire(const struct kdbus_rt_bus *bus,
+int kdbus_rt_name_acquire(struct kdbus_rt_bus *bus,
                           const char *name,
                           uint64_t flags,
                           uint64_t *standing);
@@ -558,20 +558,20 @@ int kdbus_rt_name_acquire(const struct kdbus_rt_bus *bus,
 // Gives a name up, or the place in its queue.
 //
 // Returns 0; -ESRCH if nobody owns it, -EADDRINUSE if others do, -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_name_release(const struct kdbus_rt_bus *bus, const char *name);
+int kdbus_rt_name_release(struct kdbus_rt_bus *bus, const char *name);
 
 // Who owns a name, or holds it as an activator; the id is written to `owner` unless that is NULL.
 //
 // Returns 0; -ESRCH if nobody does, -EXFULL if the pool has no room for the answer, -ECONNRESET if the bus is
 // gone, or -EINVAL.
-int kdbus_rt_name_owner(const struct kdbus_rt_bus *bus, const char *name, uint64_t *owner);
+int kdbus_rt_name_owner(struct kdbus_rt_bus *bus, const char *name, uint64_t *owner);
 
 // Waits until somebody owns `name`, or holds it as an activator; the id is written to `owner` unless that is
 // NULL. Messages that arrive meanwhile are kept for later receives.
 //
 // Returns 0; -ETIMEDOUT at the deadline, -EINTR after a signal, -ENOBUFS if more messages arrived than are kept,
 // -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_name_wait(const struct kdbus_rt_bus *bus,
+int kdbus_rt_name_wait(struct kdbus_rt_bus *bus,
                        const char *name,
                        uint64_t deadline,
                        uint64_t *owner);
@@ -581,7 +581,7 @@ int kdbus_rt_name_wait(const struct kdbus_rt_bus *bus,
 //
 // Returns how many lines there are, of which the first `capacity` are written; -EXFULL if the pool has no room
 // for the answer, -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_list(const struct kdbus_rt_bus *bus,
+int kdbus_rt_list(struct kdbus_rt_bus *bus,
                   uint64_t flags,
                   struct kdbus_rt_peer *peers,
                   size_t capacity);
@@ -590,7 +590,7 @@ int kdbus_rt_list(const struct kdbus_rt_bus *bus,
 // or all ("*"). The cookie for kdbus_rt_match_remove is written to `cookie` unless that is NULL.
 //
 // Returns 0, -EMFILE with too many matches, -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_subscribe(const struct kdbus_rt_bus *bus,
+int kdbus_rt_subscribe(struct kdbus_rt_bus *bus,
                        const char *topic,
                        uint64_t *cookie);
 
@@ -600,7 +600,7 @@ int kdbus_rt_subscribe(const struct kdbus_rt_bus *bus,
 //
 // Returns 0, -EMFILE with too many matches, -EDOM for a mask of another size than the bus' filters, -EMSGSIZE for
 // too long rules, -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_match_add(const struct kdbus_rt_bus *bus,
+int kdbus_rt_match_add(struct kdbus_rt_bus *bus,
                        uint64_t cookie,
                        uint64_t flags,
                        const struct kdbus_rt_rule *rules,
@@ -609,7 +609,7 @@ int kdbus_rt_match_add(const struct kdbus_rt_bus *bus,
 // Removes all matches with this cookie.
 //
 // Returns 0, -EBADSLT if there is none, -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_match_remove(const struct kdbus_rt_bus *bus, uint64_t cookie);
+int kdbus_rt_match_remove(struct kdbus_rt_bus *bus, uint64_t cookie);
 
 // Sends a message. Never waits: when it returns, the message is queued at its receiver, or at all of them. The
 // payload is copied once. Its cookie is written to `cookie` unless that is NULL.
@@ -619,7 +619,7 @@ int kdbus_rt_match_remove(const struct kdbus_rt_bus *bus, uint64_t cookie);
 // receiver takes no descriptors, -EMSGSIZE, -EMFILE or -E2BIG if it has too many parts, descriptors or memfds,
 // -ETXTBSY if a memfd is not sealed, -EBADF, -EDESTADDRREQ, -EINVAL, -EBADSLT if the reply is not awaited, or
 // -ECONNRESET if the bus or the receiver is gone.
-int kdbus_rt_send(const struct kdbus_rt_bus *bus,
+int kdbus_rt_send(struct kdbus_rt_bus *bus,
                   const struct kdbus_rt_outgoing *message,
                   uint64_t *cookie);
 
@@ -628,7 +628,7 @@ int kdbus_rt_send(const struct kdbus_rt_bus *bus,
 //
 // Returns as kdbus_rt_send; -ETIMEDOUT if there was no room until `deadline`, -ENOBUFS if more messages arrived
 // than are kept: receive some.
-int kdbus_rt_send_when_room(const struct kdbus_rt_bus *bus,
+int kdbus_rt_send_when_room(struct kdbus_rt_bus *bus,
                             const struct kdbus_rt_outgoing *message,
                             uint64_t deadline,
                             uint64_t *cookie);
@@ -643,7 +643,7 @@ int kdbus_rt_send_when_room(const struct kdbus_rt_bus *bus,
 // kdbus_rt_error its text; -ETIMEDOUT at the deadline, -ECANCELED through `cancel_fd`, -EINTR after a signal: in
 // these three the callee may still carry the call out; -EPIPE if the callee is gone or dropped the call; -ENOBUFS
 // if every place for a message is held; or as kdbus_rt_send.
-int kdbus_rt_call(const struct kdbus_rt_bus *bus,
+int kdbus_rt_call(struct kdbus_rt_bus *bus,
                   const struct kdbus_rt_outgoing *message,
                   uint64_t deadline,
                   int cancel_fd,
@@ -682,7 +682,7 @@ int kdbus_rt_memfd(const void *bytes, size_t len);
 //
 // Returns 0; -EAGAIN if there is none and `deadline` is 0; -ETIMEDOUT, -EINTR after a signal, -ENOBUFS if every
 // place for a message is held, -ECONNRESET if the bus is gone, -EOPNOTSUPP, or -EINVAL.
-int kdbus_rt_recv(const struct kdbus_rt_bus *bus,
+int kdbus_rt_recv(struct kdbus_rt_bus *bus,
                   uint64_t flags,
                   int64_t priority,
                   uint64_t deadline,
@@ -691,12 +691,12 @@ int kdbus_rt_recv(const struct kdbus_rt_bus *bus,
 // What the message at the front is, which stays there.
 //
 // Returns 0, -EAGAIN if none waits, -ECONNRESET if the bus is gone, or -EINVAL.
-int kdbus_rt_peek(const struct kdbus_rt_bus *bus, struct kdbus_rt_head *head);
+int kdbus_rt_peek(struct kdbus_rt_bus *bus, struct kdbus_rt_head *head);
 
 // Drops the message at the front unread. Who waits for its answer learns that there will be none.
 //
 // Returns as kdbus_rt_peek.
-int kdbus_rt_drop(const struct kdbus_rt_bus *bus);
+int kdbus_rt_drop(struct kdbus_rt_bus *bus);
 
 // Gives a message back: its bytes to the pool, its descriptors to the system, its place to the handle. Nothing
 // that it gave out may be used any more, but descriptors that were taken. NULL does nothing.

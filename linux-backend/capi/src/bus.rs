@@ -171,7 +171,7 @@ pub(crate) fn attach(bits: u64, what: &'static str) -> Result<AttachFlags, Error
 }
 
 /// Runs a function of a handle; the number to return.
-pub(crate) fn with(bus: Option<&Bus>, run: impl FnOnce(&Bus) -> Result<(), Error>) -> c_int {
+pub(crate) fn with(bus: Option<&mut Bus>, run: impl FnOnce(&Bus) -> Result<(), Error>) -> c_int {
     match bus {
         Some(bus) => bus.shared.finish(run(bus)),
         None => keep(None, &Refusal::null("bus").into()),
@@ -264,14 +264,14 @@ pub extern "C" fn kdbus_rt_fd(bus: Option<&Bus>) -> c_int {
 ///
 /// Returns 0, -ETIMEDOUT, -EINTR after a signal, -ECONNRESET if the bus is gone, or -EINVAL for NULL.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_wait(bus: Option<&Bus>, deadline: u64) -> c_int {
+pub extern "C" fn kdbus_rt_wait(bus: Option<&mut Bus>, deadline: u64) -> c_int {
     with(bus, |bus| bus.wait(Instant::from_nanos(deadline)))
 }
 
 /// Broadcasts that were lost since the last call of this function because the pool or queue had no room. Whoever
 /// mirrors another program's state has to fetch it anew. 0 for NULL.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_lost(bus: Option<&Bus>) -> u64 {
+pub extern "C" fn kdbus_rt_lost(bus: Option<&mut Bus>) -> u64 {
     bus.map_or(0, |bus| bus.client().take_lost())
 }
 

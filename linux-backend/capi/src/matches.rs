@@ -98,7 +98,7 @@ fn pattern(text: &str) -> Result<TopicPattern<'_>, Error> {
 /// Returns 0, -EMFILE with too many matches, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_subscribe(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     topic: *const c_char,
     cookie: Option<&mut MaybeUninit<u64>>,
 ) -> c_int {
@@ -120,7 +120,7 @@ pub extern "C" fn kdbus_rt_subscribe(
 /// too long rules, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_match_add(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     cookie: u64,
     flags: u64,
     rules: *const Rule,
@@ -144,7 +144,7 @@ pub extern "C" fn kdbus_rt_match_add(
 ///
 /// Returns 0, -EBADSLT if there is none, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_match_remove(bus: Option<&Bus>, cookie: u64) -> c_int {
+pub extern "C" fn kdbus_rt_match_remove(bus: Option<&mut Bus>, cookie: u64) -> c_int {
     with(bus, |bus| Ok(bus.client().remove_match(cookie)?))
 }
 

@@ -75,7 +75,7 @@ fn required<'a>(name: *const c_char) -> Result<&'a str, Error> {
 /// names, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_name_acquire(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     name: *const c_char,
     flags: u64,
     standing: Option<&mut MaybeUninit<u64>>,
@@ -94,7 +94,7 @@ pub extern "C" fn kdbus_rt_name_acquire(
 ///
 /// Returns 0; -ESRCH if nobody owns it, -EADDRINUSE if others do, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_name_release(bus: Option<&Bus>, name: *const c_char) -> c_int {
+pub extern "C" fn kdbus_rt_name_release(bus: Option<&mut Bus>, name: *const c_char) -> c_int {
     with(bus, |bus| Ok(bus.client().release(well_known(required(name)?)?)?))
 }
 
@@ -104,7 +104,7 @@ pub extern "C" fn kdbus_rt_name_release(bus: Option<&Bus>, name: *const c_char) 
 /// gone, or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_name_owner(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     name: *const c_char,
     owner: Option<&mut MaybeUninit<u64>>,
 ) -> c_int {
@@ -124,7 +124,7 @@ pub extern "C" fn kdbus_rt_name_owner(
 /// -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_name_wait(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     name: *const c_char,
     deadline: u64,
     owner: Option<&mut MaybeUninit<u64>>,
@@ -145,7 +145,7 @@ pub extern "C" fn kdbus_rt_name_wait(
 /// Returns how many lines there are, of which the first `capacity` are written; -EXFULL if the pool has no room
 /// for the answer, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_list(bus: Option<&Bus>, flags: u64, peers: *mut Peer, capacity: usize) -> c_int {
+pub extern "C" fn kdbus_rt_list(bus: Option<&mut Bus>, flags: u64, peers: *mut Peer, capacity: usize) -> c_int {
     let mut count = 0;
     let code = with(bus, |bus| {
         let peers = pointer::room(peers, capacity, "peers")?;

@@ -66,7 +66,7 @@ const EMPTY: Refusal = Refusal { errno: Errno::EAGAIN, what: "no message", why: 
 /// place for a message is held, -ECONNRESET if the bus is gone, -EOPNOTSUPP, or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_recv(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     flags: u64,
     priority: i64,
     deadline: u64,
@@ -107,7 +107,7 @@ pub extern "C" fn kdbus_rt_recv(
 ///
 /// Returns 0, -EAGAIN if none waits, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_peek(bus: Option<&Bus>, head: Option<&mut MaybeUninit<Head>>) -> c_int {
+pub extern "C" fn kdbus_rt_peek(bus: Option<&mut Bus>, head: Option<&mut MaybeUninit<Head>>) -> c_int {
     with(bus, |bus| {
         let place = head.ok_or(Refusal::null("head"))?;
         let head = bus.client().peek()?.ok_or(EMPTY)?;
@@ -126,7 +126,7 @@ pub extern "C" fn kdbus_rt_peek(bus: Option<&Bus>, head: Option<&mut MaybeUninit
 ///
 /// Returns as kdbus_rt_peek.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_drop(bus: Option<&Bus>) -> c_int {
+pub extern "C" fn kdbus_rt_drop(bus: Option<&mut Bus>) -> c_int {
     with(bus, |bus| if bus.client().drop_next()? { Ok(()) } else { Err(EMPTY.into()) })
 }
 

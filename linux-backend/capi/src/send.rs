@@ -224,7 +224,7 @@ fn parse_topic(topic: &str) -> Result<Topic<'_>, Error> {
 /// -ECONNRESET if the bus or the receiver is gone.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_send(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     message: Option<&Outgoing>,
     cookie: Option<&mut MaybeUninit<u64>>,
 ) -> c_int {
@@ -245,7 +245,7 @@ pub extern "C" fn kdbus_rt_send(
 /// than are kept: receive some.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_send_when_room(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     message: Option<&Outgoing>,
     deadline: u64,
     cookie: Option<&mut MaybeUninit<u64>>,
@@ -273,7 +273,7 @@ pub extern "C" fn kdbus_rt_send_when_room(
 /// if every place for a message is held; or as kdbus_rt_send.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdbus_rt_call(
-    bus: Option<&Bus>,
+    bus: Option<&mut Bus>,
     message: Option<&Outgoing>,
     deadline: u64,
     cancel_fd: c_int,
