@@ -145,7 +145,12 @@ pub extern "C" fn kdbus_rt_name_wait(
 /// Returns how many lines there are, of which the first `capacity` are written; -EXFULL if the pool has no room
 /// for the answer, -ECONNRESET if the bus is gone, or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn kdbus_rt_list(bus: Option<&mut Bus>, flags: u64, peers: *mut Peer, capacity: usize) -> c_int {
+pub extern "C" fn kdbus_rt_list(
+    bus: Option<&mut Bus>,
+    flags: u64,
+    peers: *mut Peer,
+    capacity: usize,
+) -> c_int {
     let mut count = 0;
     let code = with(bus, |bus| {
         let peers = pointer::room(peers, capacity, "peers")?;
