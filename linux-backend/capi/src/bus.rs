@@ -65,6 +65,24 @@ pub struct Options {
     pub reserved: [u64; 4],
 }
 
+impl Options {
+    /// As C's `{0}` makes it.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self {
+            pool_size: 0,
+            flags: 0,
+            attach_send: 0,
+            attach_recv: 0,
+            description: core::ptr::null(),
+            staging: 0,
+            messages_max: 0,
+            reserved_word: 0,
+            reserved: [0; 4],
+        }
+    }
+}
+
 /// What a handle and the messages received through it share.
 pub(crate) struct Shared {
     pub(crate) client: Client,
@@ -125,9 +143,7 @@ impl Bus {
             }
             hello = hello.ask_metadata(attach(options.attach_recv, "attach_recv")?);
             if let Some(description) = pointer::text(options.description, "description")? {
-                hello = hello.description(
-                    NodeName::parse(description).map_err(|error| Error::about("description", &error))?,
-                );
+                hello = hello.description(NodeName::parse(description).map_err(Error::about("description"))?);
             }
             let staging = if options.staging == 0 { STAGING } else { options.staging };
             opening = opening.staging(staging).prefault(options.flags & KDBUS_RT_LAZY_POOL == 0);

@@ -34,6 +34,10 @@ impl Refusal {
         Self { errno: Errno::EINVAL, what, why }
     }
 
+    pub(crate) const fn errno(&self) -> Errno {
+        self.errno
+    }
+
     pub(crate) const fn null(what: &'static str) -> Self {
         Self::invalid(what, "is NULL")
     }
@@ -45,48 +49,81 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// An error as C gets to know it.
-pub(crate) trait Failed: fmt::Display {
-    fn errno(&self) -> Errno;
-}
-
-macro_rules! failed {
+/// Declares [`Error`] as one of the errors there are.
+macro_rules! errors {
     ($($name:ident)*) => {
-        $(impl Failed for $name {
-            fn errno(&self) -> Errno {
-                (*self).errno()
+        /// Any failure of a function.
+        #[derive(Clone, Copy, Debug)]
+        pub(crate) enum Error {
+            /// A name or topic that breaks a rule, and what it was given as.
+            Text(&'static str, TextError),
+            $($name($name),)*
+        }
+
+        $(impl From<$name> for Error {
+            fn from(error: $name) -> Self {
+                Self::$name(error)
             }
         })*
+
+        impl Error {
+            /// The number that C gets, as a negative one.
+            pub(crate) const fn errno(&self) -> Errno {
+                match self {
+                    Self::Text(..) => Errno::EINVAL,
+                    $(Self::$name(error) => error.errno(),)*
+                }
+            }
+        }
+
+        impl fmt::Display for Error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    Self::Text(what, error) => write!(f, "{what}: {error}"),
+                    $(Self::$name(error) => error.fmt(f),)*
+                }
+            }
+        }
     };
 }
 
-failed! {
-    AcquireError ByebyeError CallError ConnectError HelloError MatchError NameError QueryError RecvError
-    ReleaseError SendError TopicError WaitError
+errors! {
+    AcquireError ByebyeError CallError ConnectError HelloError MatchError QueryError RecvError Refusal ReleaseError
+    SendError WaitError
 }
 
-impl Failed for Refusal {
-    fn errno(&self) -> Errno {
-        self.errno
+/// Why a text is no name or topic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TextError {
+    Name(NameError),
+    Topic(TopicError),
+}
+
+impl From<NameError> for TextError {
+    fn from(error: NameError) -> Self {
+        Self::Name(error)
     }
 }
 
-/// Any failure of a function, for those that can fail in several ways.
-pub(crate) struct Error {
-    errno: Errno,
-    text: heapless::String<TEXT_MAX>,
+impl From<TopicError> for TextError {
+    fn from(error: TopicError) -> Self {
+        Self::Topic(error)
+    }
+}
+
+impl fmt::Display for TextError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(error) => error.fmt(f),
+            Self::Topic(error) => error.fmt(f),
+        }
+    }
 }
 
 impl Error {
-    /// A failure with the name of the argument that it is about.
-    pub(crate) fn about(what: &str, failed: &dyn Failed) -> Self {
-        Self { errno: failed.errno(), text: cut(format_args!("{what}: {failed}")) }
-    }
-}
-
-impl<F: Failed> From<F> for Error {
-    fn from(failed: F) -> Self {
-        Self { errno: failed.errno(), text: cut(format_args!("{failed}")) }
+    /// For `map_err` on the parsing of an argument.
+    pub(crate) fn about<E: Into<TextError>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::Text(what, error.into())
     }
 }
 
@@ -94,6 +131,7 @@ impl<F: Failed> From<F> for Error {
 const TEXT_MAX: usize = 383;
 
 /// The text of the last failure, always with a NUL behind it.
+#[repr(transparent)]
 pub(crate) struct Text {
     bytes: [u8; TEXT_MAX + 1],
 }
@@ -103,10 +141,30 @@ impl Text {
         Self { bytes: [0; TEXT_MAX + 1] }
     }
 
-    fn set(&mut self, error: &Error) {
-        let len = error.text.len();
-        self.bytes[..len].copy_from_slice(error.text.as_bytes());
-        self.bytes[len] = 0;
+    /// As much of `text` as fits, cut at a character.
+    fn set(&mut self, text: &dyn fmt::Display) {
+        let mut cut = Cut { bytes: &mut self.bytes, len: 0 };
+        // What does not fit is left out.
+        let _ = write!(cut, "{text}");
+        let end = cut.len;
+        self.bytes[end] = 0;
+    }
+}
+
+struct Cut<'a> {
+    bytes: &'a mut [u8; TEXT_MAX + 1],
+    len: usize,
+}
+
+impl Write for Cut<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let mut end = part.len().min(TEXT_MAX - self.len);
+        while !part.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.bytes[self.len..self.len + end].copy_from_slice(&part.as_bytes()[..end]);
+        self.len += end;
+        if end == part.len() { Ok(()) } else { Err(fmt::Error) }
     }
 }
 
@@ -121,21 +179,7 @@ pub(crate) fn keep(place: Option<&RefCell<Text>>, error: &Error) -> c_int {
         Some(place) => place.borrow_mut().set(error),
         None => UNHANDLED.with_borrow_mut(|place| place.set(error)),
     }
-    -error.errno.raw()
-}
-
-/// As much of `text` as fits, cut at a character.
-fn cut(text: fmt::Arguments<'_>) -> heapless::String<TEXT_MAX> {
-    struct Cut(heapless::String<TEXT_MAX>);
-    impl Write for Cut {
-        fn write_str(&mut self, part: &str) -> fmt::Result {
-            part.chars().try_for_each(|character| self.0.push(character).map_err(|_| fmt::Error))
-        }
-    }
-    let mut cut = Cut(heapless::String::new());
-    // What does not fit is left out.
-    let _ = cut.write_fmt(text);
-    cut.0
+    -error.errno().raw()
 }
 
 /// What the last function that failed on this handle had to say: what happened, to what, what to do. After
@@ -166,21 +210,22 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut_at_a_character_and_end_with_a_nul() {
-        struct Long;
-        impl fmt::Display for Long {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&"ä".repeat(300))
-            }
-        }
-        impl Failed for Long {
-            fn errno(&self) -> Errno {
-                Errno::EIO
-            }
-        }
+        let mut text = Text::new();
+        text.set(&"ä".repeat(300));
+        let cut = core::ffi::CStr::from_bytes_until_nul(&text.bytes).unwrap();
+        assert_eq!(cut.to_str().unwrap(), "ä".repeat(191));
+        text.set(&"short");
+        assert_eq!(core::ffi::CStr::from_bytes_until_nul(&text.bytes).unwrap(), c"short");
+    }
+
+    #[test]
+    fn errors_keep_their_number_and_name_their_argument() {
         let place = RefCell::new(Text::new());
-        assert_eq!(keep(Some(&place), &Error::from(Long)), -5);
-        let text = place.borrow();
-        let text = core::ffi::CStr::from_bytes_until_nul(&text.bytes).unwrap();
-        assert_eq!(text.to_str().unwrap(), "ä".repeat(191));
+        let error = Error::about("topic")(TopicError::EmptyElement);
+        assert_eq!(error.to_string(), "topic: topic has an empty element");
+        assert_eq!(keep(Some(&place), &error), -22);
+        assert_eq!(keep(Some(&place), &Refusal::null("bus").into()), -22);
+        assert!(place.borrow().bytes.starts_with(b"bus is NULL\0"));
+        assert_eq!(keep(None, &SendError::NoSuchName.into()), -3);
     }
 }

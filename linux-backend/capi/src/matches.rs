@@ -89,7 +89,7 @@ impl Rule {
 }
 
 fn pattern(text: &str) -> Result<TopicPattern<'_>, Error> {
-    TopicPattern::parse(text).map_err(|error| Error::about("topic", &error))
+    TopicPattern::parse(text).map_err(Error::about("topic"))
 }
 
 /// Hears signals about `topic`: a topic ("org.example.Mixer.level"), all below a prefix ("org.example.Mixer.*"),

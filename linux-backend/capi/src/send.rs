@@ -115,6 +115,29 @@ const PARTS_MAX: usize = PAYLOAD_PARTS_MAX + 16;
 const FDS_MAX: usize = MESSAGE_FDS_MAX / 2;
 
 impl Outgoing {
+    /// As C's `{0}` makes it.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self {
+            name: core::ptr::null(),
+            topic: core::ptr::null(),
+            id: 0,
+            priority: 0,
+            cookie: 0,
+            cookie_reply: 0,
+            payload_type: 0,
+            flags: 0,
+            reply_until: 0,
+            payload: core::ptr::null(),
+            payload_len: 0,
+            parts: core::ptr::null(),
+            part_count: 0,
+            fds: core::ptr::null(),
+            fd_count: 0,
+            reserved: [0; 4],
+        }
+    }
+
     /// Puts the message together and hands it to `send`.
     fn build<R>(&self, send: impl FnOnce(&Core<'_, BorrowedFd<'_>>) -> Result<R, Error>) -> Result<R, Error> {
         let invalid = |why| Error::from(Refusal::invalid("message", why));
@@ -122,7 +145,7 @@ impl Outgoing {
             return Err(invalid("has an unknown flag or a reserved field"));
         }
         let name = pointer::text(self.name, "name")?.map(well_known).transpose()?;
-        let topic = pointer::text(self.topic, "topic")?.map(|topic| parse_topic(topic)).transpose()?;
+        let topic = pointer::text(self.topic, "topic")?.map(parse_topic).transpose()?;
         let mut message = match (name, topic) {
             (Some(_), Some(_)) => {
                 return Err(invalid("has a name and a topic; a signal goes to nobody by name"));
@@ -207,11 +230,11 @@ impl Part {
 
 /// A well-known name out of a text.
 pub(crate) fn well_known(name: &str) -> Result<WellKnownName<'_>, Error> {
-    WellKnownName::parse(name).map_err(|error| Error::about("name", &error))
+    WellKnownName::parse(name).map_err(Error::about("name"))
 }
 
 fn parse_topic(topic: &str) -> Result<Topic<'_>, Error> {
-    Topic::parse(topic).map_err(|error| Error::about("topic", &error))
+    Topic::parse(topic).map_err(Error::about("topic"))
 }
 
 /// Sends a message. Never waits: when it returns, the message is queued at its receiver, or at all of them. The
