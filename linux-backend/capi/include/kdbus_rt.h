@@ -676,7 +676,7 @@ int kdbus_rt_reply_error(const struct kdbus_rt_message *request,
 int kdbus_rt_memfd(const void *bytes, size_t len);
 
 // Receives a message, and waits for one until `deadline`; 0 does not wait. `flags` are 0 or
-// KDBUS_RT_RECV_PRIORITY. Without waiting, a receive is no system call.
+// KDBUS_RT_RECV_PRIORITY. Taking a message that waits and has no descriptors is no system call.
 //
 // On success `*message` is the message, to be given to kdbus_rt_message_free; on failure it is NULL.
 //

@@ -58,7 +58,7 @@ pub(crate) const fn kind(kind: Kind) -> u32 {
 const EMPTY: Refusal = Refusal { errno: Errno::EAGAIN, what: "no message", why: "waits" };
 
 /// Receives a message, and waits for one until `deadline`; 0 does not wait. `flags` are 0 or
-/// KDBUS_RT_RECV_PRIORITY. Without waiting, a receive is no system call.
+/// KDBUS_RT_RECV_PRIORITY. Taking a message that waits and has no descriptors is no system call.
 ///
 /// On success `*message` is the message, to be given to kdbus_rt_message_free; on failure it is NULL.
 ///

@@ -47,6 +47,15 @@ fn check(compiler: &str, language: &str) {
     succeed(command.args(["-x", if compiler == "cc" { "c" } else { "c++" }]).arg(header::PATH));
 }
 
+/// The program that the documentation shows, as a whole one.
+fn documented() -> String {
+    let page = std::fs::read_to_string(package().join("../../docs/c-api.md")).unwrap();
+    let (_, rest) = page.split_once("```c\n").unwrap();
+    let (shown, _) = rest.split_once("```").unwrap();
+    let (include, body) = shown.split_once("\n\n").unwrap();
+    format!("#include <stdio.h>\n{include}\nint main(void)\n{{\n{body}\nreturn 0;\n}}\n")
+}
+
 /// An installed library and the example, compiled in both ways.
 struct Example {
     dir: tempfile::TempDir,
@@ -141,6 +150,12 @@ fn the_committed_header_is_the_one_of_the_sources() {
 fn the_header_stands_alone_in_c_and_in_cpp() {
     if has("cc", "the header in C") {
         check("cc", "-std=c11");
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("shown.c");
+        std::fs::write(&program, documented()).unwrap();
+        let mut command = Command::new("cc");
+        command.args(["-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-std=c11", "-I"]);
+        succeed(command.arg(package().join("include")).arg(program));
     }
     if has("c++", "the header in C++") {
         check("c++", "-std=c++11");
