@@ -25,6 +25,11 @@ fn an_empty_file_means_the_defaults() {
 }
 
 #[test]
+fn the_example_file_says_what_holds_without_it() {
+    assert_eq!(load(include_str!("../kdbusd.toml"), &[]), Ok(Config::new(0, "/run/kdbus".into())));
+}
+
+#[test]
 fn what_is_printed_can_be_read_back() {
     let config = Config::new(7, "/x/y".into());
     assert_eq!(load(&config.to_toml(), &[]), Ok(config));
