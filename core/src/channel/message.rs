@@ -81,7 +81,7 @@ pub struct Settled {
 ///
 /// Messages with descriptors or memfds, signals, messages to a name that one connection has to own, and all that
 /// the bus would refuse are not among them: they take the other way, and come back from there with their
-/// reason. Cost: two passes over the items. `message` is changed only as the bus would.
+/// reason. Cost: one short look at a message as clients make it, two passes over the items of others. `message` is changed only as the bus would.
 #[must_use]
 #[inline]
 pub fn sendable(message: &mut [u8], sender: u64) -> Option<Examined<'_>> {

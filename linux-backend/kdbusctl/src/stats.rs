@@ -12,7 +12,8 @@ use crate::failure::Failure;
 use crate::list::{self, POOL};
 use crate::{Global, output};
 
-/// Arguments of `stats`. Nobody is listened to: kdbusd counts anyway.
+/// Arguments of `stats`. Nobody is listened to: kdbusd counts anyway. What goes by lane goes past kdbusd, and is in no number
+/// here.
 #[derive(Debug, Args)]
 pub(crate) struct StatsOf {
     /// Well-known names or unique ids [default: everybody whom you may look at]
