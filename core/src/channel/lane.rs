@@ -6,7 +6,8 @@
 //! | word | what |
 //! |---|---|
 //! | 0 | control: closed, epoch and tail, as a [`Verdict`] |
-//! | 16 … | ring of R words, a power of two |
+//! | 16 … 143 | cookie of each open call, by its index: so nobody but the caller says what a reply may answer |
+//! | 144 … | ring of R words, a power of two |
 //!
 //! The receiver alone writes the *way back*, and the bus alone a word of *verdicts*:
 //!
@@ -29,6 +30,7 @@
 
 use core::fmt;
 
+use super::call::CALLS_MAX;
 use super::verdict::{CLOSED, Verdict};
 use super::words::Words;
 
@@ -38,7 +40,8 @@ pub const RING_MIN: u32 = 16;
 pub const RING_MAX: u32 = 1 << 20;
 
 const CONTROL_AT: usize = 0;
-const RING_AT: usize = 16;
+const COOKIES_AT: usize = 16;
+const RING_AT: usize = COOKIES_AT + CALLS_MAX;
 
 const RETURNED_AT: usize = 0;
 const WISH_AT: usize = 8;
@@ -196,6 +199,11 @@ impl<L: Words, V: Words> LaneGate<L, V> {
         returned != self.verdict.tail && returned != ABANDONED
     }
 
+    /// The cookie of the call with this index, by the sender's own word.
+    pub fn cookie(&self, call: usize) -> Option<u64> {
+        (call < CALLS_MAX).then(|| self.lane.load(COOKIES_AT + call))
+    }
+
     /// What the lane's word of verdicts says.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
@@ -244,6 +252,13 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
     #[must_use]
     pub const fn page(&self) -> &V {
         &self.verdicts
+    }
+
+    /// Says what a reply to the call with this index answers, before anybody hears of the call.
+    pub fn set_cookie(&self, call: usize, cookie: u64) {
+        if call < CALLS_MAX {
+            self.lane.store(COOKIES_AT + call, cookie);
+        }
     }
 
     /// Starts a message of `head.first` and `head.second` bytes. Until [`Reserved::commit`] it is nothing.

@@ -16,6 +16,8 @@ struct Memory {
 }
 
 const AT: usize = 2;
+/// Where the ring of a lane begins.
+const RING: usize = 144;
 
 type Reader<'a> = LaneReader<&'a [AtomicU64], &'a [AtomicU64], &'a [AtomicU64]>;
 type Writer<'a> = LaneWriter<&'a [AtomicU64], &'a [AtomicU64], &'a [AtomicU64]>;
@@ -185,8 +187,8 @@ fn tails_and_lengths_that_cannot_be_end_the_lane() {
         let memory = Memory::new(16);
         let (mut gate, mut reader) = (memory.gate(), memory.reader());
         gate.open();
-        memory.lane[16].store(first, Ordering::Relaxed);
-        memory.lane[17].store(second, Ordering::Relaxed);
+        memory.lane[RING].store(first, Ordering::Relaxed);
+        memory.lane[RING + 1].store(second, Ordering::Relaxed);
         memory.lane[0].store(Verdict { tail, ..gate.verdict() }.word(), Ordering::Relaxed);
         assert_eq!(reader.peek(), Err(Violation), "{tail} {first} {second}");
         memory.lane[0].store(gate.verdict().word(), Ordering::Relaxed);
@@ -205,7 +207,7 @@ fn a_message_keeps_the_lengths_that_it_was_looked_at_with() {
     reserved.put(&[1; 8]);
     reserved.commit().unwrap();
     let head = reader.peek().unwrap();
-    memory.lane[16].store(64, Ordering::Relaxed);
+    memory.lane[RING].store(64, Ordering::Relaxed);
     assert_eq!(reader.peek().unwrap(), head);
     let mut words = [0; 8];
     assert_eq!(reader.copy_out(&mut words, &mut []), Some(5));

@@ -7,7 +7,7 @@
 use core::fmt;
 
 use crate::WellKnownName;
-use crate::abi::{AttachFlags, Errno, ItemType, align8};
+use crate::abi::{AttachFlags, Errno, ItemType, ItemWriter};
 use crate::channel::terms::{TERMS_METADATA_MAX, Terms};
 
 use super::Domain;
@@ -15,7 +15,7 @@ use super::call::index;
 use super::host::{Credentials, HandleId, Host};
 use super::metadata::{Gathered, READ, emit_process, translate, visible};
 use super::registry::place;
-use super::slice::{ItemSink, Measure};
+use super::slice::ItemSink;
 use super::table::{BusIx, ConnIx, Place};
 
 /// A lane that may be opened.
@@ -48,8 +48,9 @@ pub enum LaneTo<'n> {
 /// What a SEND has to do with messages that went past the bus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BesideLanes {
-    /// It answers a call that came by lane from this connection. The host has made sure that this is its end.
-    pub answers: Option<HandleId>,
+    /// It may answer the call with this cookie that came by lane from this connection. The host has made sure that this
+    /// is its end.
+    pub answers: Option<(HandleId, u64)>,
     /// Calls that the sender has open by lane, as it says.
     pub calls: u32,
 }
@@ -154,13 +155,17 @@ impl Domain<'_> {
             LaneTo::Name(name) => (self.lane_owner(from, name)?, name.as_str().as_bytes()),
         };
         let grant = self.lane_grant(from, receiver)?;
-        let mut items = Buffer { bytes: [0; TERMS_METADATA_MAX], len: Measure::default() };
-        self.emit_pinned(host, &grant, &mut items);
-        let metadata = items.bytes.get(..items.len.len() as usize).ok_or(NoLane::Terms)?;
-        let terms = Terms { sender: grant.from_id, attach: grant.attach, name, metadata };
+        let mut buffer = [0; TERMS_METADATA_MAX];
+        let mut pinned = Pinned { items: ItemWriter::new(&mut buffer), cut: false };
+        self.emit_pinned(host, &grant, &mut pinned);
+        if pinned.cut {
+            return Err(NoLane::Terms);
+        }
+        let metadata = pinned.items.as_bytes();
+        host.lane_open(grant, &Terms { sender: grant.from_id, attach: grant.attach, name, metadata })?;
         let bus = self.conns[self.connected(from).map_err(|_| NoLane::Gone)?].bus;
         self.buses[bus].had_lanes = true;
-        host.lane_open(grant, &terms)
+        Ok(())
     }
 
     /// The owner of a name to which messages may go by lane.
@@ -246,24 +251,15 @@ impl Domain<'_> {
     }
 }
 
-/// Items one after another; those that do not fit are counted only.
-struct Buffer {
-    bytes: [u8; TERMS_METADATA_MAX],
-    len: Measure,
+/// Items one after another, and whether one did not fit.
+struct Pinned<'a> {
+    items: ItemWriter<'a>,
+    cut: bool,
 }
 
-impl ItemSink for Buffer {
+impl ItemSink for Pinned<'_> {
     fn item(&mut self, kind: ItemType, parts: &[&[u8]]) {
-        let at = align8(self.len.len()) as usize;
-        self.len.item(kind, parts);
-        let end = self.len.len() as usize;
-        let Some(mut place) = self.bytes.get_mut(at..end) else { return };
-        let size = (end - at) as u64;
-        for part in [&size.to_ne_bytes()[..], &kind.0.to_ne_bytes()].iter().chain(parts) {
-            let Some((head, rest)) = place.split_at_mut_checked(part.len()) else { return };
-            head.copy_from_slice(part);
-            place = rest;
-        }
+        self.cut |= self.items.parts(kind, parts).is_err();
     }
 }
 

@@ -42,7 +42,7 @@ struct Lane {
     /// Number of the terms that its page shows; 0 if none were written yet.
     terms: u64,
     attach: AttachFlags,
-    name: Vec<u8>,
+    name: heapless::Vec<u8, NAME_MAX>,
     /// What its sender is to get.
     files: Option<LaneFds>,
 }
@@ -121,7 +121,7 @@ impl LaneTable {
             calls,
             terms: 0,
             attach: AttachFlags::empty(),
-            name: Vec::with_capacity(NAME_MAX),
+            name: heapless::Vec::new(),
             files: Some([lane_file, back_file, verdict_file, calls_file, ringer]),
         });
         Ok((place as u32, received))
@@ -222,11 +222,12 @@ impl LaneTable {
         lane.sender
     }
 
-    /// Ends a call that came to `receiver` by one of its lanes, because kdbusd brings its reply. Returns the caller;
-    /// `None` if there is no such call, or none that waits.
-    pub(crate) fn claim(&mut self, number: u32, receiver: HandleId, call: u64) -> Option<HandleId> {
+    /// Ends a call that came to `receiver` by one of its lanes, because kdbusd brings its reply. Returns the caller
+    /// and the cookie, by the caller's own word; `None` if there is no such call, or none that waits.
+    pub(crate) fn claim(&mut self, number: u32, receiver: HandleId, call: u64) -> Option<(HandleId, u64)> {
         let (name, word, sender) = self.call(number, receiver, call)?;
-        word.end(name.number, CallState::Relayed).then_some(sender)
+        let cookie = self.lanes.get(number as usize)?.as_ref()?.gate.cookie(name.index)?;
+        word.end(name.number, CallState::Relayed).then_some((sender, cookie))
     }
 
     /// Undoes a [claim](Self::claim): the reply was refused.
@@ -320,8 +321,8 @@ impl Lane {
             return false;
         }
         (self.terms, self.attach) = (self.terms + 1, terms.attach);
-        self.name.clear();
-        self.name.extend_from_slice(terms.name);
+        // A name that the bus has is no longer than this.
+        self.name = heapless::Vec::from_slice(terms.name).unwrap_or_default();
         if open {
             self.gate.open();
         }

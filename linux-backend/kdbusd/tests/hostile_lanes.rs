@@ -5,14 +5,13 @@ mod common;
 use std::time::Duration;
 
 use common::{Bus, Client};
-use kdbus_core::abi::Errno;
-use kdbus_core::abi::{ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec};
+use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneWriter, Verdict, Words};
 use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
-use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
+use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -201,7 +200,7 @@ fn a_lane_that_was_closed_stays_closed_whatever_its_sender_writes() {
     // As its writer would: the message, then the control word, open and further on.
     let at = Verdict::from_word(open).tail;
     for (place, word) in [first.len() as u64, 8, now(), 0].into_iter().enumerate() {
-        attacker.lane.store(16 + at as usize + place, word);
+        attacker.lane.store(144 + at as usize + place, word);
     }
     let further = Verdict { tail: at + 40, ..Verdict::from_word(open) };
     attacker.lane.store(0, further.word());
@@ -279,4 +278,45 @@ fn a_receiver_that_never_reads_does_not_hold_its_sender_up() {
     let refused = (0..100_000).find_map(|_| honest.send(&Message::to(lazy.id()).payload(&[0; 64])).err());
     assert!(refused.is_some(), "its lane and its queue are bounded");
     unharmed(&bus, &honest);
+}
+
+#[test]
+fn who_was_called_by_lane_answers_that_call_and_no_other() {
+    let bus = bus();
+    // A callee that says to kdbusd what it likes of the call that came to it. Its lane is kdbusd's first one, number 0.
+    let callee = bus.connect_without_lanes();
+    let handle = callee.transport().handle();
+    let mut lane = handle.bring_lane().unwrap();
+    let (caller, other) = (client(&bus), client(&bus));
+    let _ = handle.command(0, &mut [0; 8]);
+    caller.transport().open_lane(callee.id()).unwrap();
+    let later = kdbus_core::Instant::from_nanos(now() + 60_000_000_000);
+    for (to, cookie) in [(callee.id(), 5), (other.id(), 9)] {
+        caller.send(&Message::to(to).payload(b"question").cookie(cookie).expect_reply(later)).unwrap();
+    }
+    let call = lane.peek().unwrap().expect("it came by lane").call;
+    let answer = |cookie: u64| {
+        let reply = message(caller.id(), |header, _| header.timeout_or_reply = cookie);
+        let command = CmdSend { size: size_of::<CmdSend>() as u64, msg_address: 1, ..CmdSend::default() };
+        let header = Header {
+            number: Command::Send.request(),
+            flags: FLAG_MESSAGE | FLAG_CLAIM,
+            arg_size: size_of::<CmdSend>() as u32,
+            message_size: reply.len() as u32,
+            payload_size: 8,
+            key: call,
+            ..Header::new(Kind::Command, 1 << 41)
+        };
+        let parts = [command.as_bytes(), &reply, b"an answr"];
+        socket::send(handle.socket(), &header, &parts, &[], Wait::Yes).unwrap();
+        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+        socket::recv(handle.socket(), &mut bytes, &mut fds, Wait::Yes).unwrap();
+        zerocopy::FromBytes::ref_from_prefix(&bytes).map(|(header, _): (&Header, _)| header.result()).unwrap()
+    };
+    assert_eq!(answer(9), Err(Errno::EBADSLT), "that one was asked of somebody else");
+    assert!(caller.try_recv().unwrap().is_none());
+    assert_eq!(answer(5), Ok(()), "its own is still open");
+    let reply = caller.try_recv().unwrap().unwrap();
+    assert_eq!((reply.sender(), reply.cookie_reply()), (callee.id(), 5));
+    assert_eq!(answer(5), Err(Errno::EBADSLT), "and ends once");
 }

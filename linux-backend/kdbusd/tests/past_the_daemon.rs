@@ -159,6 +159,9 @@ fn priority_peek_and_drop_work_on_lanes() {
     let rest: Vec<u64> =
         std::iter::from_fn(|| b.try_recv().unwrap().map(|message| message.cookie())).collect();
     assert_eq!(rest, [2, 3], "the first in the queue was dropped");
+    a.send(&Message::to(b.id()).payload(b"p").cookie(4)).unwrap();
+    assert!(transport.recv(RecvFlags::DROP | RecvFlags::PEEK, 0).unwrap().message.is_none());
+    assert!(b.try_recv().unwrap().is_none(), "dropping wins over peeking");
 }
 
 #[test]

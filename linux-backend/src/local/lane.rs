@@ -175,6 +175,12 @@ impl OutLane {
         self.receiver
     }
 
+    /// Opens a call that goes by this lane.
+    pub(super) fn begin(&self, name: CallName, cookie: u64) {
+        self.writer.set_cookie(name.index, cookie);
+        self.call(name).begin(name.number);
+    }
+
     /// The word of a call that goes by this lane.
     pub(super) const fn call(&self, name: CallName) -> CallWord<&WordMap> {
         CallWord::new(&self.calls, name.index)

@@ -2,7 +2,7 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{DST_ID_NAME, Msg};
-use kdbus_core::channel::{CALLS_MAX, CallState, sendable};
+use kdbus_core::channel::{CALLS_MAX, CallState, CallWord, sendable};
 use kdbus_core::client::{Failure, Outgoing};
 use kdbus_core::examine::{Examined, Route};
 use rustix::io::Errno;
@@ -12,7 +12,7 @@ use super::calls::{Call, Calls};
 use super::handle::Handle;
 use super::inward::{InLanes, OwedCall};
 use super::lane::OutLane;
-use super::map::Block;
+use super::map::{Block, WordMap};
 use super::{Gate, gate};
 
 /// Messages after which a lane that was refused is asked for again, at the most.
@@ -124,7 +124,7 @@ impl OutLanes {
     pub(super) fn send<F>(
         &mut self,
         handle: &Handle,
-        inward: Option<&mut InLanes>,
+        mut inward: Option<&mut InLanes>,
         message: &mut Outgoing<'_, F>,
     ) -> Way {
         let Some(examined) = sendable(message.message, self.sender) else { return Way::Bus };
@@ -132,7 +132,6 @@ impl OutLanes {
         let (to, callee) = (To::of(&examined), examined.header.dst_id);
         let deadline = Instant::from_nanos(examined.header.timeout_ns());
         let len = (Msg::SIZE + examined.items.len()).next_multiple_of(8);
-        let mut inward = inward;
         // Whatever way a reply takes, this is the call that it answers.
         let owed = match (route, &mut inward) {
             (Route::Reply(cookie), Some(inward)) => inward.owed(callee, cookie),
@@ -157,7 +156,7 @@ impl OutLanes {
                 let callee = lane.receiver();
                 let name = self.calls.open(at, callee, cookie, deadline);
                 let Some(name) = name else { return Way::Bus };
-                lane.call(name).begin(name.number);
+                lane.begin(name, cookie);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
                     self.calls.close(name);
@@ -165,8 +164,8 @@ impl OutLanes {
                 sent
             }
             (_, Some(owed), Some(inward)) => {
-                let end = |how| inward.call(&owed).is_some_and(|call| call.end(owed.name.number, how));
-                let agreed = || end(CallState::Answered);
+                let number = owed.name.number;
+                let agreed = || inward.call(&owed).is_some_and(|call| call.end(number, CallState::Answered));
                 match lane.send_if(now, owed.name.word(), first, message.payload, agreed) {
                     Ok(true) => {
                         inward.forget_owed(&owed);
@@ -179,7 +178,7 @@ impl OutLanes {
                     }
                     Err(_) => {
                         let call = inward.call(&owed);
-                        let _ = call.map(|call| call.reopen(owed.name.number, CallState::Answered));
+                        let _ = call.map(|call| call.reopen(number, CallState::Answered));
                         false
                     }
                 }
@@ -205,11 +204,7 @@ impl OutLanes {
 
     /// A call that its callee has dropped. Cost: `O(CALLS_MAX)`.
     pub(super) fn dropped_call(&self) -> Option<Call> {
-        let dropped = |call: &&Call| {
-            let state = self.lane(call.lane).map(|lane| lane.call(call.name).state(call.name.number));
-            state == Some(Some(CallState::Expired))
-        };
-        self.calls.iter().find(dropped).copied()
+        self.calls.iter().find(|call| self.state(call) == Some(CallState::Expired)).copied()
     }
 
     /// Calls by lane that have not ended, whether or not their replies were received. Cost: `O(CALLS_MAX)`.
@@ -217,11 +212,7 @@ impl OutLanes {
         if self.calls.is_empty() {
             return 0;
         }
-        let waits = |call: &&Call| {
-            let state = self.lane(call.lane).map(|lane| lane.call(call.name).state(call.name.number));
-            state == Some(Some(CallState::Pending))
-        };
-        self.calls.iter().filter(waits).count() as u32
+        self.calls.iter().filter(|call| self.state(call) == Some(CallState::Pending)).count() as u32
     }
 
     /// The calls that were sent by lane.
@@ -229,9 +220,14 @@ impl OutLanes {
         &mut self.calls
     }
 
-    /// The lane `at`.
-    pub(super) fn lane(&self, at: usize) -> Option<&OutLane> {
-        self.lanes.get(at)?.as_ref().map(|outward| &outward.lane)
+    /// The word of a call.
+    pub(super) fn word(&self, call: &Call) -> Option<CallWord<&WordMap>> {
+        self.lanes.get(call.lane)?.as_ref().map(|outward| outward.lane.call(call.name))
+    }
+
+    /// How a call stands; `None` if its word is another call's.
+    pub(super) fn state(&self, call: &Call) -> Option<CallState> {
+        self.word(call)?.state(call.name.number)
     }
 
     /// A call to somebody who is gone.

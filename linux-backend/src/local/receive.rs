@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use kdbus_core::Instant;
 use kdbus_core::abi::RecvFlags;
-use kdbus_core::channel::{Arrived, CallState, InboxReader, Order, ReturnsFull, Words};
+use kdbus_core::channel::{Arrived, CallState, CallWord, InboxReader, Order, ReturnsFull, Words};
 use kdbus_core::engine::Return;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
@@ -136,11 +136,13 @@ impl<P: Words, S: Words> Receiver<P, S> {
         arena: &Arena,
     ) -> Option<u32> {
         let lanes = self.lanes()?;
-        let dropped = if flags.contains(RecvFlags::DROP) { lanes.drop_call(message.slot) } else { None };
-        if !flags.contains(RecvFlags::DROP) {
+        // kdbus: dropping wins over peeking.
+        let drops = flags.contains(RecvFlags::DROP);
+        let dropped = if drops { lanes.drop_call(message.slot) } else { None };
+        if !drops {
             lanes.show(message.slot, arena);
         }
-        if !flags.contains(RecvFlags::PEEK)
+        if (drops || !flags.contains(RecvFlags::PEEK))
             && let Some(queued) = lanes.take(message.slot, arena)
         {
             PriorityQueue::new(&mut self.head, &mut self.nodes).remove(queued);
@@ -198,10 +200,9 @@ impl<P: Words, S: Words> Receiver<P, S> {
     fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: bool, now: Instant) {
         // Ends: each round ends a call or puts it off.
         while let Some(call) = lanes.outward.calls().due(now) {
-            let word = lanes.outward.lane(call.lane).map(|lane| lane.call(call.name));
-            let number = call.name.number;
-            let expired = word.as_ref().is_none_or(|word| word.end(number, CallState::Expired));
-            match word.and_then(|word| word.state(number)) {
+            let end = |word: CallWord<_>| word.end(call.name.number, CallState::Expired);
+            let expired = lanes.outward.word(&call).is_none_or(end);
+            match lanes.outward.state(&call) {
                 _ if expired => self.call_ended(lanes, call.cookie, false, now),
                 // The reply is about to be sent, or was taken back just now.
                 Some(CallState::Answered | CallState::Pending) => {
@@ -223,8 +224,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             return;
         }
         while let Some(call) = lanes.outward.call_to_the_dead() {
-            let word = lanes.outward.lane(call.lane).map(|lane| lane.call(call.name));
-            if word.and_then(|word| word.state(call.name.number)) != Some(CallState::Relayed) {
+            if lanes.outward.state(&call) != Some(CallState::Relayed) {
                 self.call_ended(lanes, call.cookie, true, now);
             }
             lanes.outward.calls().close(call.name);
