@@ -148,13 +148,15 @@ impl Owed {
         }
     }
 
-    /// The call with this cookie. Cost: `O(1)` for the one that came last, else `O(`[`CALLS_MAX`]`)`.
-    pub(super) fn find(&self, cookie: u64) -> Option<CallName> {
-        let meant = |index: &usize| {
-            self.places.get(*index).is_some_and(|(number, other)| *number != 0 && *other == cookie)
+    /// The call with this cookie that `waits`: an older one may have had the same. Cost: `O(1)` for the one that came last,
+    /// else `O(`[`CALLS_MAX`]`)`.
+    pub(super) fn find(&self, cookie: u64, waits: impl Fn(CallName) -> bool) -> Option<CallName> {
+        let meant = |index: usize| {
+            let (number, other) = *self.places.get(index)?;
+            let name = CallName { index, number };
+            (number != 0 && other == cookie && waits(name)).then_some(name)
         };
-        let index = Some(self.hint).filter(meant).or_else(|| (0..CALLS_MAX).find(|index| meant(index)))?;
-        self.places.get(index).map(|(number, _)| CallName { index, number: *number })
+        meant(self.hint).or_else(|| (0..CALLS_MAX).find_map(meant))
     }
 
     /// A call was answered, or has ended otherwise.
@@ -213,13 +215,17 @@ mod tests {
     #[test]
     fn what_is_owed_is_found_by_cookie() {
         let mut owed = Owed::new();
+        let any = |_: CallName| true;
         let [a, b] = [3, 4].map(|index| CallName { index, number: 9 });
         owed.add(a, 50);
         owed.add(b, 60);
-        assert_eq!((owed.find(50), owed.find(60), owed.find(0)), (Some(a), Some(b), None));
+        assert_eq!((owed.find(50, any), owed.find(60, any), owed.find(0, any)), (Some(a), Some(b), None));
+        owed.add(b, 50);
+        assert_eq!(owed.find(50, |name| name == a), Some(a), "the other one has ended");
         owed.remove(CallName { number: 8, ..a });
-        assert_eq!(owed.find(50), Some(a));
+        assert_eq!(owed.find(50, |name| name != b), Some(a));
         owed.remove(a);
-        assert_eq!(owed.find(50), None);
+        owed.remove(b);
+        assert_eq!(owed.find(50, any), None);
     }
 }

@@ -260,7 +260,9 @@ impl InLanes {
     pub(super) fn owed(&self, caller: u64, cookie: u64) -> Option<OwedCall> {
         let found = |(lane, inward): (usize, &Option<Inward>)| {
             let inward = inward.as_ref().filter(|inward| inward.terms.sender() == caller)?;
-            Some(OwedCall { lane, name: inward.owed.find(cookie)? })
+            let waits =
+                |name: CallName| inward.lane.call(name).state(name.number) == Some(CallState::Pending);
+            Some(OwedCall { lane, name: inward.owed.find(cookie, waits)? })
         };
         self.lanes.iter().enumerate().find_map(found)
     }
