@@ -3,7 +3,7 @@
 //! A receiver brings a lane, kdbusd gives it to one sender, opens it once both have mapped it, and closes it when the
 //! engine says so. A lane never serves a second sender.
 
-use kdbus_core::abi::AttachFlags;
+use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::terms::{self, PAGE_WORDS, Terms, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, CallName, CallState, CallWord, LaneGate, LaneLayout};
 use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
@@ -228,6 +228,20 @@ impl LaneTable {
         let (name, word, sender) = self.call(number, receiver, call)?;
         let cookie = self.lanes.get(number as usize)?.as_ref()?.gate.cookie(name.index)?;
         word.end(name.number, CallState::Relayed).then_some((sender, cookie))
+    }
+
+    /// Says that the reply to a call that was [claimed](Self::claim) does not come, and why. Returns the caller, who has to
+    /// hear of it.
+    pub(crate) fn fail_claim(
+        &mut self,
+        number: u32,
+        receiver: HandleId,
+        call: u64,
+        why: Errno,
+    ) -> Option<HandleId> {
+        let (name, word, sender) = self.call(number, receiver, call)?;
+        word.fail(name.number, u8::try_from(why.raw()).ok()?);
+        Some(sender)
     }
 
     /// Undoes a [claim](Self::claim): the reply was refused.

@@ -459,10 +459,17 @@ impl Daemon {
         let answers = if claims { turn.state.lanes.claim(header.slot, from, header.key) } else { None };
         let calls = if claims { 0 } else { header.slot };
         let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, BesideLanes { answers, calls });
-        if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome)
-            && !uses_call_up(error)
-        {
-            self.state.lanes.give_claim_back(header.slot, from, header.key);
+        if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome) {
+            if uses_call_up(error) {
+                // kdbus: whoever waits for the reply gets the error too, or hears that the other end is to blame.
+                let why = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
+                let caller = self.state.lanes.fail_claim(header.slot, from, header.key, why);
+                if let Some(caller) = caller {
+                    Turn::idle(&mut self.state).notice(caller);
+                }
+            } else {
+                self.state.lanes.give_claim_back(header.slot, from, header.key);
+            }
         }
         // What no message holds is closed before anybody hears of the command's end.
         drop(places);

@@ -2,11 +2,15 @@
 
 mod common;
 
+use std::os::fd::AsFd;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::{Bus, Client};
-use kdbus_core::abi::{AttachFlags, ITEM_HEADER, ItemType, Items, Msg, NameFlags, RecvFlags, Timestamp};
-use kdbus_core::client::{Connection, Hello, Message, Part, ReplyTo, Transport};
+use kdbus_core::abi::{
+    AttachFlags, Errno, ITEM_HEADER, ItemType, Items, Msg, NameFlags, RecvFlags, Timestamp,
+};
+use kdbus_core::client::{CallError, Connection, Hello, Message, Part, ReplyTo, Transport};
 use kdbus_core::{Instant, NodeName, WellKnownName};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::FromBytes;
@@ -354,4 +358,202 @@ fn a_dropped_call_ends_at_once_and_is_answered_by_nobody() {
     assert!(reply(&b, ReplyTo { id: a.id(), cookie: 7, priority: 0 }, b"never").is_err());
     reply(&b, called(&b), b"the other").unwrap();
     assert_eq!(ends(&a), [(b.id(), 8, ItemType::PAYLOAD_OFF)]);
+}
+
+/// What `b` does in a thread of its own, while the caller waits.
+fn meanwhile<R: Send + 'static>(
+    b: Client,
+    act: impl FnOnce(&Client) -> R + Send + 'static,
+) -> JoinHandle<(Client, R)> {
+    std::thread::spawn(move || {
+        let made = act(&b);
+        (b, made)
+    })
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn calls_that_are_waited_for_go_past_the_daemon_and_the_queue() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let before = (carried(&a), carried(&b));
+    let (to, rounds) = (b.id(), 500_u64);
+    let serving = meanwhile(b, move |b| {
+        for round in 0..rounds {
+            let call = b.recv_blocking(LONG).unwrap();
+            let caller = call.reply_to();
+            if round < 20 {
+                b.send(&Message::to(caller.id).payload(b"besides").cookie(round + 1)).unwrap();
+            }
+            reply(b, caller, call.payload()).unwrap();
+        }
+    });
+    for round in 0..rounds {
+        let question = round.to_ne_bytes();
+        let answer = a.call_blocking(&Message::to(to).payload(&question), LONG).unwrap();
+        assert_eq!(answer.payload(), &question[..]);
+    }
+    let (b, ()) = serving.join().unwrap();
+    assert_eq!((carried(&a), carried(&b)), before, "none of them went through the daemon");
+    for round in 0..20 {
+        assert_eq!(a.try_recv().unwrap().unwrap().cookie(), round + 1);
+    }
+    assert!(a.try_recv().unwrap().is_none());
+}
+
+#[test]
+fn a_call_that_is_waited_for_takes_its_reply_from_the_daemon_if_it_has_to() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let (to, before) = (b.id(), carried(&b));
+    let serving = meanwhile(b, |b| {
+        for _ in 0..20 {
+            let caller = b.recv_blocking(LONG).unwrap().reply_to();
+            // Through the daemon both: the one stays queued, and the other passes it.
+            b.send(&Message::to(caller.id).payload(&vec![1; 100_000]).cookie(9)).unwrap();
+            reply(b, caller, &vec![5; 100_000]).unwrap();
+            assert!(reply(b, caller, b"again").is_err());
+        }
+    });
+    for _ in 0..20 {
+        let answer = a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap();
+        assert_eq!(answer.payload(), &vec![5; 100_000]);
+        drop(answer);
+        assert_eq!(a.try_recv().unwrap().unwrap().cookie(), 9);
+        assert!(a.try_recv().unwrap().is_none());
+    }
+    let (b, ()) = serving.join().unwrap();
+    assert_eq!(carried(&b), before, "the calls went by lane");
+    assert!(carried(&a) >= 40);
+}
+
+#[test]
+fn a_call_that_is_waited_for_times_out_once_and_its_reply_comes_too_late() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let before = carried(&b);
+    for _ in 0..3 {
+        let deadline = after(20);
+        let error = a.call_blocking(&Message::to(b.id()).payload(b"question"), deadline).unwrap_err();
+        assert_eq!(error, CallError::TimedOut);
+        assert!(a.now() >= deadline);
+        assert!(reply(&b, called(&b), b"late").is_err());
+    }
+    assert!(ends(&a).is_empty());
+    assert_eq!(carried(&b), before, "it went by lane");
+    // One whose deadline has passed is not made.
+    let error = a.call_blocking(&Message::to(b.id()).payload(b"question"), a.now()).unwrap_err();
+    assert_eq!(error, CallError::TimedOut);
+    assert!(b.try_recv().unwrap().is_none());
+}
+
+#[test]
+fn a_call_that_is_waited_for_ends_with_its_callee() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let call = |to| a.call_blocking(&Message::to(to).payload(b"question"), LONG).map(|_| ()).unwrap_err();
+    let to = b.id();
+    let serving = meanwhile(b, |b| {
+        b.transport().wait(None).unwrap();
+        assert!(b.transport().recv(RecvFlags::DROP, 0).unwrap().message.is_none());
+    });
+    assert_eq!(call(to), CallError::PeerDied);
+    let (b, ()) = serving.join().unwrap();
+    let leaving = std::thread::spawn(move || {
+        drop(b.recv_blocking(LONG).unwrap());
+        drop(b);
+    });
+    assert_eq!(call(to), CallError::PeerDied);
+    leaving.join().unwrap();
+    assert!(ends(&a).is_empty());
+}
+
+#[test]
+fn who_answers_and_dies_has_answered_who_waits() {
+    let bus = bus();
+    for _ in 0..50 {
+        let (a, b) = pair(&bus);
+        let to = b.id();
+        let serving = std::thread::spawn(move || {
+            let caller = b.recv_blocking(LONG).unwrap().reply_to();
+            reply(&b, caller, b"last").unwrap();
+        });
+        let answer = a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap();
+        assert_eq!(answer.payload(), b"last");
+        serving.join().unwrap();
+    }
+}
+
+#[test]
+fn who_waits_learns_that_the_reply_does_not_fit() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 2, &Hello::new().pool_size(4096)), hello(&bus, 2, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    let (to, before) = (b.id(), carried(&b));
+    let serving = meanwhile(b, |b| {
+        let caller = b.recv_blocking(LONG).unwrap().reply_to();
+        (reply(b, caller, &[0; 4000]).is_err(), reply(b, caller, b"small").is_err())
+    });
+    let error = a.call_blocking(&Message::to(to).payload(b"question"), LONG).map(|_| ()).unwrap_err();
+    assert_eq!(error.errno(), Errno::ENOBUFS);
+    let (b, refused) = serving.join().unwrap();
+    assert_eq!((refused, carried(&b)), ((true, true), before));
+}
+
+#[test]
+fn a_call_by_lane_can_be_canceled() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let (to, before) = (b.id(), carried(&b));
+    let (cancel, canceler) = rustix::pipe::pipe().unwrap();
+    let question = Message::to(to).payload(b"question");
+    let serving = meanwhile(b, move |b| {
+        let first = b.recv_blocking(LONG).unwrap().reply_to();
+        reply(b, first, b"in time").unwrap();
+        let second = b.recv_blocking(LONG).unwrap().reply_to();
+        rustix::io::write(&canceler, b"!").unwrap();
+        (second, canceler)
+    });
+    let answer = a.call_cancelable(&question, LONG, cancel.as_fd()).unwrap();
+    assert_eq!(answer.payload(), b"in time");
+    drop(answer);
+    let error = a.call_cancelable(&question, LONG, cancel.as_fd()).map(|_| ()).unwrap_err();
+    assert_eq!(error, CallError::Canceled);
+    let (b, (second, canceler)) = serving.join().unwrap();
+    assert!(reply(&b, second, b"late").is_err());
+    rustix::io::read(&cancel, &mut [0; 8]).unwrap();
+    // Nobody can cancel any more: the call goes on.
+    drop(canceler);
+    let serving = meanwhile(b, |b| reply(b, b.recv_blocking(LONG).unwrap().reply_to(), b"anyway"));
+    let answer = a.call_cancelable(&question, LONG, cancel.as_fd()).unwrap();
+    assert_eq!(answer.payload(), b"anyway");
+    assert_eq!(carried(&serving.join().unwrap().0), before, "all of them went by lane");
+    assert!(ends(&a).is_empty());
+}
+
+#[test]
+fn who_polls_from_outside_hears_of_what_came_while_a_call_was_waited_for() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let readable =
+        || poll(&mut [PollFd::new(a.transport(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1;
+    assert!(!readable());
+    let to = b.id();
+    let serving = meanwhile(b, |b| {
+        for besides in [false, true] {
+            let caller = b.recv_blocking(LONG).unwrap().reply_to();
+            if besides {
+                b.send(&Message::to(caller.id).payload(b"besides").cookie(1)).unwrap();
+            }
+            reply(b, caller, b"answer").unwrap();
+        }
+    });
+    for besides in [false, true] {
+        drop(a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap());
+        assert_eq!(readable(), besides);
+    }
+    assert_eq!(a.try_recv().unwrap().unwrap().cookie(), 1);
+    assert!(a.try_recv().unwrap().is_none() && !readable());
+    serving.join().unwrap();
 }

@@ -35,6 +35,10 @@ fn main() {
             "a_killed_client_leaves_its_names_and_its_callers",
             a_killed_client_leaves_its_names_and_its_callers,
         ),
+        (
+            "a_callee_killed_while_it_is_waited_for_ends_the_call",
+            a_callee_killed_while_it_is_waited_for_ends_the_call,
+        ),
         ("clients_killed_at_any_time_harm_nobody", clients_killed_at_any_time_harm_nobody),
         ("another_user_is_who_the_kernel_says", another_user_is_who_the_kernel_says),
         (
@@ -212,6 +216,31 @@ fn a_killed_client_leaves_its_names_and_its_callers() -> Result<(), String> {
         matches!(news.notification(), Some(Notification::NameRemove { owner, .. }) if owner == id),
         "{news:?}"
     );
+    Ok(())
+}
+
+fn a_callee_killed_while_it_is_waited_for_ends_the_call() -> Result<(), String> {
+    let bus = Bus::with(|config| config.capacity.lanes = 16);
+    let caller: common::Client =
+        Connection::with_capacities(bus.options().lanes(4).connect(&bus.name()).unwrap(), &Hello::new())
+            .unwrap();
+    for _ in 0..5 {
+        let mut mute = Process::start("mute", &node(&bus), None);
+        let id = mute.ready();
+        caller.transport().open_lane(id).unwrap();
+        let carried = || caller.transport().handle().stats(id).unwrap().stats.received;
+        let before = carried();
+        caller.send(&Message::to(id).payload(b"by lane")).unwrap();
+        assert_eq!(carried(), before);
+        let killing = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            mute.kill();
+        });
+        let error = caller.call_blocking(&Message::to(id).payload(b"call"), SOON).map(|_| ()).unwrap_err();
+        assert_eq!(error, CallError::PeerDied);
+        killing.join().unwrap();
+        assert!(caller.try_recv().unwrap().is_none());
+    }
     Ok(())
 }
 

@@ -17,6 +17,10 @@ pub(super) enum Woken {
     Early,
     /// The bus is gone.
     HungUp,
+    /// The descriptor that cancels is readable.
+    Canceled,
+    /// The descriptor that cancels will never be readable.
+    NeverCanceled,
 }
 
 /// What the events of the set are about; lanes follow.
@@ -198,6 +202,37 @@ impl Bell {
                 Err(Errno::INTR) => {}
                 other => return other,
             }
+        }
+    }
+
+    /// As [`wait`](Self::wait), or until `cancel` is readable, if there is one. Whoever was told looks first at what came in.
+    pub(super) fn wait_or_cancel(
+        &self,
+        socket: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+        cancel: Option<BorrowedFd<'_>>,
+        rung: impl FnMut(usize, bool),
+    ) -> Result<Woken, Errno> {
+        let Some(cancel) = cancel else { return self.wait(socket, deadline, rung) };
+        loop {
+            let timeout = deadline.map(|deadline| timespec(deadline.since(now())));
+            let mut fds =
+                [PollFd::new(&self.set, PollFlags::IN), PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
+            match poll(&mut fds, timeout.as_ref()) {
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+            let [set, canceled] = [&fds[0], &fds[1]].map(PollFd::revents);
+            if !set.is_empty() {
+                // Its events are there, so this does not wait.
+                return self.wait(socket, Some(Instant::ZERO), rung);
+            }
+            return Ok(match canceled {
+                canceled if canceled.contains(PollFlags::IN) => Woken::Canceled,
+                canceled if canceled.is_empty() => Woken::Early,
+                _ => Woken::NeverCanceled,
+            });
         }
     }
 

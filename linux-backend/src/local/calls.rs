@@ -3,6 +3,20 @@
 use kdbus_core::Instant;
 use kdbus_core::channel::{CALLS_MAX, CallName};
 
+/// The word of the call that the connection waits for: it has one at a time, and keeps it out of the others' way.
+const WAITED: usize = CALLS_MAX - 1;
+
+/// What a reply that came in is to this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answers {
+    /// Nobody waits for it: it comes too late, or is the second one.
+    Nothing,
+    /// It ends a call, and is received as any message.
+    Call,
+    /// It ends the call that the connection waits for.
+    Waited,
+}
+
 /// A call of this connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Call {
@@ -19,8 +33,10 @@ pub(super) struct Call {
 /// The calls that this connection has sent by lane and that have not ended.
 #[derive(Debug)]
 pub(super) struct Calls {
-    places: [Option<Call>; CALLS_MAX],
+    places: [Option<Call>; WAITED],
     len: usize,
+    /// The one that the connection waits for.
+    waited: Option<Call>,
     /// The number of the last call.
     number: u64,
     /// Not after the earliest deadline.
@@ -30,7 +46,7 @@ pub(super) struct Calls {
 impl Calls {
     /// No calls.
     pub(super) const fn new() -> Self {
-        Self { places: [None; CALLS_MAX], len: 0, number: 0, next: Instant::FAR }
+        Self { places: [None; WAITED], len: 0, waited: None, number: 0, next: Instant::FAR }
     }
 
     /// Whether there is none.
@@ -43,7 +59,25 @@ impl Calls {
         self.len as u32
     }
 
-    /// Opens a call. `None` if there are [`CALLS_MAX`].
+    /// Opens the call that the connection waits for, until it is [over](Self::stop_waiting).
+    pub(super) fn wait_for(&mut self, lane: usize, callee: u64, cookie: u64, deadline: Instant) -> CallName {
+        self.number += 1;
+        let name = CallName { index: WAITED, number: self.number };
+        self.waited = Some(Call { name, lane, callee, cookie, deadline });
+        name
+    }
+
+    /// The call that the connection waits for.
+    pub(super) const fn waited(&self) -> Option<&Call> {
+        self.waited.as_ref()
+    }
+
+    /// Waits for no call any more.
+    pub(super) const fn stop_waiting(&mut self) {
+        self.waited = None;
+    }
+
+    /// Opens a call. `None` if there are as many as there are words.
     pub(super) fn open(
         &mut self,
         lane: usize,
@@ -51,13 +85,13 @@ impl Calls {
         cookie: u64,
         deadline: Instant,
     ) -> Option<CallName> {
-        if self.len == CALLS_MAX {
+        if self.len == WAITED {
             return None;
         }
         let number = self.number + 1;
         // Calls mostly end before the next begins, or in the order they began: the next place is mostly free.
-        let index = (0..CALLS_MAX)
-            .map(|step| (number as usize).wrapping_add(step) % CALLS_MAX)
+        let index = (0..WAITED)
+            .map(|step| (number as usize).wrapping_add(step) % WAITED)
             .find(|index| self.places.get(*index).is_some_and(Option::is_none))?;
         let name = CallName { index, number };
         *self.places.get_mut(index)? = Some(Call { name, lane, callee, cookie, deadline });
@@ -78,15 +112,19 @@ impl Calls {
         }
     }
 
-    /// Ends the call to `callee` that a reply names and answers. False if there is none.
-    pub(super) fn answered(&mut self, name: Option<CallName>, callee: u64, cookie: u64) -> bool {
-        let Some(name) = name else { return false };
+    /// Ends the call to `callee` that a reply names and answers.
+    pub(super) fn answered(&mut self, name: Option<CallName>, callee: u64, cookie: u64) -> Answers {
+        let Some(name) = name else { return Answers::Nothing };
         let meant = |call: &Call| call.name == name && call.callee == callee && call.cookie == cookie;
-        let found = self.places.get(name.index).is_some_and(|call| call.as_ref().is_some_and(meant));
-        if found {
-            self.close(name);
+        if self.waited.take_if(|call| meant(call)).is_some() {
+            return Answers::Waited;
         }
-        found
+        let found = self.places.get(name.index).is_some_and(|call| call.as_ref().is_some_and(meant));
+        if !found {
+            return Answers::Nothing;
+        }
+        self.close(name);
+        Answers::Call
     }
 
     /// When [`due`](Self::due) may bring something.
@@ -119,7 +157,7 @@ impl Calls {
         self.places.iter().flatten()
     }
 
-    /// A call that was sent by this lane.
+    /// A call that was sent by this lane and that nobody waits for.
     pub(super) fn by_lane(&self, lane: usize) -> Option<Call> {
         self.places.iter().flatten().find(|call| call.lane == lane).copied()
     }
@@ -198,15 +236,36 @@ mod tests {
     fn a_reply_ends_the_call_that_it_names_once() {
         let mut calls = Calls::new();
         let name = calls.open(0, 7, 1, Instant::FAR);
-        assert!(!calls.answered(name, 8, 1) && !calls.answered(name, 7, 2) && !calls.answered(None, 7, 1));
-        assert!(calls.answered(name, 7, 1) && !calls.answered(name, 7, 1) && calls.is_empty());
+        for (name, callee, cookie) in [(name, 8, 1), (name, 7, 2), (None, 7, 1)] {
+            assert_eq!(calls.answered(name, callee, cookie), Answers::Nothing);
+        }
+        assert_eq!(calls.answered(name, 7, 1), Answers::Call);
+        assert_eq!(calls.answered(name, 7, 1), Answers::Nothing);
+        assert!(calls.is_empty());
+    }
+
+    #[test]
+    fn the_call_that_is_waited_for_is_apart_from_the_others() {
+        let mut calls = Calls::new();
+        let other = calls.open(0, 7, 1, at(9));
+        let waited = calls.wait_for(0, 7, 1, at(5));
+        assert_ne!(other, Some(waited));
+        assert_eq!((calls.len(), calls.next(), calls.due(at(6))), (1, at(9), None));
+        assert_eq!(calls.waited().map(|call| call.deadline), Some(at(5)));
+        assert_eq!(calls.answered(Some(waited), 8, 1), Answers::Nothing);
+        assert_eq!(calls.answered(Some(waited), 7, 1), Answers::Waited);
+        assert_eq!(calls.answered(Some(waited), 7, 1), Answers::Nothing);
+        assert_eq!(calls.answered(other, 7, 1), Answers::Call);
+        let given_up = calls.wait_for(0, 7, 1, at(5));
+        calls.stop_waiting();
+        assert_eq!(calls.answered(Some(given_up), 7, 1), Answers::Nothing);
     }
 
     #[test]
     fn there_are_as_many_as_there_are_words() {
         let mut calls = Calls::new();
         let names: Vec<_> =
-            (0..CALLS_MAX as u64).map(|cookie| calls.open(0, 7, cookie, at(9)).unwrap()).collect();
+            (0..WAITED as u64).map(|cookie| calls.open(0, 7, cookie, at(9)).unwrap()).collect();
         assert!(calls.open(0, 7, 9, at(9)).is_none());
         calls.close(names[5]);
         assert_eq!(calls.open(0, 7, 9, at(9)).unwrap().index, names[5].index);

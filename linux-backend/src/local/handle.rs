@@ -534,7 +534,7 @@ fn claimed_fds(bytes: &[u8]) -> usize {
 
 /// Whether `cancel` can be polled. kdbus: a cancel descriptor that is not open is `EBADF`, one of a file that
 /// is always ready is `EINVAL`.
-fn check_cancel(cancel: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn check_cancel(cancel: BorrowedFd<'_>) -> Result<(), Errno> {
     use rustix::fs::FileType;
     let mode = rustix::fs::fstat(cancel).map_err(errno)?.st_mode;
     match FileType::from_raw_mode(mode) {

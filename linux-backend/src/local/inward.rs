@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
-use super::calls::{Calls, Owed};
+use super::calls::{Answers, Calls, Owed};
 use super::lane::InLane;
 use super::map::{Block, WordMap};
 use super::{Gate, gate};
@@ -78,6 +78,8 @@ pub(super) struct InLanes {
     receiver: u64,
     /// There was no room for a message: nothing is looked at before something is given back.
     starved: bool,
+    /// The reply that the connection waits for. The application has its bytes.
+    reply: Option<Held>,
     _gate: Gate,
 }
 
@@ -104,7 +106,10 @@ impl InLanes {
         })?;
         let arena = Arena::new(BLOCKS * count, bytes, RECORDS * count)?;
         let waiting = Block::new(room, || None)?;
-        Ok((Self { lanes, waiting, free, free_len: room, receiver, starved: false, _gate }, arena))
+        Ok((
+            Self { lanes, waiting, free, free_len: room, receiver, starved: false, reply: None, _gate },
+            arena,
+        ))
     }
 
     /// Messages that may wait all in all.
@@ -170,11 +175,18 @@ impl InLanes {
                     }
                 };
                 let call = CallName::from_word(head.call);
-                if settled.answers != 0 && !calls.answered(call, terms.sender(), settled.answers) {
-                    // It comes too late, or is the second one: nobody waits for it.
-                    arena.release(held);
-                    lane.give_back(words);
-                    continue;
+                if settled.answers != 0 {
+                    let answers = calls.answered(call, terms.sender(), settled.answers);
+                    if answers == Answers::Waited {
+                        // It passes by the queue.
+                        arena.show(held);
+                        self.reply = Some(held);
+                    }
+                    if answers != Answers::Call {
+                        arena.release(held);
+                        lane.give_back(words);
+                        continue;
+                    }
                 }
                 let call = call.filter(|_| settled.deadline != 0);
                 if let Some(call) = call {
@@ -198,6 +210,11 @@ impl InLanes {
                 *waiting += 1;
             }
         }
+    }
+
+    /// The reply that the connection waits for, if it came: where it lies, and its bytes.
+    pub(super) fn take_reply(&mut self) -> Option<(u64, u64)> {
+        self.reply.take().map(|held| (held.offset, held.size))
     }
 
     /// Remembers where a message stands in the queue.

@@ -288,6 +288,18 @@ impl ReadMap {
         self.pages.len == 0
     }
 
+    /// Copies the bytes from `offset` on into `bytes`: of a slice that its writer may take back meanwhile, old or new ones.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`]; nothing is read.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        let range = self.pages.range(offset, bytes.len() as u64).ok_or(OutOfRange)?;
+        // SAFETY: the range lies in the mapping, and its file is sealed against shrinking, so its pages are there.
+        unsafe { copy::out_of_shared(self.pages.at(range.start), bytes) };
+        Ok(())
+    }
+
     /// The `len` bytes at `offset`, or `None` if they are not all in the mapping.
     ///
     /// Meant for ranges that the writer has published and leaves alone until they are given back.

@@ -22,6 +22,7 @@ mod receive;
 pub mod socket;
 mod staging;
 pub mod stats;
+mod sync;
 mod transport;
 pub mod wire;
 

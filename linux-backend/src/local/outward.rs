@@ -19,6 +19,8 @@ use super::{Gate, gate};
 const PATIENCE_MAX: u32 = 1 << 10;
 /// Receivers whose messages are counted at one time.
 const CANDIDATES: usize = 32;
+/// The last deadline of a call that somebody waits for.
+const WAIT_MAX: Instant = Instant::from_nanos(i64::MAX as u64);
 /// Bytes of the longest name.
 const NAME_MAX: usize = 255;
 
@@ -120,12 +122,22 @@ impl OutLanes {
         })
     }
 
-    /// Sends a message by lane, if it can go by one. `inward` is where it came in what it may answer.
+    /// Sends a call that its connection waits for by lane, if it can go by one. What would be refused cannot.
+    pub(super) fn call<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>) -> Option<Call> {
+        match self.send(handle, None, message, true) {
+            Way::Lane => self.calls.waited().copied(),
+            Way::Bus | Way::Claim(_) => None,
+        }
+    }
+
+    /// Sends a message by lane, if it can go by one. `inward` is where it came in what it may answer; with `waits`, it has
+    /// to be a call, and its connection waits for its end.
     pub(super) fn send<F>(
         &mut self,
         handle: &Handle,
         mut inward: Option<&mut InLanes>,
         message: &mut Outgoing<'_, F>,
+        waits: bool,
     ) -> Way {
         let Some(examined) = sendable(message.message, self.sender) else { return Way::Bus };
         let (route, cookie) = (examined.route, examined.header.cookie);
@@ -138,6 +150,10 @@ impl OutLanes {
             _ => None,
         };
         let claim = owed.map_or(Way::Bus, Way::Claim);
+        // kdbus: a deadline that a signed number does not hold has passed for who waits.
+        if waits && (route != Route::Call || deadline > WAIT_MAX) {
+            return Way::Bus;
+        }
         if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
             return claim;
         }
@@ -152,6 +168,18 @@ impl OutLanes {
         let Some(first) = message.message.get(..len) else { return claim };
         let now = bell::now().as_nanos();
         let sent = match (route, owed, inward) {
+            (Route::Call, ..) if waits => {
+                if deadline.as_nanos() <= now {
+                    return Way::Bus;
+                }
+                let name = self.calls.wait_for(at, lane.receiver(), cookie, deadline);
+                lane.begin(name, cookie);
+                let sent = lane.send(now, name.word(), first, message.payload).is_ok();
+                if !sent {
+                    self.calls.stop_waiting();
+                }
+                sent
+            }
             (Route::Call, ..) => {
                 let callee = lane.receiver();
                 let name = self.calls.open(at, callee, cookie, deadline);
@@ -228,6 +256,17 @@ impl OutLanes {
     /// How a call stands; `None` if its word is another call's.
     pub(super) fn state(&self, call: &Call) -> Option<CallState> {
         self.word(call)?.state(call.name.number)
+    }
+
+    /// Ends a call that nobody waits for any more. False if it has ended otherwise.
+    pub(super) fn end(&self, call: &Call) -> bool {
+        self.word(call).is_none_or(|word| word.end(call.name.number, CallState::Expired))
+    }
+
+    /// Whether the callee of a call is gone.
+    pub(super) fn has_ended(&self, call: &Call) -> bool {
+        let lane = self.lanes.get(call.lane).and_then(Option::as_ref);
+        lane.is_none_or(|outward| outward.lane.has_ended())
     }
 
     /// A call to somebody who is gone.

@@ -32,7 +32,7 @@ pub(super) struct Lanes<'a> {
 }
 
 /// How long a call is waited for whose reply was announced and did not come.
-const GRACE: Duration = Duration::from_millis(1);
+pub(super) const GRACE: Duration = Duration::from_millis(1);
 
 /// What waits for one connection: kdbusd's shared queue and the lanes into it, merged into one queue.
 #[derive(Debug)]
@@ -191,6 +191,41 @@ impl<P: Words, S: Words> Receiver<P, S> {
         noticed || calls || self.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
     }
 
+    /// How often kdbusd told of something besides messages.
+    pub(super) fn notices(&self) -> u64 {
+        self.inbox.notices()
+    }
+
+    /// As [`arm`](Self::arm), for whoever waits for a reply: messages that wait in the queue are nothing new to it, nor are
+    /// notices up to `seen`, all of which stay for the next one who arms.
+    pub(super) fn arm_for_reply(&mut self, seen: &mut u64, outward: &mut OutLanes) -> bool {
+        self.inbox.arm();
+        if let Some(lanes) = self.lanes() {
+            lanes.ask_bells();
+        }
+        let notices = self.inbox.notices();
+        let noticed = core::mem::replace(seen, notices) != notices;
+        noticed || self.has_fresh() || wants_attention(outward)
+    }
+
+    /// Moves what came in into the queue. Returns the reply that the connection waits for, if it came by lane: where it lies,
+    /// and its bytes.
+    pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Option<(u64, u64)> {
+        self.look(Some(lanes));
+        self.lanes()?.take_reply()
+    }
+
+    /// A queued message of kdbusd's lane that is `meant`. Cost: `O(depth)`.
+    pub(super) fn find(&mut self, meant: impl Fn(&Arrived) -> bool) -> Option<Arrived> {
+        let queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
+        self.queued
+            .iter()
+            .flatten()
+            .filter_map(|handle| queue.get(*handle))
+            .find(|arrived| meant(arrived))
+            .copied()
+    }
+
     /// Whether the connection still lives.
     pub(super) fn is_alive(&self) -> bool {
         self.inbox.is_alive()
@@ -241,7 +276,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Whether something came in that was not looked at.
-    fn has_fresh(&mut self) -> bool {
+    pub(super) fn has_fresh(&mut self) -> bool {
         self.inbox.has_fresh() || self.lanes().is_some_and(InLanes::has_fresh)
     }
 

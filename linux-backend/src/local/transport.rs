@@ -150,15 +150,15 @@ impl Default for Options {
 /// ```
 #[derive(Debug)]
 pub struct LocalTransport {
-    handle: Handle,
-    bell: Bell,
-    receiver: RefCell<Option<Receiver<WordMap, WordMap>>>,
+    pub(super) handle: Handle,
+    pub(super) bell: Bell,
+    pub(super) receiver: RefCell<Option<Receiver<WordMap, WordMap>>>,
     /// Lanes that are to be brought, and messages before one is asked for.
     wanted: (usize, u32),
     /// Where messages lie that came by lane.
     arena: OnceCell<Arena>,
     /// Lanes by which this connection sends.
-    outward: RefCell<Option<OutLanes>>,
+    pub(super) outward: RefCell<Option<OutLanes>>,
     /// The connection has ended, though kdbusd has not.
     ended: Cell<bool>,
     /// What was done since kdbusd was last seen alive, without a word to it.
@@ -227,7 +227,7 @@ impl LocalTransport {
 
     /// Looks every now and then whether kdbusd is still there: who neither sleeps nor asks it anything would not
     /// notice. Costs a system call once in [`QUIET`] times.
-    fn beat(&self) -> Result<(), Failure> {
+    pub(super) fn beat(&self) -> Result<(), Failure> {
         let quiet = self.quiet.get() + 1;
         if quiet < QUIET {
             self.quiet.set(quiet);
@@ -244,7 +244,7 @@ impl LocalTransport {
     }
 
     /// Ends the connection: from here on the descriptor is readable for ever.
-    fn end(&self) -> Failure {
+    pub(super) fn end(&self) -> Failure {
         self.ended.set(true);
         self.bell.ring_own();
         self.handle.check().err().unwrap_or(Failure::Broken(Errno::ECONNRESET))
@@ -352,13 +352,13 @@ impl LocalTransport {
     }
 
     /// Where messages lie that came by lane.
-    fn arena(&self) -> Option<&Arena> {
+    pub(super) fn arena(&self) -> Option<&Arena> {
         gate()?;
         self.arena.get()
     }
 
     /// Where offsets of the arena begin: behind the pool, and behind the offset that stands for no message.
-    fn arena_base(&self) -> u64 {
+    pub(super) fn arena_base(&self) -> u64 {
         self.handle.pool().map_or(0, super::map::ReadMap::len) + GAP
     }
 
@@ -414,7 +414,6 @@ impl LocalTransport {
         flags: RecvFlags,
         priority: i64,
     ) -> Result<Option<Option<Incoming<OwnedFd>>>, Failure> {
-        let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
         // Each round returns or removes an entry.
         let arena = self.arena();
         let mut outward = self.outward.borrow_mut();
@@ -431,32 +430,49 @@ impl LocalTransport {
                 let info = MsgInfo { offset, msg_size: entry.size, return_flags: 0 };
                 return Ok(Some(Some(Incoming { info, fds: heapless::Vec::new() })));
             }
-            if plain && !entry.with_files {
-                match receiver.take(&entry) {
-                    Ok(None) => continue,
-                    Ok(Some(report)) => {
-                        if report {
-                            self.handle.report_returns();
-                        }
-                        let info = MsgInfo { offset: entry.offset, msg_size: entry.size, return_flags: 0 };
-                        return Ok(Some(Some(Incoming { info, fds: heapless::Vec::new() })));
-                    }
-                    // kdbusd empties the ring before the command below.
-                    Err(_) => {}
-                }
-            }
-            match self.receive_by_command(Some(&entry), flags, priority) {
-                Ok(message) => {
-                    if !flags.contains(RecvFlags::PEEK) || message.is_none() {
-                        receiver.forget(&entry);
-                    }
-                    return Ok(Some(message));
-                }
-                Err(Failure::Refused(Errno::EAGAIN)) => receiver.forget(&entry),
-                Err(failure) => return Err(failure),
+            if let Some(message) = self.take_entry(receiver, &entry, flags, priority)? {
+                return Ok(Some(message));
             }
         }
         Ok(None)
+    }
+
+    /// Receives an entry that kdbusd shows, as `flags` ask for it. `None` if it is gone, and nothing waits in its place.
+    pub(super) fn take_entry(
+        &self,
+        receiver: &mut Receiver<WordMap, WordMap>,
+        entry: &Arrived,
+        flags: RecvFlags,
+        priority: i64,
+    ) -> Result<Option<Option<Incoming<OwnedFd>>>, Failure> {
+        let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
+        if plain && !entry.with_files {
+            match receiver.take(entry) {
+                Ok(None) => return Ok(None),
+                Ok(Some(report)) => {
+                    if report {
+                        self.handle.report_returns();
+                    }
+                    let info = MsgInfo { offset: entry.offset, msg_size: entry.size, return_flags: 0 };
+                    return Ok(Some(Some(Incoming { info, fds: heapless::Vec::new() })));
+                }
+                // kdbusd empties the ring before the command below.
+                Err(_) => {}
+            }
+        }
+        match self.receive_by_command(Some(entry), flags, priority) {
+            Ok(message) => {
+                if !flags.contains(RecvFlags::PEEK) || message.is_none() {
+                    receiver.forget(entry);
+                }
+                Ok(Some(message))
+            }
+            Err(Failure::Refused(Errno::EAGAIN)) => {
+                receiver.forget(entry);
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The descriptor, for somebody else to poll.
@@ -545,7 +561,7 @@ impl Transport for LocalTransport {
         let mut inward = receiver.as_mut().and_then(Receiver::lanes);
         let way = match &mut *self.outward.borrow_mut() {
             Some(outward) if gate().is_some() => {
-                let way = outward.send(&self.handle, inward.as_deref_mut(), message);
+                let way = outward.send(&self.handle, inward.as_deref_mut(), message, false);
                 if self.bell.is_watched() && !outward.calls().is_empty() {
                     self.bell.set_timer(outward.calls().next());
                 }
@@ -581,6 +597,9 @@ impl Transport for LocalTransport {
         cancel: Option<BorrowedFd<'_>>,
     ) -> Result<Incoming<OwnedFd>, Failure> {
         self.check()?;
+        if let Some(ended) = self.call_by_lane(message, cancel) {
+            return ended;
+        }
         let with = Attachments { payload: message.payload, fds: message.fds, cancel };
         let (command, answer) = self
             .handle
@@ -663,8 +682,8 @@ impl Transport for LocalTransport {
         let calls = self.outward.borrow_mut().as_mut().map(|outward| outward.calls().next());
         let deadline = deadline.into_iter().chain(calls.filter(|next| *next != Instant::FAR)).min();
         match self.bell.wait(self.handle.socket(), deadline, rung) {
-            Ok(Woken::Early) => Ok(()),
             Ok(Woken::HungUp) => Err(self.end()),
+            Ok(_) => Ok(()),
             Err(error) => Err(Failure::Refused(errno(error))),
         }
     }

@@ -1,0 +1,189 @@
+//! Calls by lane that their connection waits for.
+
+use kdbus_core::Instant;
+use kdbus_core::abi::{Errno, Msg, MsgFlags, MsgInfo, RecvFlags};
+use kdbus_core::channel::{Arrived, CallState};
+use kdbus_core::client::{Failure, Incoming, Outgoing};
+use rustix::fd::{BorrowedFd, OwnedFd};
+use zerocopy::IntoBytes;
+
+use super::bell::{self, Woken};
+use super::calls::Call;
+use super::error::errno;
+use super::gate;
+use super::handle::check_cancel;
+use super::map::WordMap;
+use super::outward::OutLanes;
+use super::receive::{GRACE, KDBUSD, Lanes, Receiver};
+use super::transport::LocalTransport;
+
+type Reader = Receiver<WordMap, WordMap>;
+
+/// How a call stands.
+enum Stand {
+    /// It goes on.
+    Open,
+    /// This is its reply.
+    Reply(Incoming<OwnedFd>),
+    /// It has no reply, and will have none.
+    Over(Errno),
+}
+
+impl LocalTransport {
+    /// Sends a call by lane and waits for its end. `None` if kdbusd has to carry it, or knows why it cannot be made.
+    pub(super) fn call_by_lane(
+        &self,
+        message: &mut Outgoing<'_, BorrowedFd<'_>>,
+        cancel: Option<BorrowedFd<'_>>,
+    ) -> Option<Result<Incoming<OwnedFd>, Failure>> {
+        gate()?;
+        let mut receiver = self.receiver.borrow_mut();
+        let receiver = receiver.as_mut()?;
+        let mut outward = self.outward.borrow_mut();
+        let outward = outward.as_mut()?;
+        if cancel.is_some_and(|cancel| check_cancel(cancel).is_err()) {
+            return None;
+        }
+        let call = outward.call(&self.handle, message)?;
+        let ended = self.await_end(receiver, outward, &call, cancel);
+        outward.calls().stop_waiting();
+        Some(ended.and_then(|reply| self.beat().map(|()| reply)))
+    }
+
+    /// Waits for the end of a call. Other messages that come in stay queued.
+    fn await_end(
+        &self,
+        receiver: &mut Reader,
+        outward: &mut OutLanes,
+        call: &Call,
+        mut cancel: Option<BorrowedFd<'_>>,
+    ) -> Result<Incoming<OwnedFd>, Failure> {
+        let mut seen = receiver.notices();
+        // Why nobody waits any more, and until when a reply may come that was on its way by then.
+        let mut given_up: Option<(Errno, Instant)> = None;
+        loop {
+            let mut woken = Woken::Early;
+            if !self.arm_for_reply(receiver, outward, &mut seen)? {
+                let until = given_up.map_or(call.deadline, |(_, until)| until).min(outward.calls().next());
+                let waited =
+                    self.bell.wait_or_cancel(self.handle.socket(), Some(until), cancel, rung(receiver));
+                woken = waited.map_err(|error| Failure::Refused(errno(error)))?;
+            }
+            // Whoever was gone before the look has sent its reply by then.
+            let dead = outward.has_ended(call);
+            let over = match self.look_at(receiver, outward, call, dead)? {
+                Stand::Reply(reply) => {
+                    self.ring_for_the_rest(receiver, outward);
+                    return Ok(reply);
+                }
+                Stand::Over(errno) => Some(errno),
+                Stand::Open if woken == Woken::HungUp || !receiver.is_alive() => return Err(self.end()),
+                Stand::Open => {
+                    if matches!(woken, Woken::Canceled | Woken::NeverCanceled) {
+                        cancel = None;
+                    }
+                    let now = bell::now();
+                    let reason = match given_up {
+                        Some((reason, until)) => (now >= until).then_some(reason),
+                        None if woken == Woken::Canceled => Some(Errno::ECANCELED),
+                        None => (now >= call.deadline).then_some(Errno::ETIMEDOUT),
+                    };
+                    reason.filter(|reason| {
+                        // Once it is answered, the reply is on its way, or is taken back just now.
+                        let waits = !outward.end(call) && given_up.is_none();
+                        if waits {
+                            given_up = Some((*reason, now.after(GRACE)));
+                        }
+                        !waits
+                    })
+                }
+            };
+            if let Some(errno) = over {
+                self.ring_for_the_rest(receiver, outward);
+                return Err(Failure::Refused(errno));
+            }
+        }
+    }
+
+    /// Silences the bell and asks for it. True if something is there that nobody rings for.
+    fn arm_for_reply(
+        &self,
+        receiver: &mut Reader,
+        outward: &mut OutLanes,
+        seen: &mut u64,
+    ) -> Result<bool, Failure> {
+        if !self.bell.silence(rung(receiver)) || !receiver.is_alive() {
+            return Err(self.end());
+        }
+        Ok(receiver.arm_for_reply(seen, outward))
+    }
+
+    /// Looks at what came in, and how a call stands after that. Its callee is `dead` since before.
+    fn look_at(
+        &self,
+        receiver: &mut Reader,
+        outward: &mut OutLanes,
+        call: &Call,
+        dead: bool,
+    ) -> Result<Stand, Failure> {
+        let Some(arena) = self.arena() else { return Ok(Stand::Over(Errno::EPIPE)) };
+        if let Some((offset, msg_size)) =
+            receiver.look_for_reply(&mut Lanes { arena, outward: &mut *outward })
+        {
+            let info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
+            return Ok(Stand::Reply(Incoming { info, fds: heapless::Vec::new() }));
+        }
+        let open = if dead { Stand::Over(Errno::EPIPE) } else { Stand::Open };
+        match outward.state(call) {
+            Some(CallState::Pending | CallState::Answered) => Ok(open),
+            Some(CallState::Relayed) => {
+                if let Some(reply) = self.relayed(receiver, call)? {
+                    return Ok(Stand::Reply(reply));
+                }
+                let code = outward.word(call).and_then(|word| word.failure(call.name.number));
+                let error = code.map(|code| Errno::from_raw(code.into()).unwrap_or(Errno::EIO));
+                Ok(error.map_or(open, Stand::Over))
+            }
+            // Its callee has dropped it.
+            Some(CallState::Expired) | None => Ok(Stand::Over(Errno::EPIPE)),
+        }
+    }
+
+    /// The reply to a call that kdbusd has brought, if it is there: it leaves the queue before its turn.
+    fn relayed(&self, receiver: &mut Reader, call: &Call) -> Result<Option<Incoming<OwnedFd>>, Failure> {
+        let Some(pool) = self.handle.pool() else { return Ok(None) };
+        let answers = |arrived: &Arrived| {
+            let mut header = Msg::default();
+            // Only whoever takes the entry knows that it was not taken back meanwhile.
+            arrived.lane == KDBUSD
+                && pool.read(arrived.offset, header.as_mut_bytes()).is_ok()
+                && header.src_id == call.callee
+                && header.flags & MsgFlags::EXPECT_REPLY.bits() == 0
+                && header.timeout_or_reply == call.cookie
+        };
+        match receiver.find(answers) {
+            Some(entry) => self.take_entry(receiver, &entry, RecvFlags::empty(), 0).map(Option::flatten),
+            None => Ok(None),
+        }
+    }
+
+    /// Leaves the descriptor as somebody who polls it has to find it: readable if something came in besides.
+    fn ring_for_the_rest(&self, receiver: &mut Reader, outward: &mut OutLanes) {
+        if !self.bell.is_watched() {
+            return;
+        }
+        let goes_on = self.bell.silence(rung(receiver));
+        if !goes_on || receiver.arm(Some(outward)) || receiver.has_losses() {
+            self.bell.ring_own();
+        }
+    }
+}
+
+/// Tells a receiver's lanes that they rang.
+fn rung(receiver: &mut Reader) -> impl FnMut(usize, bool) {
+    |at, stale| {
+        if let Some(lanes) = receiver.lanes() {
+            lanes.rang(at, stale);
+        }
+    }
+}
