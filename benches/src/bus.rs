@@ -234,12 +234,7 @@ impl BusClient {
         if self.case.spins() {
             return self.spin(message);
         }
-        let reply = match self.case.system {
-            // Past the queue, in one command: the shortest way through kdbusd.
-            System::SlowPath | System::Memfd => self.bus.call_blocking(message, CALL_TIMEOUT),
-            _ => self.bus.call(message, CALL_TIMEOUT).wait(),
-        };
-        reply.map_err(io::Error::other)
+        self.bus.call_blocking(message, CALL_TIMEOUT).map_err(io::Error::other)
     }
 
     fn spin<'c, 'm>(&'c self, message: &Message<'m, Borrowed<'m>>) -> io::Result<Delivery<'c, LocalTransport>>
