@@ -8,6 +8,7 @@ mod arena;
 mod bell;
 mod calls;
 mod copy;
+mod detour;
 mod error;
 mod handle;
 mod inward;

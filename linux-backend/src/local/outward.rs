@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::bell;
 use super::calls::{Call, Calls};
+use super::detour::Detour;
 use super::handle::Handle;
 use super::inward::{InLanes, OwedCall};
 use super::lane::OutLane;
@@ -57,6 +58,7 @@ pub(super) struct OutLanes {
     /// Id of the connection.
     sender: u64,
     patience: u32,
+    detour: Detour,
     _gate: Gate,
 }
 
@@ -108,7 +110,7 @@ impl Outward {
 
 impl OutLanes {
     /// Room for lanes from connection `sender`, each asked for after `patience` messages.
-    pub(super) fn new((count, patience): (usize, u32), sender: u64) -> Result<Self, Errno> {
+    pub(super) fn new((count, patience): (usize, u32), detour: Detour, sender: u64) -> Result<Self, Errno> {
         let lanes = Block::new(count, || None)?;
         Ok(Self {
             lanes,
@@ -118,6 +120,7 @@ impl OutLanes {
             calls: Calls::new(),
             by_bus: 0,
             patience,
+            detour,
             sender,
         })
     }
@@ -291,6 +294,9 @@ impl OutLanes {
 
     /// The open lane that leads to `to`; without one, one is asked for every now and then.
     fn lane_to(&mut self, handle: &Handle, to: To<'_>) -> Option<usize> {
+        if self.detour.next() {
+            return None;
+        }
         if let Some(at) = self.find(to) {
             let outward = self.lanes.get_mut(at)?.as_mut()?;
             if outward.lane.is_open() {

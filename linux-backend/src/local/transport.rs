@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::arena::Arena;
 use super::bell::{self, Bell, Woken};
+use super::detour::Detour;
 use super::error::{ConnectError, EPROTO, errno};
 use super::gate;
 use super::handle::{Answer, Attachments, Beside, Handle};
@@ -39,6 +40,7 @@ pub struct Options {
     prefault: bool,
     lanes: usize,
     lane_after: u32,
+    detour: Detour,
 }
 
 impl Options {
@@ -51,6 +53,7 @@ impl Options {
             prefault: true,
             lanes: LANES,
             lane_after: LANE_AFTER,
+            detour: Detour::NONE,
         }
     }
 
@@ -94,6 +97,15 @@ impl Options {
         self
     }
 
+    /// Sends every other message through kdbusd though a lane leads to its receiver; `seed` says which. For tests that
+    /// mix both ways: an application has nothing from it.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn detours(mut self, seed: u64) -> Self {
+        self.detour = Detour::by_seed(seed);
+        self
+    }
+
     /// Opens a bus, endpoint or `control` by its name, or any node by its absolute path.
     ///
     /// # Errors
@@ -110,7 +122,7 @@ impl Options {
     /// [`ConnectError::System`] if there are no descriptors left to wait on.
     pub fn over(&self, handle: Handle) -> Result<LocalTransport, ConnectError> {
         let lanes = (self.lanes, self.lane_after);
-        Ok(LocalTransport { wanted: lanes, ..LocalTransport::over(handle)? })
+        Ok(LocalTransport { wanted: lanes, detour: self.detour, ..LocalTransport::over(handle)? })
     }
 
     /// Opens the bus that the environment names in `KDBUS_BUS`; without that, the first one that exists of
@@ -155,6 +167,8 @@ pub struct LocalTransport {
     pub(super) receiver: RefCell<Option<Receiver<WordMap, WordMap>>>,
     /// Lanes that are to be brought, and messages before one is asked for.
     wanted: (usize, u32),
+    /// Which messages do not take them.
+    detour: Detour,
     /// Where messages lie that came by lane.
     arena: OnceCell<Arena>,
     /// Lanes by which this connection sends.
@@ -197,6 +211,7 @@ impl LocalTransport {
             bell,
             receiver: RefCell::new(None),
             wanted: (0, LANE_AFTER),
+            detour: Detour::NONE,
             arena: OnceCell::new(),
             outward: RefCell::new(None),
             ended: Cell::new(false),
@@ -297,7 +312,7 @@ impl LocalTransport {
         receiver.add_lanes(inward).map_err(system)?;
         // There is one HELLO at most.
         let _ = self.arena.set(arena);
-        *self.outward.borrow_mut() = Some(OutLanes::new(self.wanted, id).map_err(system)?);
+        *self.outward.borrow_mut() = Some(OutLanes::new(self.wanted, self.detour, id).map_err(system)?);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The daemon under test.
 
+use std::collections::hash_map::RandomState;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command as Program, Stdio};
@@ -7,6 +8,9 @@ use std::process::{Child, Command as Program, Stdio};
 use kdbus_conformance::CaseInfo;
 
 use crate::world::{DaemonWorld, FORKS, configuration};
+
+/// The variable that says which way each message takes.
+const SEED: &str = "KDBUS_TEST_SEED";
 
 /// Lanes of each client.
 const LANES: usize = 2;
@@ -82,6 +86,17 @@ impl Daemon {
             configuration(case.needs()).replace("[capacity]\n", &capacity) + "lane = \"4 KiB\"\n";
         let daemon = Self::start(&configuration);
         DaemonWorld::new(daemon.directory.path().join("tree"), daemon).with_lanes(LANES)
+    }
+
+    /// The same where a seed chooses for each message which way it takes: `KDBUS_TEST_SEED`, or another one each time.
+    pub(crate) fn world_with_detours(case: &CaseInfo) -> DaemonWorld<Self> {
+        let seed = match std::env::var(SEED) {
+            Ok(seed) => seed.parse().expect("KDBUS_TEST_SEED is a number"),
+            Err(_) => u64::from(std::hash::BuildHasher::hash_one(&RandomState::new(), case.name) as u32),
+        };
+        // The test harness shows it if the case fails.
+        println!("ways chosen by {SEED}={seed}");
+        Self::world_with_lanes(case).with_detours(seed)
     }
 }
 

@@ -26,3 +26,10 @@ mod lanes {
 
     kdbus_conformance::conformance_tests!(|case| OverTransport(Daemon::world_with_lanes(case)));
 }
+
+/// The same, where a seed chooses for each of these messages whether it goes by lane or through the daemon.
+mod either {
+    use super::*;
+
+    kdbus_conformance::conformance_tests!(|case| OverTransport(Daemon::world_with_detours(case)));
+}

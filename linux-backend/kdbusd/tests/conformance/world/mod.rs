@@ -69,6 +69,8 @@ pub(crate) struct DaemonWorld<D> {
     tree: PathBuf,
     /// Lanes that each client brings through a transport; with any, each message that can goes by one.
     lanes: usize,
+    /// Says which of those go through the daemon all the same; the next client has the next one.
+    seed: Option<u64>,
     /// Ends with the case.
     _daemon: D,
     /// Every descriptor that a case knows, by its number; those of handles too.
@@ -81,13 +83,19 @@ impl<D> DaemonWorld<D> {
         let limit = rustix::process::getrlimit(Resource::Nofile);
         let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
         let _ = rustix::process::setrlimit(Resource::Nofile, most);
-        Self { tree, lanes: 0, _daemon: daemon, fds: BTreeMap::new() }
+        Self { tree, lanes: 0, seed: None, _daemon: daemon, fds: BTreeMap::new() }
     }
 
     /// The same with lanes.
     #[allow(dead_code, reason = "not every program has lanes")]
     pub(crate) fn with_lanes(self, lanes: usize) -> Self {
         Self { lanes, ..self }
+    }
+
+    /// The same where `seed` chooses for each message that can go by lane whether it does.
+    #[allow(dead_code, reason = "not every program has lanes")]
+    pub(crate) fn with_detours(self, seed: u64) -> Self {
+        Self { seed: Some(seed), ..self }
     }
 
     fn keep(&mut self, fd: OwnedFd) -> i32 {
@@ -563,7 +571,12 @@ impl<D> Transported for DaemonWorld<D> {
         let socket = self.socket(user, &node)?;
         let path = NodePath::new(self.tree.join(&node).as_os_str().as_encoded_bytes()).unwrap();
         let handle = local::Handle::over(socket, path, 0, false).unwrap();
-        Ok(Options::new().lanes(self.lanes).lane_after(0).over(handle).unwrap())
+        let mut options = Options::new().lanes(self.lanes).lane_after(0);
+        if let Some(seed) = &mut self.seed {
+            options = options.detours(*seed);
+            *seed = seed.wrapping_add(1);
+        }
+        Ok(options.over(handle).unwrap())
     }
 
     fn borrow<'a>(&'a self, _: User, number: i32) -> Option<BorrowedFd<'a>>
