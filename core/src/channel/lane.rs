@@ -6,6 +6,7 @@
 //! | word | what |
 //! |---|---|
 //! | 0 | control: closed, epoch and tail, as a [`Verdict`] |
+//! | 8 | messages sent, for whoever looks on; nobody relies on it |
 //! | 16 … 143 | cookie of each open call, by its index: so nobody but the caller says what a reply may answer |
 //! | 144 … | ring of R words, a power of two |
 //!
@@ -40,6 +41,8 @@ pub const RING_MIN: u32 = 16;
 pub const RING_MAX: u32 = 1 << 20;
 
 const CONTROL_AT: usize = 0;
+// Not beside the control word, which the receiver looks at.
+const COUNT_AT: usize = 8;
 const COOKIES_AT: usize = 16;
 const RING_AT: usize = COOKIES_AT + CALLS_MAX;
 
@@ -149,6 +152,20 @@ impl fmt::Display for NotByLane {
 
 impl core::error::Error for NotByLane {}
 
+/// What a lane has carried, by the words of its two ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct LaneTraffic {
+    /// Messages that were sent, as the sender says.
+    pub messages: u64,
+    /// Bytes of them in the lane, as the sender says: at most 2^55.
+    pub sent: u64,
+    /// Bytes of those that were received, as the receiver says: at most those that were sent.
+    pub received: u64,
+    /// The receiver says that its sender broke a rule, and receives nothing more.
+    pub given_up: bool,
+}
+
 /// The bus' side of a lane: opens and closes it.
 ///
 /// What the sender writes can neither stop it nor keep a lane open.
@@ -204,6 +221,17 @@ impl<L: Words, V: Words> LaneGate<L, V> {
         (call < CALLS_MAX).then(|| self.lane.load(COOKIES_AT + call))
     }
 
+    /// What the lane has carried, as its two ends say: to look at, and nothing to decide by.
+    pub fn traffic(&self, back: &impl Words) -> LaneTraffic {
+        let control = Verdict::from_word(self.lane.load(CONTROL_AT));
+        let tail = if self.verdict.is_open() { control.tail } else { self.verdict.tail };
+        let returned = back.load(RETURNED_AT);
+        let given_up = returned == ABANDONED;
+        let received = if given_up { 0 } else { returned.min(tail) };
+        // A tail has no more than 52 bits.
+        LaneTraffic { messages: self.lane.load(COUNT_AT), sent: 8 * tail, received: 8 * received, given_up }
+    }
+
     /// What the lane's word of verdicts says.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
@@ -231,6 +259,8 @@ pub struct LaneWriter<L, B, V> {
     control: Verdict,
     /// The wish for a bell that was fulfilled last.
     rung: u64,
+    /// Messages sent.
+    count: u64,
 }
 
 impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
@@ -239,7 +269,7 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
         let holds = lane.count() >= layout.lane_words()
             && back.count() >= LaneLayout::BACK_WORDS
             && verdicts.count() > at;
-        holds.then_some(Self { lane, back, verdicts, at, layout, control: Verdict::NEVER, rung: 0 })
+        holds.then_some(Self { lane, back, verdicts, at, layout, control: Verdict::NEVER, rung: 0, count: 0 })
     }
 
     /// Whether messages can be sent now.
@@ -358,6 +388,8 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
             return Err(NotByLane::Closed);
         }
         writer.control = next;
+        writer.count += 1;
+        writer.lane.store(COUNT_AT, writer.count);
         // Against the fence in `LaneReader::ask_bell`.
         writer.lane.fence();
         let wish = writer.back.load(WISH_AT);

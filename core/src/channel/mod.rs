@@ -28,8 +28,8 @@ pub use inbox::{
     AttachError, DEPTH_MAX, InboxLayout, InboxReader, InboxWriter, LayoutError, RETURNS_MAX, ReturnsFull,
 };
 pub use lane::{
-    LaneGate, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane, RING_MAX, RING_MIN, Reserved,
-    Violation,
+    LaneGate, LaneHead, LaneLayout, LaneReader, LaneTraffic, LaneWriter, NotByLane, RING_MAX, RING_MIN,
+    Reserved, Violation,
 };
 pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
 pub use message::{CALL_ENDED_SIZE, Place, Settled, call_ended, sendable, settle};

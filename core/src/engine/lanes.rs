@@ -168,6 +168,28 @@ impl Domain<'_> {
         Ok(())
     }
 
+    /// Whether [`open_lane`](Self::open_lane) would let messages from the connection behind `from` to the one with id
+    /// `receiver` go by lane, if the host has one. Cost: as there.
+    ///
+    /// # Errors
+    ///
+    /// [`NoLane`].
+    pub fn lane_allowed(&self, host: &mut dyn Host, from: HandleId, receiver: u64) -> Result<(), NoLane> {
+        let grant = self.lane_grant(from, receiver)?;
+        let mut buffer = [0; TERMS_METADATA_MAX];
+        let mut pinned = Pinned { items: ItemWriter::new(&mut buffer), cut: false };
+        self.emit_pinned(host, &grant, &mut pinned);
+        if pinned.cut { Err(NoLane::Terms) } else { Ok(()) }
+    }
+
+    /// Whether an activator stands behind a name of the connection behind `handle`: messages to that name go through
+    /// the bus. Cost: a step for each of its names.
+    #[must_use]
+    pub fn is_activated(&self, handle: HandleId) -> bool {
+        let Ok(conn) = self.connected(handle) else { return false };
+        self.names.held(index(conn)).any(|claim| self.names.activator(claim.id).is_some())
+    }
+
     /// The owner of a name to which messages may go by lane.
     fn lane_owner(&self, from: HandleId, name: WellKnownName<'_>) -> Result<u64, NoLane> {
         let sender = self.connected(from).map_err(|_| NoLane::Gone)?;

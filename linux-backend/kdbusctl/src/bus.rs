@@ -34,8 +34,8 @@ pub(crate) fn transport<'h>(
             .with_root(root.as_os_str().as_bytes())
             .map_err(|error| Failure::usage(format!("--root {}: {error}", root.display())))?;
     }
-    // Everything sent here is small: one packet, without staging memory.
-    let options = Options::new().environment(environment).staging(0).prefault(false);
+    // Everything sent here is small: one packet, without staging memory. Lanes are for those that are looked at.
+    let options = Options::new().environment(environment).staging(0).prefault(false).lanes(0);
     let transport = match &global.bus {
         Some(name) => options.connect(name)?,
         None => options.connect_default()?,

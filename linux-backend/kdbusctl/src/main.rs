@@ -18,6 +18,7 @@ mod matching;
 mod monitor;
 mod output;
 mod own;
+mod pairs;
 mod payload;
 mod policy;
 mod quota;

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::bus::{self, Bus, Id, Peer, span};
 use crate::failure::Failure;
 use crate::list::{self, POOL};
-use crate::{Global, output};
+use crate::{Global, output, pairs};
 
-/// Arguments of `stats`. Nobody is listened to: kdbusd counts anyway. What goes by lane goes past kdbusd, and is in no number
-/// here.
+/// Arguments of `stats`. Nobody is listened to: kdbusd counts anyway. What goes by lane goes past kdbusd, and is in no
+/// number here but those of `--lanes`.
 #[derive(Debug, Args)]
 pub(crate) struct StatsOf {
     /// Well-known names or unique ids [default: everybody whom you may look at]
@@ -22,6 +22,10 @@ pub(crate) struct StatsOf {
     /// Span over which rates are measured, such as 500ms; 0 shows counters only
     #[arg(long, value_parser = span, default_value = "1s")]
     interval: Duration,
+    /// Show which way messages take instead, for each pair of peers that one of those is part of: by a lane past kdbusd, or
+    /// through kdbusd, and why. What a lane has carried is by the word of its two ends, since it was given to the sender
+    #[arg(long)]
+    lanes: bool,
 }
 
 /// Heads of the columns of [`Sample::row`].
@@ -43,6 +47,10 @@ impl StatsOf {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let bus = bus::open(global, &Hello::new().pool_size(POOL))?;
         let chosen = chosen(&bus, &self.peers)?;
+        if self.lanes {
+            let everybody = if self.peers.is_empty() { chosen.clone() } else { list::titles(&bus)? };
+            return pairs::run(&bus, global.json, &everybody, &chosen);
+        }
         let first = reports(&bus, &chosen)?;
         let began = Instant::now();
         let second = if self.interval.is_zero() {

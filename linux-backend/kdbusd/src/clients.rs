@@ -11,6 +11,7 @@ use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::identity::Process;
+use crate::lanes::NoRoom;
 use crate::raw::Foreign;
 use crate::spaces::Names;
 
@@ -65,6 +66,8 @@ pub(crate) struct Client {
     pub(crate) hello: heapless::Vec<OwnedFd, LANE_FDS>,
     /// Number of the lane by which it can send that it was given last, until it says that it has mapped it.
     pub(crate) lane_given: Option<u32>,
+    /// Why it was refused another lane, when it asked last.
+    pub(crate) no_room: Option<NoRoom>,
     /// Where large payload comes from: a memfd, read only.
     pub(crate) staging: Option<Foreign>,
     /// Files that go with the next answer that brings a message.
@@ -95,6 +98,7 @@ impl Client {
             bell: None,
             hello: heapless::Vec::new(),
             lane_given: None,
+            no_room: None,
             staging: None,
             outgoing: heapless::Vec::new(),
             ring: false,

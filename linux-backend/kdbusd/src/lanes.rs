@@ -5,7 +5,7 @@
 
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::terms::{self, PAGE_WORDS, Terms, VERDICT_AT};
-use kdbus_core::channel::{CALL_WORDS, CallName, CallState, CallWord, LaneGate, LaneLayout};
+use kdbus_core::channel::{CALL_WORDS, CallName, CallState, CallWord, LaneGate, LaneLayout, LaneTraffic};
 use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
 use kdbus_linux::local::map::{self, Seal, WordMap};
 use kdbus_linux::local::wire::LANE_FDS;
@@ -20,6 +20,28 @@ const NAME_MAX: usize = 255;
 
 /// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, calls, bell.
 pub(crate) type LaneFds = [OwnedFd; LANE_FDS];
+
+/// Why a connection was refused another lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// All there are were in use.
+    All,
+    /// Its user had as many as one may have.
+    User,
+    /// It has as many as one may have.
+    Connection,
+}
+
+/// A lane between two connections, for tools.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    pub(crate) open: bool,
+    /// Its sender has mapped it.
+    pub(crate) sealed: bool,
+    /// Bytes that it holds.
+    pub(crate) bytes: u64,
+    pub(crate) traffic: LaneTraffic,
+}
 
 /// One lane, from when its receiver brought it to the receiver's end.
 #[derive(Debug)]
@@ -85,11 +107,10 @@ impl LaneTable {
     /// `EOPNOTSUPP` without lanes; `ENOBUFS` if there are no more, or no more for it or its user; what the system says.
     pub(crate) fn bring(&mut self, receiver: HandleId, uid: u32) -> io::Result<(u32, LaneFds)> {
         let layout = self.layout.filter(|_| !self.lanes.is_empty()).ok_or(io::Errno::OPNOTSUPP)?;
-        let own = self.lanes.iter().flatten().filter(|lane| lane.receiver == receiver).count();
-        let of_user = self.lanes.iter().flatten().filter(|lane| lane.uid == uid).count();
-        let allowed = own < self.per_connection && of_user < self.per_user;
-        let place = self.lanes.iter().position(Option::is_none).filter(|_| allowed);
-        let place = place.ok_or(io::Errno::NOBUFS)?;
+        if self.no_room(receiver, uid).is_some() {
+            return Err(io::Errno::NOBUFS);
+        }
+        let place = self.lanes.iter().position(Option::is_none).ok_or(io::Errno::NOBUFS)?;
         let file = |name, words: usize| map::create(name, 8 * words as u64);
         let lane_file = file(c"kdbus-lane", layout.lane_words())?;
         let lane = WordMap::writable(&lane_file, layout.lane_words()).map_err(no_memory)?;
@@ -132,7 +153,7 @@ impl LaneTable {
         if self.lanes.is_empty() {
             return Err(NoLane::Off);
         }
-        if self.banned.contains(&(grant.from, grant.to)) {
+        if self.is_banned(grant.from, grant.to) {
             return Err(NoLane::Banned);
         }
         let into = |lane: &Lane| lane.receiver == grant.to;
@@ -214,6 +235,44 @@ impl LaneTable {
             self.banned.push((sender, receiver));
         }
         true
+    }
+
+    /// Whether there are none at all.
+    pub(crate) const fn is_off(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
+    /// Why [`bring`](Self::bring) finds no room for another lane into a connection, if it does not.
+    pub(crate) fn no_room(&self, receiver: HandleId, uid: u32) -> Option<NoRoom> {
+        let count =
+            |own: &dyn Fn(&Lane) -> bool| self.lanes.iter().flatten().filter(|lane| own(lane)).count();
+        if count(&|lane| lane.receiver == receiver) >= self.per_connection {
+            return Some(NoRoom::Connection);
+        }
+        if count(&|lane| lane.uid == uid) >= self.per_user {
+            return Some(NoRoom::User);
+        }
+        self.lanes.iter().all(Option::is_some).then_some(NoRoom::All)
+    }
+
+    /// The lane from one connection to another.
+    pub(crate) fn seen(&self, sender: HandleId, receiver: HandleId) -> Option<Seen> {
+        let between = |lane: &&Lane| lane.receiver == receiver && lane.sender == Some(sender);
+        let lane = self.lanes.iter().flatten().find(between)?;
+        let open = lane.gate.verdict().is_open();
+        let bytes = self.layout.map_or(0, |layout| 8 * layout.ring());
+        Some(Seen { open, sealed: lane.sealed, bytes, traffic: lane.gate.traffic(&lane.back) })
+    }
+
+    /// Whether a sender has broken the rules of a lane to a receiver.
+    pub(crate) fn is_banned(&self, sender: HandleId, receiver: HandleId) -> bool {
+        self.banned.contains(&(sender, receiver))
+    }
+
+    /// How many lanes a connection brought, and how many of them nobody has.
+    pub(crate) fn brought(&self, receiver: HandleId) -> (usize, usize) {
+        let own = self.lanes.iter().flatten().filter(|lane| lane.receiver == receiver);
+        own.fold((0, 0), |(all, free), lane| (all + 1, free + usize::from(lane.sender.is_none())))
     }
 
     /// Who sends by this lane into a connection.

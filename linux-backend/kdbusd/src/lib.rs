@@ -31,6 +31,7 @@ mod host;
 pub mod identity;
 mod lanes;
 mod log;
+mod pairs;
 mod policy;
 mod poller;
 pub mod process;

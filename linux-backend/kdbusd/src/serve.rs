@@ -353,6 +353,10 @@ impl Daemon {
                 let result = self.report(from, header.key, arg);
                 self.finish(from, &header, result, arg, message.as_deref(), false);
             }
+            Kind::Pairs => {
+                let result = self.pairs(from, header.key, arg);
+                self.finish(from, &header, result, arg, message.as_deref(), false);
+            }
             Kind::Cancel => {
                 if let Some(token) = self.state.pending.find(from, header.key) {
                     let mut turn = Turn::idle(&mut self.state);
@@ -362,9 +366,11 @@ impl Daemon {
             Kind::BringLane => {
                 // An error to the client, whoever it is, if it has no connection.
                 let State { clients, lanes, .. } = &mut self.state;
-                let connected = clients.get(from).filter(|client| client.shared.is_some());
-                let brought = connected
-                    .map_or(Err(Errno::EBADFD), |client| lanes.bring(from, client.uid).map_err(errno));
+                let connected = clients.get_mut(from).filter(|client| client.shared.is_some());
+                let brought = connected.map_or(Err(Errno::EBADFD), |client| {
+                    client.no_room = lanes.no_room(from, client.uid);
+                    lanes.bring(from, client.uid).map_err(errno)
+                });
                 let result = brought.map(|(number, fds)| (number, 0, Some(fds)));
                 self.answer_lane(from, &header, result);
             }

@@ -320,3 +320,63 @@ fn who_was_called_by_lane_answers_that_call_and_no_other() {
     assert_eq!((reply.sender(), reply.cookie_reply()), (callee.id(), 5));
     assert_eq!(answer(5), Err(Errno::EBADSLT), "and ends once");
 }
+
+#[test]
+fn numbers_that_a_lane_claims_are_shown_and_hurt_nobody() {
+    use kdbus_linux::local::pairs::{Pair, Route};
+    let bus = bus();
+    let victim = client(&bus);
+    let mut attacker = Attacker::new(&bus, &victim);
+    let ask = |sender: u64| {
+        let mut pairs = [Pair { sender, ..Pair::default() }];
+        victim.transport().handle().pairs(victim.id(), &mut pairs).unwrap();
+        pairs[0]
+    };
+    attacker.send(now(), 0, &message(victim.id(), |_, _| {}), b"harmless");
+    let id = attacker.client.id();
+    let seen = ask(id);
+    assert_eq!((seen.route, seen.messages, seen.received), (Route::Lane as u64, 1, 0));
+    assert_eq!(victim.try_recv().unwrap().unwrap().payload(), b"harmless");
+    assert_eq!(ask(id).received, seen.sent);
+    for word in [u64::MAX, 1 << 63, 1 << 52, 0, 7] {
+        // Word by word, control word and count among them, what stands before the cookies.
+        for index in 0..16 {
+            attacker.lane.store(index, word);
+        }
+        let seen = ask(id);
+        assert_eq!((seen.messages, seen.route), (word, Route::Lane as u64));
+        assert!(seen.sent <= 1 << 55 && seen.received <= seen.sent, "{seen:?}");
+    }
+    attacker.ring();
+    assert!(victim.try_recv().unwrap().is_none());
+    assert_eq!(ask(id).route, Route::BrokeRules as u64, "as its receiver says");
+    unharmed(&bus, &victim);
+    assert_eq!(
+        ask(id),
+        Pair { sender: id, route: Route::BrokeRules as u64, ..Pair::default() },
+        "as kdbusd knows"
+    );
+    assert_eq!(ask(1 << 40).route, Route::Gone as u64);
+}
+
+#[test]
+fn questions_about_lanes_that_are_none_are_refused() {
+    use kdbus_linux::local::pairs::{PAIRS_MAX, Pair};
+    let bus = bus();
+    let (a, b) = (client(&bus), client(&bus));
+    let handle = a.transport().handle();
+    handle.pairs(b.id(), &mut []).unwrap();
+    handle.pairs(b.id(), &mut [Pair::default(); PAIRS_MAX]).unwrap();
+    let refused = |errno| Err(Failure::Refused(errno));
+    assert_eq!(handle.pairs(b.id(), &mut [Pair::default(); PAIRS_MAX + 1]), refused(Errno::EINVAL));
+    assert_eq!(handle.pairs(1 << 40, &mut [Pair::default()]), refused(Errno::ENXIO));
+    for len in [1, 47, 49] {
+        let header = Header { key: b.id(), arg_size: len, ..Header::new(Kind::Pairs, 1 << 40) };
+        let bytes = [0xff; 64];
+        socket::send(handle.socket(), &header, &[&bytes[..len as usize]], &[], Wait::Yes).unwrap();
+        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+        socket::recv(handle.socket(), &mut bytes, &mut fds, Wait::Yes).unwrap();
+        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+        assert_eq!(answer.result(), Err(Errno::EINVAL));
+    }
+}

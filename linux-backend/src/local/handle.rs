@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::error::{ConnectError, EPROTO, errno};
 use super::lane::{InLane, OutLane};
 use super::map::{self, Block, ReadMap, WordMap};
+use super::pairs::Pair;
 use super::place::NodePath;
 use super::socket::{self, Descriptors, PARTS_MAX, Wait};
 use super::staging::Staging;
@@ -284,6 +285,19 @@ impl Handle {
         let mut bytes = [0; STATS_BYTES];
         self.transact(header, &mut bytes, None, Attachments::default())?;
         Report::read(&bytes).ok_or_else(|| self.fail(EPROTO))
+    }
+
+    /// Asks which way messages to connection `receiver` take, from each sender that `pairs` names, and fills in the
+    /// rest. Who may ask is as for [`stats`](Self::stats); about a sender of another user nothing is told.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such receiver, `EPERM` if it is another user's, `EINVAL` for
+    /// more than [`PAIRS_MAX`](super::pairs::PAIRS_MAX).
+    pub fn pairs(&self, receiver: u64, pairs: &mut [Pair]) -> Result<(), Failure> {
+        let header = Header { key: receiver, ..Header::new(Kind::Pairs, self.next_serial()) };
+        self.transact(header, pairs.as_mut_bytes(), None, Attachments::default())?;
+        Ok(())
     }
 
     /// Tells kdbusd that something stands in the return ring, without waiting for anything.

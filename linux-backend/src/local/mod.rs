@@ -17,6 +17,7 @@ mod loan;
 pub mod map;
 mod memfd;
 mod outward;
+pub mod pairs;
 mod place;
 pub mod raw;
 mod receive;

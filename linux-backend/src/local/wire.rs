@@ -55,6 +55,9 @@ pub enum Kind {
     DropLane = 10,
     /// To kdbusd: this client has dropped a call that came by lane `slot`; its sender is to look. Has no answer.
     CallDropped = 11,
+    /// To kdbusd: which way messages to connection `key` take, from each sender that the argument names; see
+    /// [`pairs`](super::pairs).
+    Pairs = 12,
     /// To the client: the end of the command with this `serial`. `number` is the errno, 0 for success.
     Answer = 0x80,
 }
@@ -75,6 +78,7 @@ impl Kind {
             9 => Self::LaneMapped,
             10 => Self::DropLane,
             11 => Self::CallDropped,
+            12 => Self::Pairs,
             0x80 => Self::Answer,
             _ => return None,
         })
@@ -91,6 +95,7 @@ impl Kind {
                 | Self::Stats
                 | Self::BringLane
                 | Self::OpenLane
+                | Self::Pairs
         )
     }
 }

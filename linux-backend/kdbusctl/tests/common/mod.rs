@@ -23,6 +23,10 @@ pub(crate) struct Bus {
 
 impl Bus {
     pub(crate) fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub(crate) fn with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let uid = rustix::process::geteuid().as_raw();
         let mut config = Config::new(uid, dir.path().join("kdbus"));
@@ -31,6 +35,7 @@ impl Bus {
         // One user is everybody here, and several commands run at a time.
         config.capacity.clients = 32;
         config.capacity.connections = 32;
+        change(&mut config);
         Self { daemon: Running::start(&config).unwrap(), _dir: dir }
     }
 
