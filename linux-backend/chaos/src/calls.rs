@@ -21,7 +21,7 @@ pub(crate) fn check(round: &mut Round) {
         }
         if sending.was_accepted() {
             accepted.entry(sending.record.answers).or_default().push(*id);
-        } else if sending.returned.is_none_or(|(_, result, _)| result != EBADSLT) {
+        } else if sending.cut.is_none() && sending.returned.is_none_or(|(_, result, _)| result != EBADSLT) {
             failed.insert(sending.record.answers);
         }
     }
@@ -37,8 +37,8 @@ pub(crate) fn check(round: &mut Round) {
 
 /// An accepted call of somebody who lives on ends once.
 ///
-/// One of which the reply was refused ends without a word: kdbus counts it as answered. So does one that was dropped
-/// after the library had taken it in, for which the library answers, if that answer is refused.
+/// One of which the reply was refused ends without a word: kdbus counts it as answered. Whoever dies over a reply by lane has
+/// sent it or has not, and in any case its caller is told.
 fn ends(round: &mut Round, id: MessageId, reply_failed: bool) {
     let call = round.sendings[&id];
     if call.sort != Sort::Call {
@@ -47,7 +47,7 @@ fn ends(round: &mut Round, id: MessageId, reply_failed: bool) {
     let lives = round.connections.get(&call.record.own).is_some_and(|caller| caller.drained);
     let expected = match call.returned {
         // It may have left with the call outstanding.
-        Some((_, 0, _)) => u32::from(lives && !reply_failed && call.drops == 0)..=1,
+        Some((_, 0, _)) => u32::from(lives && !reply_failed)..=1,
         Some(_) => 0..=0,
         None => 0..=1,
     };

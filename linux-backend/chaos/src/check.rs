@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::client::ACTIVATED;
 use crate::history::{History, Id};
+use crate::point::Point;
 use crate::record::{End, How, Kind, MessageId, Record, Sort, codes};
 use crate::{calls, loss, order};
 
@@ -51,6 +52,10 @@ codes! {
         Mappings = "no mapping left",
         /// The daemon has no more memory than at the start of the steady state, but for a stated slack.
         Memory = "memory flat",
+        /// Of a client that was killed inside of SEND by lane, the message is there as a whole or not at all.
+        Cut = "whole or not at all",
+        /// Each point to which clients are sent is reached.
+        Points = "points reached",
         /// Everybody comes to rest and leaves.
         Progress = "nobody hangs",
     }
@@ -129,6 +134,7 @@ pub fn check(histories: &[History]) -> Verdict {
     }
     round.receipts(histories);
     round.once();
+    round.cut();
     loss::check(&mut round);
     calls::check(&mut round);
     order::check(&mut round);
@@ -148,6 +154,8 @@ pub(crate) struct Sending {
     /// Ends of a call that does not wait.
     pub(crate) ends: u32,
     pub(crate) end: Option<End>,
+    /// Its sender died inside of SEND by lane: whether it was committed.
+    pub(crate) cut: Option<bool>,
 }
 
 /// A message, as a receiver tells.
@@ -162,6 +170,8 @@ pub(crate) struct Receipt {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Connection {
     pub(crate) process: (u32, u32),
+    /// When HELLO began, of a monitor that joined in this round, and when it had returned.
+    pub(crate) hello_began_at: u64,
     pub(crate) hello_at: u64,
     pub(crate) drained: bool,
     pub(crate) left: bool,
@@ -215,8 +225,16 @@ impl Round {
         let process = (history.client, history.incarnation);
         self.owners.entry(process).or_default();
         self.made(Check::Clients);
+        let mut in_flight = None;
         for record in &history.records {
             let Some(kind) = Kind::from_code(record.kind) else { continue };
+            match kind {
+                Kind::Sending => in_flight = Some(record.id),
+                Kind::Sent => in_flight = None,
+                // If it goes on, SEND returns, which says more.
+                Kind::At => self.read_point(record, in_flight),
+                _ => {}
+            }
             self.verdict.tally.operations +=
                 u64::from(!matches!(kind, Kind::Sending | Kind::Quiet | Kind::Drained));
             if record.own != 0 {
@@ -229,7 +247,8 @@ impl Round {
                     if let Some(at) = gave_up.filter(|at| **at == u64::MAX) {
                         *at = record.at;
                     }
-                    self.connections.entry(record.own).or_default().hello_at = record.at;
+                    let connection = self.connections.entry(record.own).or_default();
+                    (connection.hello_began_at, connection.hello_at) = (record.began_at, record.at);
                     self.verdict.connections.entry(record.own).or_default().has_lanes |= record.bytes > 0;
                 }
                 Kind::Sending => self.read_sending(record),
@@ -312,6 +331,7 @@ impl Round {
             copies: 0,
             ends: 0,
             end: None,
+            cut: None,
         };
         self.sendings.insert(record.id, sending);
         if !sort.is_signal() {
@@ -319,10 +339,22 @@ impl Round {
         }
     }
 
+    /// What a client that stops inside of SEND has sent or not, in case it goes no further.
+    fn read_point(&mut self, record: &Record, in_flight: Option<MessageId>) {
+        let commits = Point::from_code(record.detail).and_then(Point::commits);
+        let Some(sending) = in_flight.and_then(|id| self.sendings.get_mut(&id)) else { return };
+        // Others wait in the library, which may send something of its own meanwhile.
+        if matches!(sending.sort, Sort::Plain | Sort::Call | Sort::Reply) {
+            sending.cut = commits;
+            sending.returned = commits.filter(|commits| *commits).map(|_| (record.at, 0, None));
+        }
+    }
+
     fn read_sent(&mut self, record: &Record) {
         let Some(sending) = self.sendings.get_mut(&record.id) else { return };
         let waits = matches!(sending.sort, Sort::SyncCall | Sort::AwaitedCall);
         let end = if waits { End::from_code(record.sequence as u32) } else { None };
+        sending.cut = None;
         sending.returned = Some((record.at, record.result, end));
         sending.end = sending.end.or(end);
         let sort = sending.sort;
@@ -452,6 +484,20 @@ impl Round {
         }
         for (id, process, text) in twice {
             self.find(Check::Once, id, &[process], text);
+        }
+    }
+
+    /// What was not committed when its sender died is nowhere. (What was is kept as if SEND had returned.)
+    fn cut(&mut self) {
+        let cut = self.sendings.iter().filter_map(|(id, sending)| Some((*id, *sending, sending.cut?)));
+        for (id, sending, is_committed) in cut.collect::<Vec<_>>() {
+            self.made(Check::Cut);
+            let times = sending.receipts + sending.drops + sending.copies;
+            if !is_committed && times > 0 {
+                let receivers = self.receivers(id);
+                let text = format!("{} was received {times} times, and its sender died before", Id(id));
+                self.find(Check::Cut, id, &receivers, text);
+            }
         }
     }
 

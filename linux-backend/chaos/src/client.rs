@@ -12,6 +12,8 @@ use kdbus_linux::local::{LocalTransport, Options};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 
+#[cfg(feature = "points")]
+use crate::inside;
 use crate::payload::{self, STAMP, Stamp};
 use crate::point::Point;
 use crate::record::{How, Kind, Log, Record, now};
@@ -154,7 +156,14 @@ pub fn run(arguments: &ClientArguments) -> Outcome<()> {
 impl Context {
     fn new(arguments: ClientArguments) -> Self {
         let mut random = fastrand::Rng::with_seed(arguments.seed);
+        let point = arguments.point.and_then(Point::from_code);
+        let is_of_lanes = point.is_some_and(Point::is_of_lanes);
+        #[cfg(feature = "points")]
+        if let Some(point) = point.filter(|point| point.place().is_some() && *point != Point::Claiming) {
+            inside::plan(point, arguments.passes);
+        }
         let lanes = match arguments.role {
+            Role::Worker if is_of_lanes => 8,
             Role::Worker => random.choice([0, 2, 8, 8, 8, 8]).unwrap_or(0),
             Role::Activator | Role::Monitor | Role::Raw => 0,
         };
@@ -248,6 +257,22 @@ impl Context {
         Ok(())
     }
 
+    /// Runs `command`, inside of which the process stops if it was started for that point.
+    pub fn inside<R>(&mut self, point: Point, command: impl FnOnce() -> R) -> R {
+        let is_meant = self.arguments.point == Some(point.code()) && self.phase == Phase::Run;
+        if !is_meant || self.passes > 0 {
+            self.passes -= u32::from(is_meant);
+            return command();
+        }
+        #[cfg(feature = "points")]
+        inside::plan(point, 0);
+        let result = command();
+        #[cfg(feature = "points")]
+        inside::forget_plan();
+        self.arguments.point = None;
+        result
+    }
+
     /// Takes in what the conductor says, for which it waits `ms` milliseconds at most.
     ///
     /// # Errors
@@ -278,7 +303,10 @@ impl Context {
     fn obey(&mut self, line: &str) -> Outcome<()> {
         self.phase = match line.split_once(' ') {
             Some(("run", path)) => {
-                self.log = Some(Log::create(Path::new(path))?);
+                let log = Log::create(Path::new(path))?;
+                #[cfg(feature = "points")]
+                inside::set_log(log.try_clone()?);
+                self.log = Some(log);
                 self.is_new_round = true;
                 Phase::Run
             }
@@ -287,6 +315,8 @@ impl Context {
             None if line == "leave" => Phase::Leave,
             _ => return Err(format!("the conductor says {line:?}").into()),
         };
+        #[cfg(feature = "points")]
+        inside::set_live(self.phase == Phase::Run);
         Ok(())
     }
 

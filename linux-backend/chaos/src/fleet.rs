@@ -65,6 +65,8 @@ pub struct Member {
     pub state: State,
     /// What it said of the phase it is in.
     pub said: Option<Word>,
+    /// Where it was to stop, if it did not yet.
+    pub point: Option<Point>,
     /// Its part of this round.
     pub history: PathBuf,
     child: Child,
@@ -130,6 +132,7 @@ impl Member {
             role,
             state: State::Running,
             said: None,
+            point: start.point.map(|(point, _)| point),
             history,
             child,
             stdin,

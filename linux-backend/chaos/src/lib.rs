@@ -17,6 +17,8 @@ pub mod client;
 pub mod daemon;
 pub mod fleet;
 pub mod history;
+#[cfg(feature = "points")]
+mod inside;
 mod loss;
 mod order;
 pub mod payload;

@@ -124,7 +124,8 @@ fn signals(round: &mut Round, ids: &[MessageId]) {
     }
 }
 
-/// A monitor that was there before a message was sent sees it or is told that something is lost.
+/// A monitor that was there before a message was sent sees it or is told that something is lost, and it sees none that
+/// had been sent before it came, by whatever way.
 fn monitors(round: &mut Round, ids: &[MessageId]) {
     let mut found = Vec::new();
     let mut made = 0;
@@ -140,6 +141,14 @@ fn monitors(round: &mut Round, ids: &[MessageId]) {
                 if !seen.contains(id) {
                     missing.push(*id);
                 }
+            }
+        }
+        for id in &seen {
+            let Some(sending) = round.sendings.get(id) else { continue };
+            made += 1;
+            if sending.returned.is_some_and(|(at, ..)| at < monitor.hello_began_at) {
+                let text = format!("monitor {own} was shown {}, which had been sent before", Id(*id));
+                found.push((*id, monitor.process, text));
             }
         }
         if missing.len() as u64 > monitor.lost {

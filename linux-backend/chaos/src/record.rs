@@ -234,6 +234,15 @@ impl Log {
         Ok(Self { file: File::options().append(true).create(true).open(path)? })
     }
 
+    /// The same file once more.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor left.
+    pub fn try_clone(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Adds one record, by one `write`.
     ///
     /// # Errors

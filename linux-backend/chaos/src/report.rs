@@ -24,6 +24,8 @@ pub struct Report {
     pub processes: u64,
     /// Clients that were stopped at random and continued.
     pub pauses: u64,
+    /// Points: how many clients were to stop there, and how many did.
+    pub points: BTreeMap<Point, [u64; 2]>,
     /// Clients that were killed, by where.
     pub kills: BTreeMap<Option<Point>, u64>,
     /// What the histories count up to.
@@ -47,6 +49,7 @@ impl Report {
             seconds: 0.0,
             processes: 0,
             pauses: 0,
+            points: BTreeMap::new(),
             kills: BTreeMap::new(),
             tally: Tally::default(),
             by_lane: 0,
@@ -146,6 +149,9 @@ impl Report {
         for (point, count) in &self.kills {
             rows.push((format!("killed: {}", killed_where(*point)), count.to_string()));
         }
+        for (point, [planned, reached]) in &self.points {
+            rows.push((format!("point: {}", point.text()), format!("{reached} of {planned} came there")));
+        }
         for check in Check::ALL {
             let count = tally.checks.get(check).copied().unwrap_or(0);
             let found = self.findings.iter().filter(|finding| finding.check == *check).count();
@@ -196,6 +202,13 @@ impl Report {
         let calls: BTreeMap<_, _> = tally.calls.iter().map(|(end, count)| (end.text(), count)).collect();
         let kills: BTreeMap<_, _> =
             self.kills.iter().map(|(point, count)| (killed_where(*point), count)).collect();
+        let points: BTreeMap<_, _> = self
+            .points
+            .iter()
+            .map(|(point, [planned, reached])| {
+                (point.text(), json!({ "planned": planned, "reached": reached }))
+            })
+            .collect();
         let checks: BTreeMap<_, _> = Check::ALL
             .iter()
             .map(|check| (check.text(), tally.checks.get(check).copied().unwrap_or(0)))
@@ -209,7 +222,7 @@ impl Report {
             "seed": self.seed, "clients": self.clients, "seconds": self.seconds, "rounds": self.rounds,
             "processes": self.processes, "operations": tally.operations, "messages": sent,
             "received": tally.received, "dropped": tally.dropped, "by_lane": self.by_lane, "lanes": tally.lanes, "copies": tally.copies, "lost": tally.lost,
-            "pauses": self.pauses, "calls": calls, "kills": kills, "checks": checks,
+            "pauses": self.pauses, "calls": calls, "points": points, "kills": kills, "checks": checks,
             "kdbusd": { "before": base, "after_first_round": steady, "after": last, "memory_slack_kib": MEMORY_SLACK },
             "findings": findings, "steps": self.steps,
         })

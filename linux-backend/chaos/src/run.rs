@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// KiB that the daemon's own memory may have grown since the first time that everybody had left: pages of
 /// tables allocated at its start that are touched for the first time.
 pub const MEMORY_SLACK: u64 = 4096;
+/// A run as long as this sends clients to each point so often that one comes there.
+const ENOUGH_FOR_ALL_POINTS: Duration = Duration::from_secs(60);
 /// Findings after which a run ends.
 const ENOUGH: usize = 20;
 
@@ -75,6 +77,7 @@ pub fn run(settings: &Settings, stop: &Arc<AtomicBool>) -> Outcome<Report> {
         incarnations: HashMap::new(),
         vacant: Vec::new(),
         gone: Vec::new(),
+        plans: Vec::new(),
         ended_well: HashSet::new(),
         sender,
         receiver,
@@ -83,6 +86,16 @@ pub fn run(settings: &Settings, stop: &Arc<AtomicBool>) -> Outcome<Report> {
     conductor.play()?;
     let Conductor { daemon, watch, mut report, members, .. } = conductor;
     drop((members, watch));
+    if settings.span >= ENOUGH_FOR_ALL_POINTS && !stop.load(Ordering::Relaxed) {
+        let missed = report.points.iter().filter(|(_, [_, reached])| *reached == 0);
+        let text = |(point, [planned, _]): (&Point, &[u64; 2])| {
+            format!("{planned} clients were to stop {}, and none came there", point.text())
+        };
+        let missed: Vec<_> = missed.map(text).collect();
+        report.findings.extend(missed.into_iter().map(|text| finding(Check::Points, text)));
+    }
+    let reached = report.points.values().filter(|[_, reached]| *reached > 0).count() as u64;
+    report.tally.checks.insert(Check::Points, reached);
     if let Err(error) = daemon.stop() {
         report.findings.push(finding(Check::Progress, error.to_string()));
     }
@@ -107,6 +120,8 @@ struct Conductor<'a> {
     vacant: Vec<(u32, Instant)>,
     /// Histories of this round whose processes are gone.
     gone: Vec<(u32, u32, Role, PathBuf)>,
+    /// Points for the next workers, the next one last.
+    plans: Vec<Point>,
     /// Processes that were told to leave.
     ended_well: HashSet<(u32, u32)>,
     sender: Sender<Said>,
@@ -195,26 +210,12 @@ impl Conductor<'_> {
     fn start(&mut self, number: u32) -> Outcome<()> {
         let role = self.role(number);
         let incarnation = *self.incarnations.entry(number).and_modify(|count| *count += 1).or_insert(0);
+        let point = self.choose_point(role);
+        if let Some(point) = point {
+            self.report.points.entry(point).or_default()[0] += 1;
+        }
         let random = &mut self.random;
-        let point = match role {
-            Role::Worker if random.u32(0..10) < 6 => {
-                let point = Point::OF_WORKERS[random.usize(0..Point::OF_WORKERS.len())];
-                let passes = match point {
-                    Point::Mapped => 0,
-                    Point::AfterHandOver | Point::OwningNames => random.u32(0..3),
-                    _ => random.u32(0..300),
-                };
-                Some((point, passes))
-            }
-            Role::Worker => None,
-            Role::Activator => random.bool().then(|| (Point::Activator, random.u32(0..20))),
-            Role::Monitor => (random.u32(0..3) == 0).then(|| (Point::Monitor, random.u32(0..20_000))),
-            Role::Raw => match random.u32(0..8) {
-                0 => Some((Point::Mapped, 0)),
-                1..4 => Some((Point::ReturnedNotFreed, random.u32(0..200))),
-                _ => Some((Point::TakenNotReturned, random.u32(0..200))),
-            },
-        };
+        let point = point.map(|point| (point, random.u32(0..point.passes())));
         let seed = random.u64(..);
         let start =
             Start { node: self.daemon.node(), dir: &self.dir, number, incarnation, role, seed, point };
@@ -223,6 +224,39 @@ impl Conductor<'_> {
         self.members.push(member);
         self.report.processes += 1;
         Ok(())
+    }
+
+    /// Where a client stops, if it does. Workers are sent to one point after the other, so that none is left out.
+    fn choose_point(&mut self, role: Role) -> Option<Point> {
+        let random = &mut self.random;
+        match role {
+            Role::Worker if random.u32(0..10) < 8 => {
+                if self.plans.is_empty() {
+                    self.plans.extend(Point::OF_WORKERS);
+                    if cfg!(feature = "points") {
+                        self.plans.extend(Point::OF_LIBRARY);
+                    }
+                    random.shuffle(&mut self.plans);
+                }
+                self.plans.pop()
+            }
+            Role::Worker => None,
+            Role::Activator => match random.u32(0..4) {
+                0 | 1 => Some(Point::Activator),
+                2 if cfg!(feature = "points") => Some(Point::Taken),
+                _ => None,
+            },
+            Role::Monitor => match random.u32(0..4) {
+                0 => Some(Point::Monitor),
+                1 if cfg!(feature = "points") => Some(Point::Taken),
+                _ => None,
+            },
+            Role::Raw => match random.u32(0..8) {
+                0 => Some(Point::Mapped),
+                1..4 => Some(Point::ReturnedNotFreed),
+                _ => Some(Point::TakenNotReturned),
+            },
+        }
     }
 
     /// A few milliseconds of a round.
@@ -268,6 +302,8 @@ impl Conductor<'_> {
             match word {
                 Word::Ready => {}
                 Word::At(point) => {
+                    member.point = None;
+                    self.report.points.entry(point).or_default()[1] += 1;
                     // Most die there; the others go on, as if nothing had been.
                     let pause = if point.stops() { self.random.u64(0..60) } else { self.random.u64(0..3) };
                     let dies = member.role == Role::Raw || !point.stops() || self.random.u32(0..5) > 0;
@@ -335,6 +371,8 @@ impl Conductor<'_> {
 
     fn part_from(&mut self, member: &Member) {
         self.gone.push((member.number, member.incarnation, member.role, member.history.clone()));
+        // Somebody else goes where this one did not come.
+        self.plans.extend(member.point.filter(|_| member.role == Role::Worker));
         let again = Instant::now() + Duration::from_millis(self.random.u64(0..100));
         self.vacant.push((member.number, again));
     }

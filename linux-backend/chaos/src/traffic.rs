@@ -11,7 +11,7 @@ use kdbus_core::client::{CallError, Failure, Message, NameRule, Part, Rule, Send
 use kdbus_linux::local::SealedMemfd;
 use zerocopy::IntoBytes;
 
-use crate::client::{ACTIVATED, Arrival, NAMES, Outcome, TOPICS, name, topic};
+use crate::client::{ACTIVATED, Arrival, Bus, NAMES, Outcome, TOPICS, name, topic};
 use crate::payload::{self, Stamp};
 use crate::point::Point;
 use crate::record::{End, How, Kind, MessageId, Record, Sort, now};
@@ -250,7 +250,12 @@ impl Session<'_> {
             }
         }
         self.context.note(Kind::Acquiring, record)?;
-        match self.bus.acquire(name(index), flags) {
+        let (bus, acquire) = (self.bus, |bus: &Bus| bus.acquire(name(index), flags));
+        let acquired = match index {
+            ACTIVATED.. => self.context.inside(Point::Claiming, || acquire(bus)),
+            _ => acquire(bus),
+        };
+        match acquired {
             Ok(acquired) if acquired.standing != Standing::LeftQueue => {
                 self.state.names[index] = true;
                 self.context.note(Kind::Acquired, Record { at: now(), ..record })?;

@@ -12,6 +12,7 @@ use super::lane::{InLane, OutLane};
 use super::map::{self, Block, ReadMap, WordMap};
 use super::pairs::Pair;
 use super::place::NodePath;
+use super::point::{self, Point};
 use super::socket::{self, Descriptors, PARTS_MAX, Wait};
 use super::staging::Staging;
 use super::stats::{Report, STATS_BYTES};
@@ -223,6 +224,7 @@ impl Handle {
         let header = Header::new(Kind::BringLane, self.next_serial());
         let answer = self.transact(header, &mut [], None, Attachments::default())?;
         let lane = InLane::map(answer).map_err(Failure::Refused)?;
+        point::pass(Point::LaneBrought);
         self.about_lane(Kind::LaneMapped, lane.number())?;
         Ok(lane)
     }
@@ -255,6 +257,7 @@ impl Handle {
             return Ok((receiver, None));
         }
         let lane = OutLane::map(answer).map_err(Failure::Refused)?;
+        point::pass(Point::LaneGiven);
         self.about_lane(Kind::LaneMapped, number)?;
         // Packets are read in their order: once a second request is answered, the first one's lane is open.
         let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
@@ -385,6 +388,7 @@ impl Handle {
             }
             self.submit(header, arg, message.unwrap_or(&[]), with)?;
         }
+        point::pass(Point::CommandSent);
         let (number, serial) = (header.number, header.serial);
         let answer = self.await_answer(serial, arg, message, with.cancel);
         kdbus_core::event!(trace, "command {:#x}, the {}th: {:?}", number, serial, answer.as_ref().err());

@@ -15,6 +15,7 @@ use super::bell::{self, Rings};
 use super::calls::{Answers, Calls, Owed};
 use super::lane::InLane;
 use super::map::{Block, WordMap};
+use super::point::{self, Point};
 use super::{Gate, gate};
 
 /// Small messages of one lane that may wait or be read.
@@ -208,6 +209,7 @@ impl InLanes {
                     *place = Some(Waiting { held, lane: Some(at), words, call, queued: None });
                 }
                 *waiting += 1;
+                point::pass(Point::Copied);
             }
         }
     }
@@ -243,6 +245,7 @@ impl InLanes {
         self.starved = false;
         if let Some(Some(inward)) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
             inward.waiting = inward.waiting.saturating_sub(1);
+            point::pass(Point::Received);
             inward.lane.give_back(words);
         }
         queued

@@ -10,6 +10,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::error::{EPROTO, errno};
 use super::handle::Answer;
 use super::map::{self, WordMap};
+use super::point::{self, Point};
 use super::wire::LANE_FDS;
 
 /// A lane by which one other client sends to this one.
@@ -215,17 +216,21 @@ impl OutLane {
         let key = key.max(self.last + 1);
         let mut reserved =
             self.writer.reserve(LaneHead { first: first.len() as u64, second: bytes, key, call })?;
+        point::pass(Point::Reserved);
         reserved.put(first);
         reserved.next_part();
         for run in second {
             reserved.put(run);
         }
+        point::pass(Point::Written);
         if !agreed() {
             return Ok(false);
         }
         let ring = reserved.commit()?;
         self.last = key;
+        point::pass(Point::Committed);
         if ring {
+            point::pass(Point::BeforeBell);
             // Full: it rings already. Closed: the receiver is gone, which kdbusd tells.
             let _ = rustix::io::write(&self.bell, &[1]);
         }

@@ -19,6 +19,10 @@ mod memfd;
 mod outward;
 pub mod pairs;
 mod place;
+#[cfg(feature = "points")]
+pub mod point;
+#[cfg(not(feature = "points"))]
+mod point;
 pub mod raw;
 mod receive;
 pub mod socket;

@@ -14,6 +14,7 @@ use super::handle::Handle;
 use super::inward::{InLanes, OwedCall};
 use super::lane::OutLane;
 use super::map::{Block, WordMap};
+use super::point::{self, Point};
 use super::{Gate, gate};
 
 /// Messages after which a lane that was refused is asked for again, at the most.
@@ -188,6 +189,7 @@ impl OutLanes {
                 let name = self.calls.open(at, callee, cookie, deadline);
                 let Some(name) = name else { return Way::Bus };
                 lane.begin(name, cookie);
+                point::pass(Point::CallBegun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
                     self.calls.close(name);
@@ -196,7 +198,13 @@ impl OutLanes {
             }
             (_, Some(owed), Some(inward)) => {
                 let number = owed.name.number;
-                let agreed = || inward.call(&owed).is_some_and(|call| call.end(number, CallState::Answered));
+                let agreed = || {
+                    let ended = inward.call(&owed).is_some_and(|call| call.end(number, CallState::Answered));
+                    if ended {
+                        point::pass(Point::CallAnswered);
+                    }
+                    ended
+                };
                 match lane.send_if(now, owed.name.word(), first, message.payload, agreed) {
                     Ok(true) => {
                         inward.forget_owed(&owed);

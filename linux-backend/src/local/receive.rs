@@ -15,6 +15,7 @@ use super::gate;
 use super::inward::InLanes;
 use super::map::Block;
 use super::outward::OutLanes;
+use super::point::{self, Point};
 
 /// The lane in which kdbusd shows its entries.
 pub(super) const KDBUSD: u32 = 0;
@@ -124,6 +125,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         if !won {
             return Ok(None);
         }
+        point::pass(Point::Taken);
         self.inbox.push_return(Return::Taken { slot: message.slot, key: message.key }).map(Some)
     }
 
@@ -238,7 +240,10 @@ impl<P: Words, S: Words> Receiver<P, S> {
             let end = |word: CallWord<_>| word.end(call.name.number, CallState::Expired);
             let expired = lanes.outward.word(&call).is_none_or(end);
             match lanes.outward.state(&call) {
-                _ if expired => self.call_ended(lanes, call.cookie, false, now),
+                _ if expired => {
+                    point::pass(Point::CallExpired);
+                    self.call_ended(lanes, call.cookie, false, now);
+                }
                 // The reply is about to be sent, or was taken back just now.
                 Some(CallState::Answered | CallState::Pending) => {
                     lanes.outward.calls().put_off(call.name, now.after(GRACE));

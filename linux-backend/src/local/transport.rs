@@ -21,6 +21,7 @@ use super::inward::InLanes;
 use super::map::{Block, WordMap};
 use super::outward::{OutLanes, Way};
 use super::place::Environment;
+use super::point::{self, Point};
 use super::receive::{KDBUSD, Lanes, Receiver};
 
 /// Lanes that are brought unless an application says otherwise.
@@ -436,6 +437,7 @@ impl LocalTransport {
         while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
             if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {
                 if let Some(lane) = receiver.take_from_lane(&entry, flags, arena) {
+                    point::pass(Point::CallDropped);
                     self.handle.call_dropped(lane)?;
                 }
                 if flags.contains(RecvFlags::DROP) {
