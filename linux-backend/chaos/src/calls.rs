@@ -26,9 +26,9 @@ pub(crate) fn check(round: &mut Round) {
         }
     }
     for id in &ids {
-        let sending = &round.sendings[id];
+        let sending = round.sendings[id];
         if sending.sort.is_call() {
-            ends(round, *id, failed.contains(id));
+            ends(round, *id, failed.contains(id) || sending.drop_failed);
             deaths(round, *id);
             replies(round, *id, accepted.get(id).map_or(&[], Vec::as_slice));
         }
@@ -37,7 +37,8 @@ pub(crate) fn check(round: &mut Round) {
 
 /// An accepted call of somebody who lives on ends once.
 ///
-/// One of which the reply was refused ends without a word: kdbus counts it as answered. Whoever dies over a reply by lane has
+/// One of which the reply was refused ends without a word: kdbus counts it as answered. That goes for the reply too which the
+/// library sends in place of a callee that drops what it took in already; any other drop ends the call. Whoever dies over a reply by lane has
 /// sent it or has not, and in any case its caller is told.
 fn ends(round: &mut Round, id: MessageId, reply_failed: bool) {
     let call = round.sendings[&id];

@@ -150,6 +150,8 @@ pub(crate) struct Sending {
     pub(crate) returned: Option<(u64, u32, Option<End>)>,
     pub(crate) receipts: u32,
     pub(crate) drops: u32,
+    /// Whether its receiver may have answered it as dropped without success.
+    pub(crate) drop_failed: bool,
     pub(crate) copies: u32,
     /// Ends of a call that does not wait.
     pub(crate) ends: u32,
@@ -236,7 +238,7 @@ impl Round {
                 _ => {}
             }
             self.verdict.tally.operations +=
-                u64::from(!matches!(kind, Kind::Sending | Kind::Quiet | Kind::Drained));
+                u64::from(!matches!(kind, Kind::Sending | Kind::Dropping | Kind::Quiet | Kind::Drained));
             if record.own != 0 {
                 self.connections.entry(record.own).or_default().process = process;
             }
@@ -306,7 +308,8 @@ impl Round {
                     let text = format!("client {}.{} saw what must not be", process.0, process.1);
                     self.find(Check::Clients, record.id, &[process], text);
                 }
-                Kind::Received | Kind::Dropped | Kind::Acquired | Kind::At | Kind::Quiet => {}
+                Kind::Received | Kind::Dropping | Kind::Dropped | Kind::Acquired | Kind::At | Kind::Quiet => {
+                }
             }
         }
     }
@@ -328,6 +331,7 @@ impl Round {
             returned: None,
             receipts: 0,
             drops: 0,
+            drop_failed: false,
             copies: 0,
             ends: 0,
             end: None,
@@ -383,6 +387,12 @@ impl Round {
             for record in &history.records {
                 match Kind::from_code(record.kind) {
                     Some(Kind::Received) => self.read_received(process, record),
+                    Some(Kind::Dropping) => {
+                        if let Some(id) = self.by_cookie.get(&(record.peer, record.cookie)) {
+                            let sending = self.sendings.get_mut(id).expect("it is in both tables");
+                            sending.drop_failed = true;
+                        }
+                    }
                     Some(Kind::Dropped) => {
                         self.verdict.tally.dropped += 1;
                         self.verdict.connections.entry(record.own).or_default().received += 1;
@@ -390,6 +400,7 @@ impl Round {
                             Some(id) => {
                                 let sending = self.sendings.get_mut(id).expect("it is in both tables");
                                 sending.drops += 1;
+                                sending.drop_failed = record.result != 0;
                             }
                             None => {
                                 let conn = self.connections.entry(record.own).or_default();

@@ -2,6 +2,7 @@
 
 use crate::check::{Check, Verdict, check};
 use crate::history::History;
+use crate::point::Point;
 use crate::record::{End, How, Kind, MessageId, Record, Sort};
 
 const SENDER: u64 = 10;
@@ -282,4 +283,71 @@ fn a_lost_copy_and_numbers_that_fall_are_found() {
         monitor.add(Kind::Received, record);
     }
     assert_eq!(found([a.drained(), monitor.drained()]), [Check::Sequence, Check::Monitors]);
+}
+
+#[test]
+fn a_dropped_call_ends_unless_the_answer_to_it_was_refused() {
+    let dropping = |steps: &[(Kind, u32)]| {
+        let (mut a, mut b) = scripts();
+        a.send(Sort::Call, RECEIVER, 1, (10, 20));
+        for (kind, result) in steps {
+            b.add(*kind, Record { peer: SENDER, cookie: 1, result: *result, ..Record::default() });
+        }
+        found([a.drained(), b.drained()])
+    };
+    assert_eq!(dropping(&[(Kind::Dropping, 0), (Kind::Dropped, 0)]), [Check::CallEnds]);
+    assert_eq!(dropping(&[(Kind::Dropping, 0), (Kind::Dropped, 1)]), []);
+}
+
+/// What is found if a sender is killed at `point` over its first message, which is `received` or not.
+fn cut(point: Point, received: bool) -> Vec<Check> {
+    let (mut a, mut b) = scripts();
+    let record =
+        Record { detail: Sort::Plain.code(), peer: RECEIVER, id: id(1), began_at: 10, ..Record::default() };
+    a.add(Kind::Sending, record);
+    a.history.records.push(Record {
+        kind: Kind::At.code(),
+        detail: point.code(),
+        at: 15,
+        ..Record::default()
+    });
+    if received {
+        b.receive(How::Oldest, SENDER, id(1));
+    }
+    found([a, b.drained()])
+}
+
+#[test]
+fn a_message_of_a_killed_sender_is_there_if_it_was_committed_and_only_then() {
+    assert_eq!(cut(Point::Written, false), []);
+    assert_eq!(cut(Point::Written, true), [Check::Cut]);
+    assert_eq!(cut(Point::BeforeBell, true), []);
+    assert_eq!(cut(Point::BeforeBell, false), [Check::Kept]);
+    assert_eq!((cut(Point::InCommand, false), cut(Point::InCommand, true)), (vec![], vec![]));
+}
+
+#[test]
+fn a_call_whose_callee_is_killed_over_the_reply_ends() {
+    let (mut a, mut b) = scripts();
+    a.send(Sort::Call, RECEIVER, 1, (10, 20));
+    b.receive(How::Oldest, SENDER, id(1));
+    let reply =
+        Record { detail: Sort::Reply.code(), peer: SENDER, id: b.id(1), answers: id(1), ..Record::default() };
+    b.add(Kind::Sending, reply);
+    let point = Point::CallAnswered.code();
+    b.history.records.push(Record { kind: Kind::At.code(), detail: point, ..Record::default() });
+    assert_eq!(found([a.drained(), b]), [Check::CallEnds]);
+}
+
+#[test]
+fn a_copy_of_what_was_sent_before_the_monitor_came_is_found() {
+    let joined_at = |began_at: u64| {
+        let (mut a, mut monitor) = scripts();
+        a.send(Sort::Plain, SENDER, 1, (10, 20));
+        monitor.add(Kind::Hello, Record { began_at, at: 30, ..Record::default() });
+        monitor.receive(How::Copy, SENDER, id(1));
+        found([a, monitor.drained()])
+    };
+    assert_eq!(joined_at(15), []);
+    assert_eq!(joined_at(25), [Check::Monitors]);
 }

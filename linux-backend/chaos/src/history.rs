@@ -116,7 +116,9 @@ impl fmt::Display for Line<'_> {
                 write!(f, " from connection {peer}, priority {}", self.0.priority)?;
                 if answers.serial != 0 { write!(f, ", for {}", Id(answers)) } else { Ok(()) }
             }
-            Kind::Dropped => write!(f, " cookie {} from connection {peer}", self.0.cookie),
+            Kind::Dropping | Kind::Dropped => {
+                write!(f, " cookie {} from connection {peer}, result {result}", self.0.cookie)
+            }
             Kind::CallEnded => {
                 write!(f, " {} by {}", Id(id), End::from_code(detail).map_or("?", End::text))
             }

@@ -117,7 +117,9 @@ codes! {
         Sent = "sent",
         /// A message was received.
         Received = "received",
-        /// A message was dropped unread.
+        /// A message is about to be dropped unread.
+        Dropping = "dropping",
+        /// A message was dropped unread. The result is 1 if the library had to answer a call for that and could not.
         Dropped = "dropped",
         /// A call that does not wait has ended.
         CallEnded = "call ended",

@@ -321,6 +321,10 @@ impl<'c> Session<'c> {
         if !matches!(head.kind(), MessageKind::Plain | MessageKind::Call) {
             return Ok(());
         }
+        let (own, peer, cookie) = (self.own(), head.sender(), head.cookie());
+        let record = Record { own, peer, cookie, ..Record::default() };
+        self.context.note(Kind::Dropping, record)?;
+        let unanswered = self.bus.stats().unanswered;
         if !self.bus.drop_next()? {
             return self.context.trouble(
                 self.own(),
@@ -328,8 +332,8 @@ impl<'c> Session<'c> {
                 "a message that was shown is gone",
             );
         }
-        let (own, peer, cookie) = (self.own(), head.sender(), head.cookie());
-        self.context.note(Kind::Dropped, Record { own, peer, cookie, ..Record::default() })
+        let result = u32::from(self.bus.stats().unanswered != unanswered);
+        self.context.note(Kind::Dropped, Record { result, ..record })
     }
 
     /// Does what a message that has come asks for.
