@@ -134,7 +134,8 @@ impl Point {
             Self::CallAnswered | Self::CallBegun | Self::LaneBrought | Self::BeforeBell => 8,
             Self::Reserved | Self::Written | Self::Committed | Self::Copied | Self::Received => 50,
             Self::Activator => 20,
-            Self::Monitor => 20_000,
+            Self::Monitor => 2000,
+            Self::InsideCall | Self::InsideSyncCall | Self::Answering => 50,
             Self::TakenNotReturned | Self::ReturnedNotFreed => 200,
             _ => 300,
         }

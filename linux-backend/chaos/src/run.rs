@@ -247,8 +247,8 @@ impl Conductor<'_> {
                 _ => None,
             },
             Role::Monitor => match random.u32(0..4) {
-                0 => Some(Point::Monitor),
-                1 if cfg!(feature = "points") => Some(Point::Taken),
+                0 | 1 => Some(Point::Monitor),
+                2 if cfg!(feature = "points") => Some(Point::Taken),
                 _ => None,
             },
             Role::Raw => match random.u32(0..8) {
