@@ -20,7 +20,7 @@ const THREADS: usize = 64;
 /// Bytes of a thread's stack: there is a loop on it and a system call.
 const STACK: usize = 64 << 10;
 /// Blocks of 512 bytes that a memory file may have to be freed by the loop itself.
-const SMALL: i64 = (4 << 20) / 512;
+const SMALL: u64 = (4 << 20) / 512;
 
 static CLOSER: OnceLock<Closer> = OnceLock::new();
 
@@ -92,7 +92,9 @@ impl Closer {
 /// Whether the last close of a file is short: memory of a bounded size, and pipes. No file system is asked.
 fn closes_at_once(file: BorrowedFd<'_>) -> bool {
     if fs::fcntl_get_seals(file).is_ok() {
-        return fs::fstat(file).is_ok_and(|stat| stat.st_blocks <= SMALL);
+        // Unlike `fstat`, this counts with the same width on every machine.
+        return fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BLOCKS)
+            .is_ok_and(|stat| stat.stx_blocks <= SMALL);
     }
     file_type(file) == Some(FileType::Fifo)
 }
