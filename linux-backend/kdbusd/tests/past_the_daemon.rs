@@ -267,6 +267,24 @@ fn a_reply_takes_the_other_way_where_it_has_to() {
 }
 
 #[test]
+fn a_call_by_lane_is_answered_with_descriptors() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 4, &Hello::new().accept_fds()), hello(&bus, 4, &Hello::new()));
+    for round in 0..20_u64 {
+        call(&a, &b, 1 + round, 10_000);
+        let file = tempfile::tempfile().unwrap();
+        let (to, fds) = (called(&b), [file.as_fd()]);
+        let with_file = |to| b.send(&Message::reply(to).payload(b"answer").fds(&fds)).map(drop);
+        with_file(to).unwrap();
+        let answer = a.try_recv().unwrap().unwrap();
+        assert_eq!((answer.cookie_reply(), answer.payload()), (1 + round, &b"answer"[..]));
+        assert_eq!(answer.fd_count(), 1);
+        assert!(with_file(to).is_err(), "one is enough");
+    }
+    assert_eq!(carried(&a), 20);
+}
+
+#[test]
 fn a_call_by_lane_times_out_once_and_its_reply_comes_too_late() {
     let bus = bus();
     let (a, b) = pair(&bus);

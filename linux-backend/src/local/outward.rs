@@ -6,6 +6,7 @@ use kdbus_core::channel::{CALLS_MAX, CallState, CallWord, sendable};
 use kdbus_core::client::{Failure, Outgoing};
 use kdbus_core::examine::{Examined, Route};
 use rustix::io::Errno;
+use zerocopy::FromBytes;
 
 use super::bell;
 use super::calls::{Call, Calls};
@@ -143,7 +144,14 @@ impl OutLanes {
         message: &mut Outgoing<'_, F>,
         waits: bool,
     ) -> Way {
-        let Some(examined) = sendable(message.message, self.sender) else { return Way::Bus };
+        let Some(examined) = sendable(message.message, self.sender) else {
+            // Descriptors, say. What is no reply, or a bad one, kdbusd tells apart.
+            let header = Msg::read_from_prefix(message.message).map(|(header, _)| header);
+            let owed = header.ok().zip(inward).and_then(|(header, inward)| {
+                (!header.expects_reply()).then(|| inward.owed(header.dst_id, header.timeout_or_reply))?
+            });
+            return owed.map_or(Way::Bus, Way::Claim);
+        };
         let (route, cookie) = (examined.route, examined.header.cookie);
         let (to, callee) = (To::of(&examined), examined.header.dst_id);
         let deadline = Instant::from_nanos(examined.header.timeout_ns());
