@@ -1,5 +1,6 @@
 //! A short run of the real program against a real kdbusd, and what it says when something is wrong.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,32 +26,52 @@ fn sum(object: &Value) -> u64 {
     object.as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
 }
 
-#[test]
-fn a_short_run_ends_clean_and_every_check_was_made() {
+/// A short run that ends clean: its report, its table and what it said meanwhile.
+fn run(seed: u64) -> (Value, String, String) {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("report.json");
     let output = chaos()
-        .args(["--minutes", "0.17", "--seed", "5", "--clients", "8", "--json"])
+        .args(["--minutes", "0.17", "--clients", "8", "--seed", &seed.to_string(), "--json"])
         .arg(&json)
         .arg("--kdbusd")
         .arg(kdbusd())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!(report["findings"], Value::Array(Vec::new()), "{said}");
-    for (check, made) in report["checks"].as_object().unwrap() {
-        assert!(made.as_u64().unwrap() > 0, "never checked: {check}\n{said}");
-    }
     assert!(sum(&report["kills"]) > 0, "nobody was killed");
     assert!(report["pauses"].as_u64().unwrap() > 0, "nobody was stopped");
     for end in ["reply", "time-out"] {
         assert!(report["calls"][end].as_u64().unwrap_or(0) > 0, "no call ended by {end}");
     }
+    (report, String::from_utf8_lossy(&output.stdout).into_owned(), said)
+}
+
+#[test]
+fn short_runs_end_clean_and_every_check_was_made() {
+    let (report, table, said) = run(5);
     // Lines on the way, and a table at the end.
     assert!(said.contains("round 1"), "{said}");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("check: nothing twice"));
+    assert!(table.contains("check: nothing twice"));
+    let unmade = |report: &Value| -> BTreeSet<String> {
+        let checks = report["checks"].as_object().unwrap().iter();
+        checks.filter(|(_, made)| made.as_u64() == Some(0)).map(|(check, _)| check.clone()).collect()
+    };
+    // A busy machine kills fewer clients in the same time, and so finds fewer of them in the middle of something.
+    let mut left = unmade(&report);
+    if cfg!(not(feature = "points")) {
+        println!("skipped: clients that die inside the library: --features points stops them there");
+        left.remove("whole or not at all");
+    }
+    for seed in 6..12 {
+        if left.is_empty() {
+            break;
+        }
+        left = &left & &unmade(&run(seed).0);
+    }
+    assert!(left.is_empty(), "never checked: {left:?}");
 }
 
 #[test]
