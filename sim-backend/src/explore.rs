@@ -13,6 +13,7 @@ use kdbus_core::engine::Config;
 use crate::cost::Board;
 use crate::fault::{Fault, FaultPlan};
 use crate::sim::Sim;
+use crate::stage::Play;
 
 /// Capacities for a scenario of a few processes: small, because the memory of each simulated bus is kept until the
 /// program ends, and because small tables fill.
@@ -263,6 +264,49 @@ impl Sim {
     /// As [`Explore::run`].
     pub fn explore(seeds: Range<u64>, scenario: impl Fn(&Self) + Sync) {
         Explore::new(seeds).run(scenario);
+    }
+}
+
+impl Play {
+    /// Plays under each of these seeds, in as many threads as there are processors, and returns how the plays went. With
+    /// `KDBUS_SIM_SEED` in the environment, only that seed is played.
+    ///
+    /// # Panics
+    ///
+    /// If a play fails: with the lowest seed that does among those that were tried, and the command that replays it.
+    pub fn explore(seeds: Range<u64>, play: impl Fn(u64) -> Result<Self, String> + Sync) -> Vec<Self> {
+        let replay = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
+        let seeds = replay.map_or(seeds, |seed: u64| seed..seed + 1);
+        let next = AtomicU64::new(seeds.start);
+        let plays = Mutex::new(Vec::new());
+        let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
+        let first_seed =
+            || failed.lock().map_or(u64::MAX, |failed| failed.as_ref().map_or(u64::MAX, |(seed, _)| *seed));
+        thread::scope(|scope| {
+            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= seeds.end || seed > first_seed() {
+                            return;
+                        }
+                        match play(seed) {
+                            Ok(play) => plays.lock().unwrap_or_else(PoisonError::into_inner).push(play),
+                            Err(reason) => {
+                                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                                if failed.as_ref().is_none_or(|(first, _)| seed < *first) {
+                                    *failed = Some((seed, reason));
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        if let Some((seed, reason)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            panic!("seed {seed} fails: {reason}\nto replay it: {SEED}={seed} {}", command());
+        }
+        plays.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
