@@ -99,6 +99,11 @@ fn replies(round: &mut Round, id: MessageId, accepted: &[MessageId]) {
         (_, Some(End::Interrupted | End::Abandoned)) => false,
         // The caller's own clock decides, a moment after the bus has accepted the reply.
         (Sort::AwaitedCall, Some(End::TimedOut)) => false,
+        // By lane, it waits a moment more for a reply that is on its way, and not for a callee that is stopped over it.
+        (Sort::SyncCall, Some(End::TimedOut)) => {
+            let returned = |id: &MessageId| round.sendings.get(id)?.returned.map(|(at, ..)| at);
+            accepted.first().and_then(returned) < call.returned.map(|(at, ..)| at)
+        }
         (Sort::Call, Some(_)) => true,
         (_, Some(_)) => true,
         // Without an end, the check of ends tells.

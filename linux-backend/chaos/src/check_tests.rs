@@ -351,3 +351,19 @@ fn a_copy_of_what_was_sent_before_the_monitor_came_is_found() {
     assert_eq!(joined_at(15), []);
     assert_eq!(joined_at(25), [Check::Monitors]);
 }
+
+#[test]
+fn a_reply_that_returned_before_its_call_ended_by_time_is_found() {
+    let replied_at = |at: u64| {
+        let (mut a, mut b) = scripts();
+        let call = Record { detail: Sort::SyncCall.code(), peer: RECEIVER, id: id(1), ..Record::default() };
+        a.add(Kind::Sending, Record { began_at: 10, ..call });
+        a.add(Kind::Sent, Record { at: 30, sequence: u64::from(End::TimedOut.code()), ..call });
+        b.receive(How::Oldest, SENDER, id(1));
+        let (detail, own) = (Sort::Reply.code(), b.id(1));
+        b.send_as(Record { detail, peer: SENDER, id: own, answers: id(1), ..Record::default() }, (12, at));
+        found([a.drained(), b.drained()])
+    };
+    assert_eq!(replied_at(20), [Check::Replies]);
+    assert_eq!(replied_at(40), []);
+}

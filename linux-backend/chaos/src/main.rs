@@ -30,6 +30,9 @@ struct Arguments {
     /// Write the counts and findings to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write what everybody did in a round in which something is found to this folder, as text
+    #[arg(long, value_name = "DIR")]
+    histories: Option<PathBuf>,
     /// The daemon's program [default: kdbusd beside this program]
     #[arg(long, value_name = "PATH")]
     kdbusd: Option<PathBuf>,
@@ -84,6 +87,7 @@ fn conduct(arguments: &Arguments) -> Outcome<bool> {
         span: Duration::from_secs_f64(60.0 * arguments.minutes),
         clients: arguments.clients,
         kdbusd,
+        histories: arguments.histories.clone(),
         progress: true,
     };
     let report = run::run(&settings, &stop)?;

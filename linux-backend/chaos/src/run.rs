@@ -43,6 +43,8 @@ pub struct Settings {
     pub clients: u32,
     /// The daemon's program.
     pub kdbusd: PathBuf,
+    /// Where the histories of a round go in which something was found.
+    pub histories: Option<PathBuf>,
     /// Where a line goes every few seconds.
     pub progress: bool,
 }
@@ -496,6 +498,13 @@ impl Conductor<'_> {
         }
         self.report.by_lane = self.watch.by_lane;
         self.report.findings.extend(findings);
+        if let (Some(dir), false) = (&self.settings.histories, self.report.findings.is_empty()) {
+            std::fs::create_dir_all(dir)?;
+            for history in &histories {
+                let path = dir.join(format!("{}-{}.txt", history.client, history.incarnation));
+                std::fs::write(path, history.last_steps(usize::MAX).join("\n"))?;
+            }
+        }
         let kept: Vec<_> = self.report.findings.iter().take(ENOUGH).cloned().collect();
         for finding in kept {
             self.report.steps.extend(steps(&finding, &histories));

@@ -191,7 +191,8 @@ impl<'c> Session<'c> {
         note_hello(self.context, self.bus)?;
         let own = self.own();
         for index in (0..NAMES.len()).filter(|index| self.state.names[*index]) {
-            let record = Record { own, name: index as u32 + 1, began_at: now(), ..Record::default() };
+            // Since before the round: others may have begun it, and sent to the name, by now.
+            let record = Record { own, name: index as u32 + 1, began_at: 0, ..Record::default() };
             self.context.note(Kind::Acquiring, record)?;
         }
         for index in (0..TOPICS.len()).filter(|index| self.state.topics[*index]) {
