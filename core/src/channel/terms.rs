@@ -100,6 +100,19 @@ pub fn has_ended(page: &impl Words) -> bool {
     page.load(ENDED_AT) != 0
 }
 
+/// Whether the terms in a page let messages be addressed to `name`, by the sender's own look.
+#[must_use]
+pub fn are_for(page: &impl Words, name: &[u8]) -> bool {
+    let is_there = |(index, chunk): (usize, &[u8])| {
+        let mut word = [0; 8];
+        for (place, byte) in word.iter_mut().zip(chunk) {
+            *place = *byte;
+        }
+        page.load(NAME_AT + index) == u64::from_ne_bytes(word)
+    };
+    page.load(NAME_BYTES_AT) == name.len() as u64 && name.chunks(8).enumerate().all(is_there)
+}
+
 /// A receiver's copy of the terms of a lane.
 #[derive(Clone, Debug)]
 pub struct HeldTerms {
@@ -197,6 +210,12 @@ mod tests {
         held.refresh(&page);
         assert_eq!((held.sender(), held.attach()), (9, AttachFlags::CREDS));
         assert_eq!((held.name(), held.metadata()), (&b"a.bcdefghij"[..], &metadata[..]));
+        assert!(are_for(&page, b"a.bcdefghij"));
+        for other in
+            [&b"a.bcdefghi"[..], b"a.bcdefghik", b"a.bcdefg", b"x.bcdefghij", b"", &[b'a'; 8 * PAGE_WORDS]]
+        {
+            assert!(!are_for(&page, other));
+        }
         assert!(Terms { sender: 10, name: b"", ..terms }.write(&page, 2));
         held.refresh(&page);
         assert_eq!((held.sender(), held.name()), (10, &[][..]));

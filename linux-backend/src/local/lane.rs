@@ -187,6 +187,11 @@ impl OutLane {
         CallWord::new(&self.calls, name.index)
     }
 
+    /// Whether messages to `name` may go by this lane.
+    pub(super) fn is_for(&self, name: &[u8]) -> bool {
+        terms::are_for(self.writer.page(), name)
+    }
+
     /// Whether the receiver is gone for good.
     pub(super) fn has_ended(&self) -> bool {
         terms::has_ended(self.writer.page())

@@ -374,11 +374,79 @@ impl OutLanes {
             }
         };
         let outward = at.and_then(|at| self.lanes.get_mut(at)?.as_mut()).ok_or(full)?;
-        outward.name = name;
-        at.ok_or(full)
+        // The name may have passed on since it was asked for. Then the lane was opened for its receiver's id alone.
+        let is_named = name.is_empty() || outward.lane.is_for(&name);
+        outward.name = if is_named { name } else { Name::new() };
+        if is_named { at.ok_or(full) } else { Err(Failure::Refused(kdbus_core::abi::Errno::EAGAIN)) }
     }
 }
 
 fn is_closed(lane: Option<&Outward>) -> bool {
     lane.is_some_and(|outward| !outward.lane.is_open())
+}
+
+#[cfg(all(test, feature = "lanes"))]
+mod tests {
+    use std::thread;
+
+    use kdbus_core::abi::{AttachFlags, Errno};
+    use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
+    use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout};
+    use rustix::fd::AsFd;
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::super::detour::Detour;
+    use super::super::map::{Seal, create, seal};
+    use super::super::socket::{self, Wait};
+    use super::super::testbed::{handle, pair};
+    use super::super::wire::{Header, Kind};
+    use super::*;
+
+    const NAME: &[u8] = b"org.example.Wanders";
+    const RECEIVER: u64 = 9;
+
+    /// Opens a lane to the owner of a name at a bus where its terms say `name` by the time that it is open. How that went,
+    /// and whether it leads to the name and to the receiver.
+    fn open_while_name_becomes(name: &'static [u8]) -> (Result<(), Failure>, bool, bool) {
+        let (mut bus, client) = pair();
+        let bus = thread::spawn(move || {
+            let layout = LaneLayout::new(512).unwrap();
+            let [lane, back, page, calls] =
+                [layout.lane_words(), LaneLayout::BACK_WORDS, PAGE_WORDS, CALL_WORDS].map(|words| {
+                    let file = create(c"part", 8 * words as u64).unwrap();
+                    let map = WordMap::writable(&file, words).unwrap();
+                    seal(&file, Seal::Size).unwrap();
+                    (file, map)
+                });
+            let terms = Terms { sender: 7, attach: AttachFlags::empty(), name: NAME, metadata: b"" };
+            let mut gate = LaneGate::new(&lane.1, &page.1, VERDICT_AT);
+            let (_bell, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+            let fds = [&lane.0, &back.0, &page.0, &calls.0, &ringer].map(AsFd::as_fd);
+            assert!(terms.write(&page.1, 1));
+            let serial = bus.next(|packet, _| (packet.arg == NAME).then_some(packet.header.serial));
+            let answer = |serial| Header { slot: 3, key: RECEIVER, ..Header::answer(serial, Ok(())) };
+            socket::send(&bus.socket, &answer(serial.unwrap().unwrap()), &[], &fds, Wait::Yes).unwrap();
+            assert_eq!(bus.next(|packet, _| packet.kind), Some(Kind::LaneMapped));
+            if name != NAME {
+                assert!(Terms { name, ..terms }.write(&page.1, 2));
+            }
+            gate.open();
+            let serial = bus.next(|packet, _| packet.header.serial).unwrap();
+            socket::send(&bus.socket, &answer(serial), &[], &[], Wait::Yes).unwrap();
+        });
+        let handle = handle(client);
+        let mut outward = OutLanes::new((1, 1), Detour::NONE, 7).unwrap();
+        let opened = outward.open(&handle, 0, NAME);
+        bus.join().unwrap();
+        assert_eq!(outward.open_lanes(), 1);
+        (opened, outward.find(To::Name(NAME)).is_some(), outward.find(To::Id(RECEIVER)).is_some())
+    }
+
+    #[test]
+    fn a_lane_is_not_for_a_name_that_passes_on_while_it_is_opened() {
+        assert_eq!(open_while_name_becomes(NAME), (Ok(()), true, true));
+        let refused = Err(Failure::Refused(Errno::EAGAIN));
+        assert_eq!(open_while_name_becomes(b""), (refused, false, true));
+        assert_eq!(open_while_name_becomes(b"org.example.Another"), (refused, false, true));
+    }
 }

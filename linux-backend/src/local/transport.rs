@@ -330,7 +330,7 @@ impl LocalTransport {
     ///
     /// # Errors
     ///
-    /// As [`open_lane`](Self::open_lane).
+    /// As [`open_lane`](Self::open_lane); `EAGAIN` if the name passed on meanwhile.
     pub fn open_lane_to_name(&self, name: WellKnownName<'_>) -> Result<(), Failure> {
         self.open_lane_to(0, name.as_str().as_bytes())
     }
