@@ -164,6 +164,7 @@ pub(crate) struct Sending {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Receipt {
     pub(crate) how: How,
+    pub(crate) at: u64,
     pub(crate) id: MessageId,
     pub(crate) sequence: u64,
 }
@@ -433,7 +434,7 @@ impl Round {
         if record.id.serial == 0 {
             return;
         }
-        connection.receipts.push(Receipt { how, id: record.id, sequence: record.sequence });
+        connection.receipts.push(Receipt { how, at: record.at, id: record.id, sequence: record.sequence });
         self.made(Check::Sent);
         let Some(sending) = self.sendings.get_mut(&record.id) else {
             let text = format!("connection {} received {}, which nobody sent", record.own, Id(record.id));

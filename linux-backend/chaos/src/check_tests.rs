@@ -367,3 +367,26 @@ fn a_reply_that_returned_before_its_call_ended_by_time_is_found() {
     assert_eq!(replied_at(20), [Check::Replies]);
     assert_eq!(replied_at(40), []);
 }
+
+#[test]
+fn what_came_by_lane_before_a_name_was_given_up_is_not_compared_with_what_has_moved() {
+    let activated = crate::client::ACTIVATED as u32 + 1;
+    let reordered = |given_up: bool| {
+        let (mut a, mut b) = scripts();
+        let sent = |serial| Record { name: activated, id: id(serial), ..Record::default() };
+        a.send_as(sent(1), (10, 20)).send_as(sent(2), (30, 40));
+        b.add(Kind::Acquiring, Record { name: activated, began_at: 5, ..Record::default() });
+        if given_up {
+            b.add(Kind::NotOwner, Record { name: activated, at: 50, ..Record::default() });
+            b.add(Kind::Acquiring, Record { name: activated, began_at: 60, ..Record::default() });
+        }
+        for serial in [2, 1] {
+            let (detail, name) = (How::Oldest.code(), activated);
+            let receipt = Record { detail, name, at: 70, peer: SENDER, id: id(serial), ..Record::default() };
+            b.add(Kind::Received, receipt);
+        }
+        found([a.drained(), b.drained()])
+    };
+    assert_eq!(reordered(true), []);
+    assert_eq!(reordered(false), [Check::SenderOrder, Check::GlobalOrder]);
+}

@@ -4,7 +4,8 @@
 //! the most urgent must come behind everything sent before it that is at least as urgent.
 //!
 //! Messages to a name that is handed over move to the end of the next owner's queue. They keep their order
-//! among themselves, so each such name is looked at by itself.
+//! among themselves, so each such name is looked at by itself. What had come by lane to somebody who gave such a name up and
+//! has it again has not moved, and nobody else knows which way it came: its order is not looked at.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,6 +21,9 @@ pub(crate) fn check(round: &mut Round) {
         for receipt in &connection.receipts {
             let Some(sending) = round.sendings.get(&receipt.id) else { continue };
             if matches!(receipt.how, How::Answer | How::Slot) {
+                continue;
+            }
+            if sending.may_move() && is_from_before(round, connection.process, sending, receipt) {
                 continue;
             }
             // A monitor's copies are made at SEND.
@@ -42,6 +46,16 @@ pub(crate) fn check(round: &mut Round) {
         round.find(check, id, &others, text);
     }
     sequences(round);
+}
+
+/// Whether a message was sent while its receiver owned the name another time than now.
+fn is_from_before(round: &Round, process: (u32, u32), sending: &Sending, receipt: &Receipt) -> bool {
+    let (began, returned) = (sending.record.began_at, sending.returned.map_or(u64::MAX, |(at, ..)| at));
+    let spans = round.owners.get(&process).and_then(|owner| owner.spans.get(&sending.record.name));
+    let met = |(from, to): &(u64, Option<u64>)| {
+        *from <= returned && to.is_some_and(|to| to >= began && to < receipt.at)
+    };
+    receipt.how != How::Copy && spans.is_some_and(|spans| spans.iter().any(met))
 }
 
 /// The latest of what has come, as far as something later has to be behind it.

@@ -88,7 +88,8 @@ pub fn run(settings: &Settings, stop: &Arc<AtomicBool>) -> Outcome<Report> {
     conductor.play()?;
     let Conductor { daemon, watch, mut report, members, .. } = conductor;
     drop((members, watch));
-    if settings.span >= ENOUGH_FOR_ALL_POINTS && !stop.load(Ordering::Relaxed) {
+    let ended_early = stop.load(Ordering::Relaxed) || !report.findings.is_empty();
+    if settings.span >= ENOUGH_FOR_ALL_POINTS && !ended_early {
         let missed = report.points.iter().filter(|(_, [_, reached])| *reached == 0);
         let text = |(point, [planned, _]): (&Point, &[u64; 2])| {
             format!("{planned} clients were to stop {}, and none came there", point.text())
