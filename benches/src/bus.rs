@@ -7,12 +7,12 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use kdbus_core::WellKnownName;
 use kdbus_core::abi::NameFlags;
 use kdbus_core::client::{
     CALL_TIMEOUT, Connection, Deadline, Delivery, Hello, Message, POOL_SIZE, Part, ReceivedPart, Topic,
     TopicPattern,
 };
+use kdbus_core::{NameError, WellKnownName};
 use kdbus_linux::local::map::ReadMap;
 use kdbus_linux::local::{
     Borrower, Environment, LOAN_RECORD, Lender, Loan, LocalTransport, Options, SealedMemfd,
@@ -125,17 +125,24 @@ fn ends_of(bytes: &[u8]) -> [[u8; 8]; 2] {
     [at(bytes.first_chunk()), at(bytes.last_chunk())]
 }
 
+/// A daemon of the bus under measurement, with its tree in `dir`.
+#[must_use]
+pub fn config(dir: &Path) -> Config {
+    let mut config = Config::new(rustix::process::geteuid().as_raw(), dir.join("bus"));
+    config.bus = vec![BusConfig { name: BUS.into(), ..config.bus.remove(0) }];
+    config.log = LogLevel::Error;
+    config.memory.pools_per_user = config.memory.pools;
+    config.memory.largest_pool = Bytes(LARGEST_POOL);
+    config
+}
+
 /// Serves until its parent ends it.
 ///
 /// # Errors
 ///
 /// What failed.
 pub fn daemon(job: &Job) -> io::Result<()> {
-    let mut config = Config::new(rustix::process::geteuid().as_raw(), job.dir.join("bus"));
-    config.bus = vec![BusConfig { name: BUS.into(), ..config.bus.remove(0) }];
-    config.log = LogLevel::Error;
-    config.memory.pools_per_user = config.memory.pools;
-    config.memory.largest_pool = Bytes(LARGEST_POOL);
+    let mut config = config(&job.dir);
     if uses_lanes(&job.case) {
         (config.capacity.lanes, config.capacity.lanes_per_user) = (16, 16);
         let bytes = (8 * job.case.bytes as u64).next_power_of_two();
@@ -199,7 +206,9 @@ fn pool_size(case: &Case) -> u64 {
 ///
 /// None.
 pub fn service() -> io::Result<WellKnownName<'static>> {
-    WellKnownName::parse(SERVICE).map_err(io::Error::other)
+    // By the compiler, as a program with a fixed name does.
+    const NAME: Result<WellKnownName<'static>, NameError> = WellKnownName::parse(SERVICE);
+    NAME.map_err(io::Error::other)
 }
 
 fn topic() -> io::Result<Topic<'static>> {

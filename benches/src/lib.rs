@@ -3,6 +3,7 @@
 //! - [`compare`]: kdbus-rt, the floor under it and its peers, in one run.
 //! - [`round_trip`]: one of these cases alone, for a look at it under another tool.
 //! - [`calibrate`]: what things cost on this machine, as a board for the simulator, and how well it foretells.
+//! - [`path`]: instructions of a message by lane.
 //! - [`queue`]: core's priority queue beside a binary heap, by instructions and by time.
 //!
 //! Nothing is special-cased: every contender carries the same bytes between the same processes, looks at both ends of
@@ -26,6 +27,7 @@ pub mod job;
 pub mod leave;
 pub mod machine;
 pub mod marshal;
+pub mod path;
 pub mod plot;
 pub mod queue;
 pub mod report;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kdbus_benches::job::Job;
-use kdbus_benches::{compare, leave, queue, round_trip};
+use kdbus_benches::{compare, leave, path, queue, round_trip};
 
 /// Latency and throughput of kdbus-rt beside its peers.
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ enum Command {
     RoundTrip(round_trip::Arguments),
     Queue(queue::Arguments),
     Leave(leave::Arguments),
+    Path(path::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             Command::RoundTrip(arguments) => round_trip::run(&arguments),
             Command::Queue(arguments) => queue::run(&arguments),
             Command::Leave(arguments) => leave::run(&arguments),
+            Command::Path(arguments) => path::run(&arguments),
         },
     };
     match done {

@@ -1,0 +1,152 @@
+//! Instructions of a message by lane, in the clients: what kdbus-rt itself does, the kernel aside. Counted by callgrind, so
+//! nearly the same in every run.
+//!
+//! Both ends are connections of this process, and the daemon a thread of it that sleeps meanwhile.
+
+use std::hint::black_box;
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+use kdbus_core::abi::NameFlags;
+use kdbus_core::client::{CALL_TIMEOUT, Message, POOL_SIZE};
+use kdbusd::Running;
+
+use crate::bus::{Bus, config, connect, service};
+use crate::callgrind;
+
+/// The function that callgrind counts in.
+const COUNTED: &str = "*measured_path*";
+
+/// Messages before those that are counted.
+const WARM_UP: u64 = 64;
+/// Messages that stand in the lane together.
+const BATCH: u64 = 16;
+/// Those that are counted.
+const MESSAGES: u64 = 100 * BATCH;
+
+/// Counts instructions of a message by lane.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Bytes of a message
+    #[arg(long, default_value_t = 64)]
+    bytes: usize,
+    /// Run one of them only and show nothing, for callgrind
+    #[arg(long, hide = true)]
+    only: Option<What>,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum What {
+    /// Messages that are sent.
+    Send,
+    /// The same received.
+    Receive,
+    /// A call and its reply, at both ends.
+    Call,
+}
+
+impl What {
+    const ALL: [Self; 3] = [Self::Send, Self::Receive, Self::Call];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Call => "call",
+        }
+    }
+}
+
+/// Two connections with lanes both ways.
+struct Ends {
+    a: Bus,
+    b: Bus,
+    bytes: Vec<u8>,
+}
+
+/// Counts, and shows what came out.
+///
+/// # Errors
+///
+/// What failed.
+pub fn run(arguments: &Arguments) -> io::Result<()> {
+    if let Some(only) = arguments.only {
+        return alone(only, arguments.bytes);
+    }
+    for what in What::ALL {
+        let bytes = arguments.bytes.to_string();
+        let all = callgrind::instructions(COUNTED, &["path", "--bytes", &bytes, "--only", what.name()])?;
+        writeln!(io::stdout(), "{}, {bytes} bytes: {} instructions", what.name(), all / MESSAGES)?;
+    }
+    Ok(())
+}
+
+fn alone(what: What, bytes: usize) -> io::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut config = config(dir.path());
+    (config.capacity.lanes, config.capacity.lanes_per_user) = (16, 16);
+    let daemon = Running::start(&config).map_err(io::Error::other)?;
+    let ends = Ends::new(dir.path(), bytes)?;
+    for _ in 0..WARM_UP {
+        ends.call()?;
+    }
+    match what {
+        What::Call => (0..MESSAGES).try_for_each(|_| measured_path(|| ends.call()))?,
+        What::Send => {
+            for _ in 0..MESSAGES / BATCH {
+                measured_path(|| (0..BATCH).try_for_each(|_| ends.send()))?;
+                (0..BATCH).try_for_each(|_| ends.receive())?;
+            }
+        }
+        What::Receive => {
+            for _ in 0..MESSAGES / BATCH {
+                (0..BATCH).try_for_each(|_| ends.send())?;
+                measured_path(|| (0..BATCH).try_for_each(|_| ends.receive()))?;
+            }
+        }
+    }
+    drop(ends);
+    daemon.stop().map_err(io::Error::other)
+}
+
+/// Everything in here is counted.
+#[inline(never)]
+fn measured_path<R>(act: impl FnOnce() -> R) -> R {
+    black_box(act())
+}
+
+impl Ends {
+    fn new(dir: &Path, bytes: usize) -> io::Result<Self> {
+        let end = || connect(dir, POOL_SIZE, true, 2);
+        let (a, b) = (end()?, end()?);
+        b.acquire(service()?, NameFlags::empty()).map_err(io::Error::other)?;
+        a.transport().open_lane_to_name(service()?).map_err(io::Error::other)?;
+        b.transport().open_lane(a.id()).map_err(io::Error::other)?;
+        Ok(Self { a, b, bytes: vec![7; bytes] })
+    }
+
+    fn send(&self) -> io::Result<()> {
+        let message = Message::to_name(service()?).payload(&self.bytes);
+        self.a.send(&message).map(|_| ()).map_err(io::Error::other)
+    }
+
+    fn receive(&self) -> io::Result<()> {
+        let message = self.b.try_recv().map_err(io::Error::other)?;
+        let message = message.ok_or_else(|| io::Error::other("a message was lost"))?;
+        black_box(message.payload());
+        Ok(())
+    }
+
+    fn call(&self) -> io::Result<()> {
+        let call = self.a.call(&Message::to_name(service()?).payload(&self.bytes), CALL_TIMEOUT);
+        let received = self.b.try_recv().map_err(io::Error::other)?;
+        let received = received.ok_or_else(|| io::Error::other("a call was lost"))?;
+        self.b.reply(received.reply_to(), received.payload()).map_err(io::Error::other)?;
+        drop(received);
+        let reply = call.wait().map_err(io::Error::other)?;
+        black_box(reply.payload());
+        Ok(())
+    }
+}
