@@ -32,7 +32,7 @@ pub use lane::{
     Reserved, Violation,
 };
 pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
-pub use message::{CALL_ENDED_SIZE, Place, Settled, call_ended, sendable, settle};
+pub use message::{CALL_ENDED_SIZE, Place, Sendable, Settled, call_ended, sendable, settle};
 pub use order::{Arrived, Batch, Order};
 pub use verdict::Verdict;
 pub use words::Words;

@@ -1,6 +1,7 @@
 //! The lanes into one connection.
 
-use kdbus_core::abi::Timestamp;
+use kdbus_core::Instant;
+use kdbus_core::abi::{AttachFlags, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
     Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Place, call_ended, settle,
@@ -131,8 +132,8 @@ impl InLanes {
     }
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
-    /// sender breaks a rule is not looked at again.
-    pub(super) fn drain(&mut self, batch: &mut Batch<'_>, arena: &Arena, calls: &mut Calls) {
+    /// sender breaks a rule is not looked at again. `now` is when the look began.
+    pub(super) fn drain(&mut self, now: Instant, batch: &mut Batch<'_>, arena: &Arena, calls: &mut Calls) {
         let mut offset = None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
             let Some(Inward { lane, terms, waiting, hot, owed, .. }) = inward else { continue };
@@ -149,7 +150,10 @@ impl InLanes {
                     lane.reject();
                     break;
                 };
-                let offset = *offset.get_or_insert_with(bell::realtime_offset);
+                // A clock takes as long as all of the rest, so it is read only for those who are to see it.
+                let shows_time = terms.attach().contains(AttachFlags::TIMESTAMP);
+                let offset =
+                    if shows_time { *offset.get_or_insert_with(|| bell::realtime_offset(now)) } else { 0 };
                 let key = batch.time_of(head.key);
                 let stamp = Timestamp {
                     seqnum: key,
@@ -258,10 +262,17 @@ impl InLanes {
 
     /// The notification that the call with this cookie has no reply, for the queue. It is lost without a trace if there
     /// is no room.
-    pub(super) fn call_ended(&mut self, cookie: u64, dead: bool, key: u64, arena: &Arena) -> Option<Arrived> {
+    pub(super) fn call_ended(
+        &mut self,
+        cookie: u64,
+        dead: bool,
+        now: Instant,
+        arena: &Arena,
+    ) -> Option<Arrived> {
+        let key = now.as_nanos();
         let last = self.free_len.checked_sub(1)?;
         let slot = self.free.get(last).copied()?;
-        let realtime_ns = key.saturating_add_signed(bell::realtime_offset());
+        let realtime_ns = key.saturating_add_signed(bell::realtime_offset(now));
         let stamp = Timestamp { seqnum: key, monotonic_ns: key, realtime_ns };
         let receiver = self.receiver;
         let filled = arena.fill(CALL_ENDED_SIZE, |words| {

@@ -2,9 +2,9 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{DST_ID_NAME, Msg};
-use kdbus_core::channel::{CALLS_MAX, CallState, CallWord, sendable};
+use kdbus_core::channel::{CALLS_MAX, CallState, CallWord, Sendable, sendable};
 use kdbus_core::client::{Failure, Outgoing};
-use kdbus_core::examine::{Examined, Route};
+use kdbus_core::examine::Route;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
@@ -83,9 +83,9 @@ enum To<'m> {
 }
 
 impl<'m> To<'m> {
-    fn of(message: &Examined<'m>) -> Self {
+    fn of(message: &Sendable<'m>) -> Self {
         match message.name {
-            Some(name) => Self::Name(name.as_str().as_bytes()),
+            Some(name) => Self::Name(name),
             None => Self::Id(message.header.dst_id),
         }
     }
@@ -144,7 +144,9 @@ impl OutLanes {
         message: &mut Outgoing<'_, F>,
         waits: bool,
     ) -> Way {
-        let Some(examined) = sendable(message.message, self.sender) else {
+        let last = self.lanes.get(self.last).and_then(Option::as_ref);
+        let known = last.map_or(&[][..], |outward| &outward.name);
+        let Some(sendable) = sendable(message.message, self.sender, known) else {
             // Descriptors, say. What is no reply, or a bad one, kdbusd tells apart.
             let header = Msg::read_from_prefix(message.message).map(|(header, _)| header);
             let owed = header.ok().zip(inward).and_then(|(header, inward)| {
@@ -152,10 +154,10 @@ impl OutLanes {
             });
             return owed.map_or(Way::Bus, Way::Claim);
         };
-        let (route, cookie) = (examined.route, examined.header.cookie);
-        let (to, callee) = (To::of(&examined), examined.header.dst_id);
-        let deadline = Instant::from_nanos(examined.header.timeout_ns());
-        let len = (Msg::SIZE + examined.items.len()).next_multiple_of(8);
+        let (route, cookie) = (sendable.route, sendable.header.cookie);
+        let (to, callee) = (To::of(&sendable), sendable.header.dst_id);
+        let deadline = Instant::from_nanos(sendable.header.timeout_ns());
+        let len = sendable.len.next_multiple_of(8) as usize;
         // Whatever way a reply takes, this is the call that it answers.
         let owed = match (route, &mut inward) {
             (Route::Reply(cookie), Some(inward)) => inward.owed(callee, cookie),

@@ -274,7 +274,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
     /// Queues the notification that a call has no reply.
     fn call_ended(&mut self, lanes: &Lanes<'_>, cookie: u64, dead: bool, now: Instant) {
         let Some(inward) = &mut self.lanes else { return };
-        if let Some(arrived) = inward.call_ended(cookie, dead, now.as_nanos(), lanes.arena) {
+        if let Some(arrived) = inward.call_ended(cookie, dead, now, lanes.arena) {
             let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
             inward.queued(arrived.slot, queue.push(arrived.priority, arrived).ok());
         }
@@ -316,7 +316,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 && let (Some(inward), Some(Lanes { arena, outward })) =
                     (&mut self.lanes, lanes.as_deref_mut())
             {
-                inward.drain(&mut batch, arena, outward.calls());
+                inward.drain(now, &mut batch, arena, outward.calls());
             }
             let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
             for arrived in batch.sorted() {
