@@ -193,8 +193,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         sent.map(|_| ())
     }
 
-    fn answer(&self, incoming: Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {
-        let Some(reply) = Delivery::new(&self.link.transport, incoming) else {
+    fn answer(&self, mut incoming: Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {
+        let Some(reply) = Delivery::new(&self.link.transport, &mut incoming) else {
             self.link.count(|stats| stats.malformed += 1);
             return Err(CallError::Undeliverable(Errno::EIO));
         };

@@ -103,15 +103,19 @@ pub enum ReceivedPart<'d, Fd> {
 
 impl<'c, T: Transport> Delivery<'c, T> {
     /// Checks what a transport received. `None` if it does not hold together; then its slice is free again.
-    pub(super) fn new(transport: &'c T, incoming: Incoming<T::Fd>) -> Option<Self> {
-        let Incoming { info, fds: received } = incoming;
+    ///
+    /// It is left without its descriptors: passing it by reference saves a move of the room for them.
+    #[inline]
+    pub(super) fn new(transport: &'c T, incoming: &mut Incoming<T::Fd>) -> Option<Self> {
+        let info = incoming.info;
         let slice = Slice::new(transport, info.offset, info.msg_size)?;
         let (header, _) = Msg::read_from_prefix(&slice).ok()?;
-        let outline = Outline::check(&slice, &header)?;
+        let Outline { run, payload_len, passed } = Outline::check(&slice, &header)?;
         let mut fds = heapless::Vec::new();
-        // Both vectors have the same capacity, so nothing is left over.
-        fds.extend(received.into_iter().map(Some));
-        let Outline { run, payload_len, passed } = outline;
+        if !incoming.fds.is_empty() {
+            // Both vectors have the same capacity, so nothing is left over.
+            fds.extend(core::mem::take(&mut incoming.fds).into_iter().map(Some));
+        }
         Some(Self { header, info, run, payload_len, passed, fds, slice })
     }
 

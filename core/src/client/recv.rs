@@ -37,6 +37,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// # Errors
     ///
     /// [`RecvError`]; no message is no error.
+    #[inline]
     pub fn try_recv(&self) -> Result<Option<Delivery<'_, T>>, RecvError> {
         Ok(self.pull()?.message())
     }
@@ -208,12 +209,11 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub(super) fn pump(&self) -> Result<(), Failure> {
         let mut noise = 0;
         while self.waits_behind_messages() && !self.inbox.borrow().is_full() && noise <= NOISE_MAX {
-            let Some(incoming) = self.receive(RecvFlags::empty(), 0)? else { return Ok(()) };
-            let Some(message) = self.sort(incoming) else {
-                noise += 1;
-                continue;
-            };
-            self.keep(message);
+            let Some(mut incoming) = self.receive(RecvFlags::empty(), 0)? else { return Ok(()) };
+            match self.sort(&mut incoming) {
+                Some(message) => self.keep(message),
+                None => noise += 1,
+            }
         }
         Ok(())
     }
@@ -223,10 +223,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         for dropped in 0..NOISE_MAX {
             match self.peek_transport()? {
                 Some(peeked) if self.is_noise(&peeked) => {
-                    let Some(incoming) = self.receive(RecvFlags::empty(), 0)? else {
+                    let Some(mut incoming) = self.receive(RecvFlags::empty(), 0)? else {
                         return Ok(dropped > 0);
                     };
-                    if let Some(message) = self.sort(incoming) {
+                    if let Some(message) = self.sort(&mut incoming) {
                         self.keep(message);
                         return Ok(dropped > 0);
                     }
@@ -238,6 +238,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     /// The message that arrived first: from the inbox, else from the transport.
+    #[inline]
     fn pull(&self) -> Result<Pull<'_, T>, Failure> {
         let was_full = self.inbox.borrow().is_full();
         if let Some(message) = self.take_from_inbox(|inbox| inbox.pop_front()) {
@@ -251,10 +252,11 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         self.pull_from(RecvFlags::empty(), 0)
     }
 
+    #[inline]
     fn pull_from(&self, flags: RecvFlags, limit: i64) -> Result<Pull<'_, T>, Failure> {
         for _ in 0..NOISE_MAX {
-            let Some(incoming) = self.receive(flags, limit)? else { return Ok(Pull::Empty) };
-            if let Some(message) = self.sort(incoming) {
+            let Some(mut incoming) = self.receive(flags, limit)? else { return Ok(Pull::Empty) };
+            if let Some(message) = self.sort(&mut incoming) {
                 return Ok(Pull::Message(message));
             }
         }
@@ -265,8 +267,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         &self,
         pop: impl Fn(&mut super::inbox::Inbox<T::Fd, INBOX>) -> Option<Incoming<T::Fd>>,
     ) -> Option<Delivery<'_, T>> {
-        let incoming = pop(&mut self.inbox.borrow_mut())?;
-        Delivery::new(&self.link.transport, incoming)
+        let mut incoming = pop(&mut self.inbox.borrow_mut())?;
+        Delivery::new(&self.link.transport, &mut incoming)
     }
 
     /// Puts a message into the inbox, in which the caller saw room.
@@ -280,6 +282,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         }
     }
 
+    #[inline]
     fn receive(&self, flags: RecvFlags, priority: i64) -> Result<Option<Incoming<T::Fd>>, Failure> {
         let received = self.link.transport.recv(flags, priority)?;
         self.link.lost.set(self.link.lost.get().saturating_add(received.dropped));
@@ -290,7 +293,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     fn peek_transport(&self) -> Result<Option<Peeked>, Failure> {
         let Some(Incoming { info, .. }) = self.receive(RecvFlags::PEEK, 0)? else { return Ok(None) };
         // A peeked message brings no descriptors, so this one is only looked at.
-        let message = Delivery::new(&self.link.transport, Incoming { info, fds: heapless::Vec::new() });
+        let message = Delivery::new(&self.link.transport, &mut Incoming { info, fds: heapless::Vec::new() });
         Ok(Some(match message {
             Some(message) => Peeked {
                 header: *message.header(),
@@ -318,15 +321,21 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 
     /// Gives an answer to its call, and what nobody waits for back to the pool; returns what is for the
     /// application.
-    fn sort(&self, incoming: Incoming<T::Fd>) -> Option<Delivery<'_, T>> {
+    #[inline]
+    fn sort(&self, incoming: &mut Incoming<T::Fd>) -> Option<Delivery<'_, T>> {
         let Some(message) = Delivery::new(&self.link.transport, incoming) else {
             crate::event!(warn, "a message is malformed and goes");
             self.link.count(|stats| stats.malformed += 1);
             return None;
         };
-        if self.link.is_monitor {
-            return Some(message);
-        }
+        let for_application = self.link.is_monitor
+            || message.kind() != Kind::Notification && message.cookie_reply() & OWN_COOKIES == 0;
+        if for_application { Some(message) } else { self.sort_own(message) }
+    }
+
+    /// The same for what may be for the connection itself.
+    #[inline(never)]
+    fn sort_own<'c>(&'c self, message: Delivery<'c, T>) -> Option<Delivery<'c, T>> {
         let cookie = message.cookie_reply();
         let answers = cookie & OWN_COOKIES != 0;
         let outcome = match message.notification() {
@@ -353,8 +362,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 
     /// Gives an answer's slice and descriptors back.
     pub(super) fn discard(&self, outcome: Outcome<T::Fd>) {
-        if let Outcome::Answer(incoming) = outcome {
-            drop(Delivery::new(&self.link.transport, incoming));
+        if let Outcome::Answer(mut incoming) = outcome {
+            drop(Delivery::new(&self.link.transport, &mut incoming));
         }
     }
 }

@@ -162,7 +162,11 @@ impl LocalTransport {
                 && header.timeout_or_reply == call.cookie
         };
         match receiver.find(answers) {
-            Some(entry) => self.take_entry(receiver, &entry, RecvFlags::empty(), 0).map(Option::flatten),
+            Some(entry) => {
+                let mut message = None;
+                self.take_entry(receiver, &entry, RecvFlags::empty(), 0, &mut message)?;
+                Ok(message)
+            }
             None => Ok(None),
         }
     }

@@ -423,13 +423,15 @@ impl LocalTransport {
         Ok(message)
     }
 
-    /// One message out of the lanes, if any waits.
+    /// Puts one message out of the lanes into `message`, if any waits and is not only dropped. True if one waited. The place
+    /// is the caller's, because moving a message from one to another costs more than the rest of a receive.
     fn next(
         &self,
         receiver: &mut Receiver<WordMap, WordMap>,
         flags: RecvFlags,
         priority: i64,
-    ) -> Result<Option<Option<Incoming<OwnedFd>>>, Failure> {
+        message: &mut Option<Incoming<OwnedFd>>,
+    ) -> Result<bool, Failure> {
         // Each round returns or removes an entry.
         let arena = self.arena();
         let mut outward = self.outward.borrow_mut();
@@ -440,53 +442,56 @@ impl LocalTransport {
                     point::pass(Point::CallDropped);
                     self.handle.call_dropped(lane)?;
                 }
-                if flags.contains(RecvFlags::DROP) {
-                    return Ok(Some(None));
+                if !flags.contains(RecvFlags::DROP) {
+                    let offset = self.arena_base() + entry.offset;
+                    let info = MsgInfo { offset, msg_size: entry.size, return_flags: 0 };
+                    *message = Some(Incoming { info, fds: heapless::Vec::new() });
                 }
-                let offset = self.arena_base() + entry.offset;
-                let info = MsgInfo { offset, msg_size: entry.size, return_flags: 0 };
-                return Ok(Some(Some(Incoming { info, fds: heapless::Vec::new() })));
+                return Ok(true);
             }
-            if let Some(message) = self.take_entry(receiver, &entry, flags, priority)? {
-                return Ok(Some(message));
+            if self.take_entry(receiver, &entry, flags, priority, message)? {
+                return Ok(true);
             }
         }
-        Ok(None)
+        Ok(false)
     }
 
-    /// Receives an entry that kdbusd shows, as `flags` ask for it. `None` if it is gone, and nothing waits in its place.
+    /// Receives an entry that kdbusd shows, as `flags` ask for it. False if it is gone, and nothing waits in its place.
     pub(super) fn take_entry(
         &self,
         receiver: &mut Receiver<WordMap, WordMap>,
         entry: &Arrived,
         flags: RecvFlags,
         priority: i64,
-    ) -> Result<Option<Option<Incoming<OwnedFd>>>, Failure> {
+        message: &mut Option<Incoming<OwnedFd>>,
+    ) -> Result<bool, Failure> {
         let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
         if plain && !entry.with_files {
             match receiver.take(entry) {
-                Ok(None) => return Ok(None),
+                Ok(None) => return Ok(false),
                 Ok(Some(report)) => {
                     if report {
                         self.handle.report_returns();
                     }
                     let info = MsgInfo { offset: entry.offset, msg_size: entry.size, return_flags: 0 };
-                    return Ok(Some(Some(Incoming { info, fds: heapless::Vec::new() })));
+                    *message = Some(Incoming { info, fds: heapless::Vec::new() });
+                    return Ok(true);
                 }
                 // kdbusd empties the ring before the command below.
                 Err(_) => {}
             }
         }
         match self.receive_by_command(Some(entry), flags, priority) {
-            Ok(message) => {
-                if !flags.contains(RecvFlags::PEEK) || message.is_none() {
+            Ok(received) => {
+                if !flags.contains(RecvFlags::PEEK) || received.is_none() {
                     receiver.forget(entry);
                 }
-                Ok(Some(message))
+                *message = received;
+                Ok(true)
             }
             Err(Failure::Refused(Errno::EAGAIN)) => {
                 receiver.forget(entry);
-                Ok(None)
+                Ok(false)
             }
             Err(failure) => Err(failure),
         }
@@ -532,20 +537,22 @@ impl LocalTransport {
         receiver: &mut Receiver<WordMap, WordMap>,
         flags: RecvFlags,
         priority: i64,
-    ) -> Result<Received<OwnedFd>, Failure> {
-        let mut taken = self.next(receiver, flags, priority)?;
-        if taken.is_none() && self.bell.is_watched() {
+        received: &mut Received<OwnedFd>,
+    ) -> Result<(), Failure> {
+        let taken = self.next(receiver, flags, priority, &mut received.message)?;
+        if !taken && self.bell.is_watched() {
             if self.arm(receiver)? {
                 // It came before the bell was asked for, so nobody else rings for it.
                 self.bell.ring_own();
-                taken = self.next(receiver, flags, priority)?;
+                self.next(receiver, flags, priority, &mut received.message)?;
             }
         } else if !receiver.is_alive() {
             return Err(self.end());
-        } else if taken.is_none() {
+        } else if !taken {
             self.beat()?;
         }
-        Ok(Received { message: taken.flatten(), dropped: receiver.dropped() })
+        received.dropped = receiver.dropped();
+        Ok(())
     }
 }
 
@@ -635,9 +642,12 @@ impl Transport for LocalTransport {
                 if !receiver.is_alive() {
                     return Err(self.end());
                 }
-                let received = self.receive(receiver, flags, priority);
-                // Once the connection has ended, each refusal is its end.
-                received.map_err(|failure| if receiver.is_alive() { failure } else { self.end() })
+                let mut received = Received { message: None, dropped: 0 };
+                match self.receive(receiver, flags, priority, &mut received) {
+                    Ok(()) => Ok(received),
+                    // Once the connection has ended, each refusal is its end.
+                    Err(failure) => Err(if receiver.is_alive() { failure } else { self.end() }),
+                }
             }
             // kdbusd knows what is wrong.
             _ => {
