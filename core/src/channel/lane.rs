@@ -257,6 +257,8 @@ pub struct LaneWriter<L, B, V> {
     layout: LaneLayout,
     /// The control word as it has to be for the next commit.
     control: Verdict,
+    /// Words that were received when it was last looked at: the receiver's cache line is left alone while that suffices.
+    returned: u64,
     /// The wish for a bell that was fulfilled last.
     rung: u64,
     /// Messages sent.
@@ -269,7 +271,17 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
         let holds = lane.count() >= layout.lane_words()
             && back.count() >= LaneLayout::BACK_WORDS
             && verdicts.count() > at;
-        holds.then_some(Self { lane, back, verdicts, at, layout, control: Verdict::NEVER, rung: 0, count: 0 })
+        holds.then_some(Self {
+            lane,
+            back,
+            verdicts,
+            at,
+            layout,
+            control: Verdict::NEVER,
+            returned: 0,
+            rung: 0,
+            count: 0,
+        })
     }
 
     /// Whether messages can be sent now.
@@ -308,19 +320,26 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
         let words = head.words().ok_or(NotByLane::Full)?;
         let next = self.control.advanced(words).ok_or(NotByLane::Full)?;
         let start = self.control.tail;
-        let returned = self.back.load(RETURNED_AT);
-        if returned == ABANDONED {
-            return Err(NotByLane::Closed);
-        }
-        let used = start.wrapping_sub(returned);
-        if used > self.layout.ring() || words > self.layout.ring() - used {
-            return Err(NotByLane::Full);
+        if !self.has_room(start, words) {
+            self.returned = self.back.load(RETURNED_AT);
+            if self.returned == ABANDONED {
+                return Err(NotByLane::Closed);
+            }
+            if !self.has_room(start, words) {
+                return Err(NotByLane::Full);
+            }
         }
         for (at, word) in (start..).zip([head.first, head.second, head.key, head.call]) {
             self.lane.store(self.layout.at(at), word);
         }
         let at = start + HEAD;
         Ok(Reserved { writer: self, next, at, partial: [0; 8], filled: 0 })
+    }
+
+    /// Whether `words` fit behind `start`, as far as is known of what was received.
+    const fn has_room(&self, start: u64, words: u64) -> bool {
+        let used = start.wrapping_sub(self.returned);
+        used <= self.layout.ring() && words <= self.layout.ring() - used
     }
 }
 
@@ -336,7 +355,16 @@ pub struct Reserved<'a, L, B, V> {
 
 impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     /// Appends bytes to the part that is being written. Those beyond what was reserved are left out.
-    pub fn put(&mut self, mut bytes: &[u8]) {
+    #[inline]
+    pub fn put(&mut self, bytes: &[u8]) {
+        match bytes.as_chunks::<8>() {
+            (words, []) if self.filled == 0 => self.run(words),
+            _ => self.put_bytes(bytes),
+        }
+    }
+
+    /// The same for bytes that do not start or end with a word.
+    fn put_bytes(&mut self, mut bytes: &[u8]) {
         if self.filled != 0 {
             let (head, rest) = bytes.split_at(bytes.len().min(8 - self.filled));
             for (place, byte) in self.partial.iter_mut().skip(self.filled).zip(head) {
@@ -402,7 +430,9 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
         let (lane, layout) = (&self.writer.lane, self.writer.layout);
         let (head, tail) = words[..reserved].split_at(layout.to_end(self.at).min(reserved));
         lane.store_run(layout.at(self.at), head);
-        lane.store_run(layout.at(0), tail);
+        if !tail.is_empty() {
+            lane.store_run(layout.at(0), tail);
+        }
         self.at += reserved as u64;
     }
 
@@ -440,6 +470,8 @@ pub struct LaneReader<L, B, V> {
     layout: LaneLayout,
     /// Words that were copied out.
     head: u64,
+    /// Words that were sent when it was last looked at: the sender's cache line is left alone while there are more.
+    known: u64,
     /// The message at the head, as it was looked at first.
     peeked: Option<LaneHead>,
     /// Words of messages that were received.
@@ -463,6 +495,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             at,
             layout,
             head: 0,
+            known: 0,
             peeked: None,
             returned: 0,
             wishes: 1,
@@ -475,6 +508,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     /// # Errors
     ///
     /// [`Violation`], from here on always.
+    #[inline]
     pub fn peek(&mut self) -> Result<Option<LaneHead>, Violation> {
         if self.violated {
             return Err(Violation);
@@ -482,10 +516,13 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         if self.peeked.is_some() {
             return Ok(self.peeked);
         }
-        let ahead = self.tail().checked_sub(self.head).ok_or_else(|| self.violation())?;
-        if ahead == 0 {
-            return Ok(None);
+        if self.head == self.known {
+            self.known = self.tail();
+            if self.head == self.known {
+                return Ok(None);
+            }
         }
+        let ahead = self.known.checked_sub(self.head).ok_or_else(|| self.violation())?;
         let unreturned = self.head.wrapping_sub(self.returned);
         if ahead < HEAD || ahead.saturating_add(unreturned) > self.layout.ring() {
             return Err(self.violation());
@@ -513,7 +550,9 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             at += count as u64;
             let (head, tail) = part.split_at_mut(self.layout.to_end(start).min(count));
             self.lane.load_run(self.layout.at(start), head);
-            self.lane.load_run(self.layout.at(0), tail);
+            if !tail.is_empty() {
+                self.lane.load_run(self.layout.at(0), tail);
+            }
         }
         self.head += words;
         self.peeked = None;
