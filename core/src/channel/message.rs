@@ -86,6 +86,8 @@ pub struct Sendable<'m> {
     pub route: Route,
     /// The name that it is addressed to, if it is; one that follows the rules.
     pub name: Option<&'m [u8]>,
+    /// Whether that is the known one.
+    pub is_known: bool,
     /// Bytes of header and items, to the unpadded end of the last one.
     pub len: u64,
     /// Bytes of its payload.
@@ -108,6 +110,7 @@ pub fn sendable<'m>(message: &'m mut [u8], sender: u64, known: &[u8]) -> Option<
             header: examined.header,
             route: examined.route,
             name: examined.name.map(|name| name.as_str().as_bytes()),
+            is_known: false,
             len: examined.len(),
             payload: examined.payload,
         }),
@@ -152,18 +155,20 @@ fn usual<'m>(message: &'m [u8], run: usize, sender: u64, known: &[u8]) -> Option
         (false, 0) => Route::Plain,
         (false, cookie) => Route::Reply(cookie),
     };
-    let name = if run == Msg::SIZE {
-        None
+    let (name, is_known) = if run == Msg::SIZE {
+        (None, false)
     } else {
         let size = usize::try_from(get(message, Msg::SIZE)?).ok()?;
         let text = message.get(Msg::SIZE + ITEM_HEADER..Msg::SIZE + size)?.strip_suffix(&[0])?;
-        if text != known || known.is_empty() {
+        let is_known = !known.is_empty() && text == known;
+        if !is_known {
             WellKnownName::from_bytes(text).ok()?;
         }
-        Some(text)
+        (Some(text), is_known)
     };
     let addressed = name.is_some() == (header.dst_id == DST_ID_NAME);
-    (is_good && addressed).then_some(Sendable { header, route, name, len: (run + RUN) as u64, payload })
+    let len = (run + RUN) as u64;
+    (is_good && addressed).then_some(Sendable { header, route, name, is_known, len, payload })
 }
 
 /// As [`sendable`], of any message.
@@ -206,10 +211,10 @@ pub fn settle(
 ) -> Result<Settled, Violation> {
     let (items, payload) = slice.split_at_mut_checked(place.base as usize).ok_or(Violation)?;
     let (sent, rest) = items.split_at_mut_checked(place.first as usize).ok_or(Violation)?;
-    let Sendable { header, route, name, len, payload: bytes } =
+    let Sendable { header, route, name, is_known, len, payload: bytes } =
         sendable(sent, terms.sender(), terms.name()).ok_or(Violation)?;
     let addressed = match name {
-        Some(name) => name == terms.name(),
+        Some(name) => is_known || name == terms.name(),
         None => header.dst_id == receiver,
     };
     if !addressed || align8(len) != place.first || bytes != place.payload {

@@ -21,14 +21,6 @@ use zerocopy::FromBytes;
 /// this time. No peer can cause more than the connection asked for.
 const NOISE_MAX: usize = 64;
 
-/// What one look into the transport brought.
-enum Pull<'c, T: Transport> {
-    Message(Delivery<'c, T>),
-    Empty,
-    /// Only things for the connection itself, and there may be more.
-    Noise,
-}
-
 impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, INBOX> {
     /// Receives the message that arrived first, or `None` if none waits.
     ///
@@ -39,7 +31,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// [`RecvError`]; no message is no error.
     #[inline]
     pub fn try_recv(&self) -> Result<Option<Delivery<'_, T>>, RecvError> {
-        Ok(self.pull()?.message())
+        self.pull(&mut false)
     }
 
     /// Receives the most urgent message if its priority is at most `limit`; of equal ones the first.
@@ -48,7 +40,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// [`RecvError`]; no message that urgent is no error.
     pub fn try_recv_priority(&self, limit: i64) -> Result<Option<Delivery<'_, T>>, RecvError> {
-        Ok(self.pull_priority(limit)?.message())
+        self.pull_priority(limit, &mut false)
     }
 
     /// Waits until `deadline` for the most urgent message whose priority is at most `limit`; of equal ones the first.
@@ -63,25 +55,23 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ) -> Result<Delivery<'_, T>, RecvError> {
         let until = deadline.into().at(self.now());
         let mut seat = None;
-        poll_fn(|cx| self.poll_pull(cx, &mut seat, until, || self.pull_priority(limit))).await
+        poll_fn(|cx| self.poll_pull(cx, &mut seat, until, |noise| self.pull_priority(limit, noise))).await
     }
 
-    fn pull_priority(&self, limit: i64) -> Result<Pull<'_, T>, RecvError> {
-        let mut pull = Pull::Empty;
+    fn pull_priority(&self, limit: i64, noise: &mut bool) -> Result<Option<Delivery<'_, T>>, RecvError> {
         let waiting = self.inbox.borrow_mut().best().filter(|best| *best <= limit);
         // What is in the inbox came first, so the transport's has to be more urgent to go before it.
         let bound = waiting.map_or(Some(limit), |best| best.checked_sub(1));
         if let Some(bound) = bound {
-            match self.pull_from(RecvFlags::USE_PRIORITY, bound) {
-                Ok(Pull::Message(message)) => return Ok(Pull::Message(message)),
-                Err(failure) if waiting.is_none() => return Err(failure.into()),
-                Ok(empty) => pull = empty,
+            match self.pull_from(RecvFlags::USE_PRIORITY, bound, noise) {
+                Ok(None) => {}
+                Ok(message) => return Ok(message),
+                Err(failure) if waiting.is_none() => return Err(failure),
                 // What was kept can be had whether or not the bus is still there.
                 Err(_) => {}
             }
         }
-        let kept = self.take_from_inbox(|inbox| inbox.pop_at_most(limit));
-        Ok(kept.map_or(pull, Pull::Message))
+        Ok(self.take_from_inbox(|inbox| inbox.pop_at_most(limit)))
     }
 
     /// Waits for the next message.
@@ -112,11 +102,12 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub fn recv_blocking(&self, deadline: impl Into<Deadline>) -> Result<Delivery<'_, T>, RecvError> {
         let until = deadline.into().at(self.now());
         loop {
-            match self.pull()? {
-                Pull::Message(message) => return Ok(message),
-                Pull::Noise => {}
-                Pull::Empty if self.now() >= until => return Err(RecvError::TimedOut),
-                Pull::Empty => self.wait(until)?,
+            let mut noise = false;
+            match self.pull(&mut noise)? {
+                Some(message) => return Ok(message),
+                None if noise => {}
+                None if until != Instant::FAR && self.now() >= until => return Err(RecvError::TimedOut),
+                None => self.wait(until)?,
             }
         }
     }
@@ -170,7 +161,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         seat: &mut Option<Seat<'c>>,
         until: Instant,
     ) -> Poll<Result<Delivery<'c, T>, RecvError>> {
-        self.poll_pull(cx, seat, until, || Ok(self.pull()?))
+        self.poll_pull(cx, seat, until, |noise| self.pull(noise))
     }
 
     fn poll_pull<'c>(
@@ -178,13 +169,14 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         cx: &mut Context<'_>,
         seat: &mut Option<Seat<'c>>,
         until: Instant,
-        pull: impl FnOnce() -> Result<Pull<'c, T>, RecvError>,
+        pull: impl FnOnce(&mut bool) -> Result<Option<Delivery<'c, T>>, RecvError>,
     ) -> Poll<Result<Delivery<'c, T>, RecvError>> {
-        match pull()? {
-            Pull::Message(message) => return Poll::Ready(Ok(message)),
-            Pull::Noise => cx.waker().wake_by_ref(),
-            Pull::Empty if self.now() >= until => return Poll::Ready(Err(RecvError::TimedOut)),
-            Pull::Empty => {}
+        let mut noise = false;
+        match pull(&mut noise)? {
+            Some(message) => return Poll::Ready(Ok(message)),
+            None if noise => cx.waker().wake_by_ref(),
+            None if self.now() >= until => return Poll::Ready(Err(RecvError::TimedOut)),
+            None => {}
         }
         if seat.is_none() {
             *seat = self.waiters.seat(Want::Message);
@@ -237,30 +229,45 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         Ok(true)
     }
 
-    /// The message that arrived first: from the inbox, else from the transport.
+    /// The message that arrived first: from the inbox, else from the transport. `noise` if there were only things for the
+    /// connection itself, and there may be more.
     #[inline]
-    fn pull(&self) -> Result<Pull<'_, T>, Failure> {
-        let was_full = self.inbox.borrow().is_full();
-        if let Some(message) = self.take_from_inbox(|inbox| inbox.pop_front()) {
-            if was_full {
-                // A call may have been waiting for this room. What fails now fails again for whoever waits, and
-                // is no reason to lose the message at hand.
-                let _ = self.pump();
-            }
-            return Ok(Pull::Message(message));
+    fn pull(&self, noise: &mut bool) -> Result<Option<Delivery<'_, T>>, RecvError> {
+        if !self.inbox.borrow().is_empty()
+            && let Some(message) = self.pull_kept()
+        {
+            return Ok(Some(message));
         }
-        self.pull_from(RecvFlags::empty(), 0)
+        self.pull_from(RecvFlags::empty(), 0, noise)
+    }
+
+    fn pull_kept(&self) -> Option<Delivery<'_, T>> {
+        let was_full = self.inbox.borrow().is_full();
+        let message = self.take_from_inbox(|inbox| inbox.pop_front());
+        if was_full {
+            // A call may have been waiting for this room. What fails now fails again for whoever waits, and
+            // is no reason to lose the message at hand.
+            let _ = self.pump();
+        }
+        message
     }
 
     #[inline]
-    fn pull_from(&self, flags: RecvFlags, limit: i64) -> Result<Pull<'_, T>, Failure> {
+    fn pull_from(
+        &self,
+        flags: RecvFlags,
+        limit: i64,
+        noise: &mut bool,
+    ) -> Result<Option<Delivery<'_, T>>, RecvError> {
         for _ in 0..NOISE_MAX {
-            let Some(mut incoming) = self.receive(flags, limit)? else { return Ok(Pull::Empty) };
-            if let Some(message) = self.sort(&mut incoming) {
-                return Ok(Pull::Message(message));
+            let Some(mut incoming) = self.receive(flags, limit)? else { return Ok(None) };
+            let message = self.sort(&mut incoming);
+            if message.is_some() {
+                return Ok(message);
             }
         }
-        Ok(Pull::Noise)
+        *noise = true;
+        Ok(None)
     }
 
     fn take_from_inbox(
@@ -380,15 +387,6 @@ const fn is_name_change(notification: &Notification<'_>) -> bool {
         notification,
         Notification::NameAdd { .. } | Notification::NameChange { .. } | Notification::NameRemove { .. }
     )
-}
-
-impl<'c, T: Transport> Pull<'c, T> {
-    fn message(self) -> Option<Delivery<'c, T>> {
-        match self {
-            Self::Message(message) => Some(message),
-            Self::Empty | Self::Noise => None,
-        }
-    }
 }
 
 #[cfg(test)]

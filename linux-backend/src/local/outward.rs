@@ -155,6 +155,12 @@ impl OutLanes {
             return owed.map_or(Way::Bus, Way::Claim);
         };
         let (route, cookie) = (sendable.route, sendable.header.cookie);
+        // The same lane as the last time, mostly.
+        let is_last = last.is_some_and(|outward| {
+            outward.lane.is_open()
+                && (sendable.is_known
+                    || sendable.name.is_none() && outward.lane.receiver() == sendable.header.dst_id)
+        });
         let (to, callee) = (To::of(&sendable), sendable.header.dst_id);
         let deadline = Instant::from_nanos(sendable.header.timeout_ns());
         let len = sendable.len.next_multiple_of(8) as usize;
@@ -171,7 +177,8 @@ impl OutLanes {
         if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
             return claim;
         }
-        let Some(at) = self.lane_to(handle, to) else { return claim };
+        let at = if is_last { Some(self.last) } else { self.lane_to(handle, to) };
+        let Some(at) = at else { return claim };
         let full = |calls: u32| calls + self.by_bus >= CALLS_MAX as u32;
         if route == Route::Call && full(self.calls.len()) && full(self.waiting_calls()) {
             // kdbusd knows how many of those through it are still open.
