@@ -256,7 +256,6 @@ impl BusClient {
             if let Poll::Ready(reply) = call.as_mut().poll(&mut context) {
                 return reply.map_err(io::Error::other);
             }
-            self.bus.process(self.bus.now()).map_err(io::Error::other)?;
             std::hint::spin_loop();
         }
     }
