@@ -15,7 +15,7 @@ use super::handle::check_cancel;
 use super::map::WordMap;
 use super::outward::OutLanes;
 use super::receive::{GRACE, KDBUSD, Lanes, Receiver};
-use super::transport::LocalTransport;
+use super::transport::{LocalTransport, Taken, empty};
 
 type Reader = Receiver<WordMap, WordMap>;
 
@@ -163,9 +163,9 @@ impl LocalTransport {
         };
         match receiver.find(answers) {
             Some(entry) => {
-                let mut message = None;
-                self.take_entry(receiver, &entry, RecvFlags::empty(), 0, &mut message)?;
-                Ok(message)
+                let mut reply = empty();
+                let taken = self.take_entry(receiver, &entry, RecvFlags::empty(), 0, &mut reply)?;
+                Ok((taken == Taken::Message).then_some(reply))
             }
             None => Ok(None),
         }

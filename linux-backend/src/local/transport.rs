@@ -378,30 +378,31 @@ impl LocalTransport {
         self.handle.pool().map_or(0, super::map::ReadMap::len) + GAP
     }
 
-    /// The message that a command has received, or `None` if it only dropped one.
-    fn received(&self, info: MsgInfo, mut answer: Answer) -> Option<Incoming<OwnedFd>> {
+    /// Puts the message that a command has received into `message`. False if it only dropped one.
+    fn received(&self, info: MsgInfo, answer: &mut Answer, message: &mut Incoming<OwnedFd>) -> bool {
         let pool_size = self.handle.pool().map_or(0, super::map::ReadMap::len);
         if info.offset == pool_size {
-            return None;
+            return false;
         }
-        let mut incoming = Incoming { info, fds: heapless::Vec::new() };
+        message.info = info;
         let mut lost = answer.fds_lost;
         for fd in core::mem::take(&mut answer.fds) {
-            lost |= incoming.fds.push(fd).is_err();
+            lost |= message.fds.push(fd).is_err();
         }
         if lost {
-            incoming.info.return_flags |= RecvReturnFlags::INCOMPLETE_FDS.bits();
+            message.info.return_flags |= RecvReturnFlags::INCOMPLETE_FDS.bits();
         }
-        Some(incoming)
+        true
     }
 
-    /// Receives by command: `entry`, or what kdbusd chooses.
+    /// Receives by command: `entry`, or what kdbusd chooses. False if it was only dropped.
     fn receive_by_command(
         &self,
         entry: Option<&Arrived>,
         flags: RecvFlags,
         priority: i64,
-    ) -> Result<Option<Incoming<OwnedFd>>, Failure> {
+        message: &mut Incoming<OwnedFd>,
+    ) -> Result<bool, Failure> {
         let mut command = CmdRecv {
             size: size_of::<CmdRecv>() as u64,
             flags: flags.bits(),
@@ -409,29 +410,27 @@ impl LocalTransport {
             ..CmdRecv::default()
         };
         let arg = command.as_mut_bytes();
-        let answer = match entry {
+        let mut answer = match entry {
             Some(entry) => self.handle.receive_entry(entry.slot, entry.key, arg)?,
             None => self.handle.command(Command::Recv.request(), arg)?,
         };
-        let mut message = self.received(command.msg, answer);
-        if flags.contains(RecvFlags::PEEK)
-            && let Some(message) = &mut message
-        {
+        let received = self.received(command.msg, &mut answer, message);
+        if flags.contains(RecvFlags::PEEK) {
             // Whoever receives the message has its descriptors.
             message.fds.clear();
         }
-        Ok(message)
+        Ok(received)
     }
 
-    /// Puts one message out of the lanes into `message`, if any waits and is not only dropped. True if one waited. The place
-    /// is the caller's, because moving a message from one to another costs more than the rest of a receive.
+    /// Puts one message out of the lanes into `message`. The place is the caller's, because moving a message from one to
+    /// another costs more than the rest of a receive.
     fn next(
         &self,
         receiver: &mut Receiver<WordMap, WordMap>,
         flags: RecvFlags,
         priority: i64,
-        message: &mut Option<Incoming<OwnedFd>>,
-    ) -> Result<bool, Failure> {
+        message: &mut Incoming<OwnedFd>,
+    ) -> Result<Taken, Failure> {
         // Each round returns or removes an entry.
         let arena = self.arena();
         let mut outward = self.outward.borrow_mut();
@@ -442,56 +441,55 @@ impl LocalTransport {
                     point::pass(Point::CallDropped);
                     self.handle.call_dropped(lane)?;
                 }
-                if !flags.contains(RecvFlags::DROP) {
-                    let offset = self.arena_base() + entry.offset;
-                    let info = MsgInfo { offset, msg_size: entry.size, return_flags: 0 };
-                    *message = Some(Incoming { info, fds: heapless::Vec::new() });
+                if flags.contains(RecvFlags::DROP) {
+                    return Ok(Taken::Dropped);
                 }
-                return Ok(true);
+                let offset = self.arena_base() + entry.offset;
+                message.info = MsgInfo { offset, msg_size: entry.size, return_flags: 0 };
+                return Ok(Taken::Message);
             }
-            if self.take_entry(receiver, &entry, flags, priority, message)? {
-                return Ok(true);
+            let taken = self.take_entry(receiver, &entry, flags, priority, message)?;
+            if taken != Taken::Nothing {
+                return Ok(taken);
             }
         }
-        Ok(false)
+        Ok(Taken::Nothing)
     }
 
-    /// Receives an entry that kdbusd shows, as `flags` ask for it. False if it is gone, and nothing waits in its place.
+    /// Receives an entry that kdbusd shows, as `flags` ask for it; nothing if it is gone.
     pub(super) fn take_entry(
         &self,
         receiver: &mut Receiver<WordMap, WordMap>,
         entry: &Arrived,
         flags: RecvFlags,
         priority: i64,
-        message: &mut Option<Incoming<OwnedFd>>,
-    ) -> Result<bool, Failure> {
+        message: &mut Incoming<OwnedFd>,
+    ) -> Result<Taken, Failure> {
         let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
         if plain && !entry.with_files {
             match receiver.take(entry) {
-                Ok(None) => return Ok(false),
+                Ok(None) => return Ok(Taken::Nothing),
                 Ok(Some(report)) => {
                     if report {
                         self.handle.report_returns();
                     }
-                    let info = MsgInfo { offset: entry.offset, msg_size: entry.size, return_flags: 0 };
-                    *message = Some(Incoming { info, fds: heapless::Vec::new() });
-                    return Ok(true);
+                    message.info = MsgInfo { offset: entry.offset, msg_size: entry.size, return_flags: 0 };
+                    return Ok(Taken::Message);
                 }
                 // kdbusd empties the ring before the command below.
                 Err(_) => {}
             }
         }
-        match self.receive_by_command(Some(entry), flags, priority) {
+        match self.receive_by_command(Some(entry), flags, priority, message) {
             Ok(received) => {
-                if !flags.contains(RecvFlags::PEEK) || received.is_none() {
+                if !flags.contains(RecvFlags::PEEK) || !received {
                     receiver.forget(entry);
                 }
-                *message = received;
-                Ok(true)
+                Ok(if received { Taken::Message } else { Taken::Dropped })
             }
             Err(Failure::Refused(Errno::EAGAIN)) => {
                 receiver.forget(entry);
-                Ok(false)
+                Ok(Taken::Nothing)
             }
             Err(failure) => Err(failure),
         }
@@ -537,23 +535,39 @@ impl LocalTransport {
         receiver: &mut Receiver<WordMap, WordMap>,
         flags: RecvFlags,
         priority: i64,
-        received: &mut Received<OwnedFd>,
-    ) -> Result<(), Failure> {
-        let taken = self.next(receiver, flags, priority, &mut received.message)?;
-        if !taken && self.bell.is_watched() {
+        message: &mut Incoming<OwnedFd>,
+    ) -> Result<Taken, Failure> {
+        let mut taken = self.next(receiver, flags, priority, message)?;
+        if taken == Taken::Nothing && self.bell.is_watched() {
             if self.arm(receiver)? {
                 // It came before the bell was asked for, so nobody else rings for it.
                 self.bell.ring_own();
-                self.next(receiver, flags, priority, &mut received.message)?;
+                taken = self.next(receiver, flags, priority, message)?;
             }
         } else if !receiver.is_alive() {
             return Err(self.end());
-        } else if !taken {
+        } else if taken == Taken::Nothing {
             self.beat()?;
         }
-        received.dropped = receiver.dropped();
-        Ok(())
+        Ok(taken)
     }
+}
+
+/// What a look at the queue has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// There was nothing.
+    Nothing,
+    /// A message was dropped.
+    Dropped,
+    /// A message was received.
+    Message,
+}
+
+/// A place for a message.
+pub(super) const fn empty() -> Incoming<OwnedFd> {
+    let info = MsgInfo { offset: 0, msg_size: 0, return_flags: 0 };
+    Incoming { info, fds: heapless::Vec::new() }
 }
 
 impl AsFd for LocalTransport {
@@ -625,11 +639,16 @@ impl Transport for LocalTransport {
             return ended;
         }
         let with = Attachments { payload: message.payload, fds: message.fds, cancel };
-        let (command, answer) = self
+        let (command, mut answer) = self
             .handle
             .send_message(message.message, SendFlags::SYNC_REPLY, with, self.open_calls())
             .map_err(|failure| self.refused(failure))?;
-        self.received(command.reply, answer).ok_or_else(|| self.handle.fail(EPROTO))
+        let mut reply = empty();
+        if self.received(command.reply, &mut answer, &mut reply) {
+            Ok(reply)
+        } else {
+            Err(self.handle.fail(EPROTO))
+        }
     }
 
     fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<OwnedFd>, Failure> {
@@ -637,23 +656,29 @@ impl Transport for LocalTransport {
         let mut receiver = self.receiver.borrow_mut();
         let malformed =
             flags.contains(RecvFlags::DROP | RecvFlags::USE_PRIORITY) || !RecvFlags::all().contains(flags);
-        match receiver.as_mut() {
+        let mut received = Received { message: Some(empty()), dropped: 0 };
+        let Some(message) = &mut received.message else { return Ok(received) };
+        let taken = match receiver.as_mut() {
             Some(receiver) if !malformed => {
                 if !receiver.is_alive() {
                     return Err(self.end());
                 }
-                let mut received = Received { message: None, dropped: 0 };
-                match self.receive(receiver, flags, priority, &mut received) {
-                    Ok(()) => Ok(received),
+                match self.receive(receiver, flags, priority, message) {
+                    Ok(taken) => {
+                        received.dropped = receiver.dropped();
+                        taken == Taken::Message
+                    }
                     // Once the connection has ended, each refusal is its end.
-                    Err(failure) => Err(if receiver.is_alive() { failure } else { self.end() }),
+                    Err(failure) => return Err(if receiver.is_alive() { failure } else { self.end() }),
                 }
             }
             // kdbusd knows what is wrong.
-            _ => {
-                self.receive_by_command(None, flags, priority).map(|message| Received { message, dropped: 0 })
-            }
+            _ => self.receive_by_command(None, flags, priority, message)?,
+        };
+        if !taken {
+            received.message = None;
         }
+        Ok(received)
     }
 
     fn slice(&self, offset: u64, size: u64) -> Option<&[u8]> {
