@@ -45,16 +45,19 @@ pub enum What {
     Receive,
     /// A call and its reply, at both ends.
     Call,
+    /// The same where both ends wait.
+    CallBlocking,
 }
 
 impl What {
-    const ALL: [Self; 3] = [Self::Send, Self::Receive, Self::Call];
+    const ALL: [Self; 4] = [Self::Send, Self::Receive, Self::Call, Self::CallBlocking];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Send => "send",
             Self::Receive => "receive",
             Self::Call => "call",
+            Self::CallBlocking => "call-blocking",
         }
     }
 }
@@ -106,9 +109,26 @@ fn alone(what: What, bytes: usize) -> io::Result<()> {
                 measured_path(|| (0..BATCH).try_for_each(|_| ends.receive()))?;
             }
         }
+        What::CallBlocking => {
+            let Ends { a, b, bytes } = ends;
+            let serving =
+                std::thread::spawn(move || (0..MESSAGES).try_for_each(|_| measured_path(|| answer(&b))));
+            let call = || {
+                let reply = a.call_blocking(&Message::to_name(service()?).payload(&bytes), CALL_TIMEOUT);
+                black_box(reply.map_err(io::Error::other)?.payload());
+                Ok::<_, io::Error>(())
+            };
+            (0..MESSAGES).try_for_each(|_| measured_path(call))?;
+            serving.join().map_err(|_| io::Error::other("the callee has panicked"))??;
+        }
     }
-    drop(ends);
     daemon.stop().map_err(io::Error::other)
+}
+
+/// Waits for a call and answers it.
+fn answer(b: &Bus) -> io::Result<()> {
+    let call = b.recv_blocking(CALL_TIMEOUT).map_err(io::Error::other)?;
+    b.reply(call.reply_to(), call.payload()).map_err(io::Error::other)
 }
 
 /// Everything in here is counted.

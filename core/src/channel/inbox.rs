@@ -473,6 +473,10 @@ impl<P: Words, S: Words> InboxReader<P, S> {
 
     /// Asks for the bell. The caller then looks once more at everything, and sleeps only if nothing is there.
     pub fn arm(&self) {
+        if self.shared.load(ARMED_AT) == 1 {
+            // Whoever disarms it from here on rings, whatever this side sees of what was written.
+            return;
+        }
         self.shared.store(ARMED_AT, 1);
         // Against the fence in `InboxWriter::wake`.
         self.shared.fence();

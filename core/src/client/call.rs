@@ -106,7 +106,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     where
         'c: 'm,
     {
-        let until = deadline.into().at(self.now());
+        let until = self.until(deadline.into());
         let state = match self.calls.iter().find(|slot| slot.is_free()) {
             None => State::Failed(SendError::TooManyCalls),
             Some(slot) => match self.start(slot, message, until) {
@@ -162,7 +162,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     where
         'c: 'm,
     {
-        let until = deadline.at(self.now());
+        let until = self.until(deadline);
         let call = message.as_call(self.link.own_cookie(), until);
         let sent = call.encode(
             || 0,

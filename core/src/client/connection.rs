@@ -4,6 +4,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt;
 
 use super::call::{Outcome, Slot};
+use super::deadline::Deadline;
 use super::error::{ByebyeError, HelloError, RecvError, SendError, UpdateError};
 use super::error_reply::{ERROR_TEXT_MAX, ErrorReply, PAYLOAD_ERROR};
 use super::hello::{self, Bus, Hello, HelloBuffer};
@@ -135,6 +136,12 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     #[must_use]
     pub fn now(&self) -> Instant {
         self.link.transport.now()
+    }
+
+    /// The point in time that a deadline means now. The clock is read only if it counts from now.
+    pub(super) fn until(&self, deadline: Deadline) -> Instant {
+        let now = if matches!(deadline, Deadline::After(_)) { self.now() } else { Instant::ZERO };
+        deadline.at(now)
     }
 
     /// What went past the application since the connection was made.

@@ -53,7 +53,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         limit: i64,
         deadline: impl Into<Deadline>,
     ) -> Result<Delivery<'_, T>, RecvError> {
-        let until = deadline.into().at(self.now());
+        let until = self.until(deadline.into());
         let mut seat = None;
         poll_fn(|cx| self.poll_pull(cx, &mut seat, until, |noise| self.pull_priority(limit, noise))).await
     }
@@ -89,7 +89,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// [`RecvError`].
     pub async fn recv_until(&self, deadline: impl Into<Deadline>) -> Result<Delivery<'_, T>, RecvError> {
-        let until = deadline.into().at(self.now());
+        let until = self.until(deadline.into());
         let mut seat = None;
         poll_fn(|cx| self.poll_recv(cx, &mut seat, until)).await
     }
@@ -100,7 +100,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ///
     /// [`RecvError`]: `EOPNOTSUPP` where the transport cannot wait.
     pub fn recv_blocking(&self, deadline: impl Into<Deadline>) -> Result<Delivery<'_, T>, RecvError> {
-        let until = deadline.into().at(self.now());
+        let until = self.until(deadline.into());
         loop {
             let mut noise = false;
             match self.pull(&mut noise)? {
@@ -193,6 +193,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub(super) fn wait(&self, until: Instant) -> Result<(), Failure> {
         let next = self.poll_timeout().map_or(until, |next| next.min(until));
         self.link.transport.wait((next != Instant::FAR).then_some(next))?;
+        if self.waiters.is_empty() && !self.calls.iter().any(Slot::is_pending) {
+            // There is nobody to be woken, and nothing to be taken in for anybody.
+            return Ok(());
+        }
         self.turn(self.now())
     }
 
@@ -233,23 +237,16 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// connection itself, and there may be more.
     #[inline]
     fn pull(&self, noise: &mut bool) -> Result<Option<Delivery<'_, T>>, RecvError> {
-        if !self.inbox.borrow().is_empty()
-            && let Some(message) = self.pull_kept()
-        {
+        let was_full = self.inbox.borrow().is_full();
+        if let Some(message) = self.take_from_inbox(|inbox| inbox.pop_front()) {
+            if was_full {
+                // A call may have been waiting for this room. What fails now fails again for whoever waits, and
+                // is no reason to lose the message at hand.
+                let _ = self.pump();
+            }
             return Ok(Some(message));
         }
         self.pull_from(RecvFlags::empty(), 0, noise)
-    }
-
-    fn pull_kept(&self) -> Option<Delivery<'_, T>> {
-        let was_full = self.inbox.borrow().is_full();
-        let message = self.take_from_inbox(|inbox| inbox.pop_front());
-        if was_full {
-            // A call may have been waiting for this room. What fails now fails again for whoever waits, and
-            // is no reason to lose the message at hand.
-            let _ = self.pump();
-        }
-        message
     }
 
     #[inline]
@@ -335,14 +332,9 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             self.link.count(|stats| stats.malformed += 1);
             return None;
         };
-        let for_application = self.link.is_monitor
-            || message.kind() != Kind::Notification && message.cookie_reply() & OWN_COOKIES == 0;
-        if for_application { Some(message) } else { self.sort_own(message) }
-    }
-
-    /// The same for what may be for the connection itself.
-    #[inline(never)]
-    fn sort_own<'c>(&'c self, message: Delivery<'c, T>) -> Option<Delivery<'c, T>> {
+        if self.link.is_monitor {
+            return Some(message);
+        }
         let cookie = message.cookie_reply();
         let answers = cookie & OWN_COOKIES != 0;
         let outcome = match message.notification() {

@@ -36,11 +36,14 @@ struct Place {
 #[derive(Default)]
 pub(super) struct Waiters {
     places: [Place; TASKS_MAX],
+    /// Places that are taken: mostly none, and then nobody has to look at them.
+    taken: Cell<u8>,
 }
 
 /// One task's place, given back when the task no longer waits.
 pub(super) struct Seat<'c> {
     place: &'c Place,
+    taken: &'c Cell<u8>,
 }
 
 impl Waiters {
@@ -48,7 +51,13 @@ impl Waiters {
     pub(super) fn seat(&self, want: Want) -> Option<Seat<'_>> {
         let place = self.places.iter().find(|place| place.state.get().is_none())?;
         place.state.set(Some(State { want, until: Instant::FAR }));
-        Some(Seat { place })
+        self.taken.set(self.taken.get() + 1);
+        Some(Seat { place, taken: &self.taken })
+    }
+
+    /// Whether nobody waits.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.taken.get() == 0
     }
 
     /// Whether anybody wants `want`.
@@ -73,7 +82,7 @@ impl Waiters {
 
     /// Wakes everybody whose time has come, once.
     pub(super) fn wake_due(&self, now: Instant) {
-        for place in &self.places {
+        for place in self.places() {
             if let Some(state) = place.state.get().filter(|state| state.until <= now) {
                 place.state.set(Some(State { until: Instant::FAR, ..state }));
                 if let Some(waker) = place.waker.take() {
@@ -89,7 +98,7 @@ impl Waiters {
     }
 
     fn wake_if(&self, woken: impl Fn(State) -> bool) {
-        for place in &self.places {
+        for place in self.places() {
             if place.state.get().is_some_and(&woken)
                 && let Some(waker) = place.waker.take()
             {
@@ -99,7 +108,12 @@ impl Waiters {
     }
 
     fn states(&self) -> impl Iterator<Item = State> {
-        self.places.iter().filter_map(|place| place.state.get())
+        self.places().iter().filter_map(|place| place.state.get())
+    }
+
+    /// Those that may be taken.
+    fn places(&self) -> &[Place] {
+        if self.is_empty() { &[] } else { &self.places }
     }
 }
 
@@ -116,6 +130,7 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         self.place.state.set(None);
         self.place.waker.set(None);
+        self.taken.set(self.taken.get() - 1);
     }
 }
 
