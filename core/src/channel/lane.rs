@@ -125,7 +125,8 @@ pub struct LaneHead {
 
 impl LaneHead {
     /// Words that the message takes in its lane; `None` if no ring is that large.
-    fn words(&self) -> Option<u64> {
+    #[must_use]
+    pub fn words(&self) -> Option<u64> {
         let words = LaneLayout::message_words(self.first, self.second);
         (words <= RING_MAX as u64).then_some(words)
     }
@@ -527,8 +528,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         if ahead < HEAD || ahead.saturating_add(unreturned) > self.layout.ring() {
             return Err(self.violation());
         }
-        let word = |offset| self.lane.load(self.layout.at(self.head + offset));
-        let head = LaneHead { first: word(0), second: word(1), key: word(2), call: word(3) };
+        let head = self.head_at(self.head);
         if head.words().is_none_or(|words| words > ahead) {
             return Err(self.violation());
         }
@@ -542,9 +542,39 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     pub fn copy_out(&mut self, first: &mut [u64], second: &mut [u64]) -> Option<u64> {
         let head = self.peeked?;
         let words = head.words()?;
+        self.copy_ahead(self.head, &head, first, second)?;
+        self.head += words;
+        self.peeked = None;
+        Some(words)
+    }
+
+    /// The first message from `from` on whose head names `call`, and where it stands: for who cannot wait for its turn.
+    /// `from` is 0, or the end of the one that was found before. Cost: a look at each message that was not copied out.
+    #[must_use]
+    pub fn find_ahead(&self, from: u64, call: u64) -> Option<(u64, LaneHead)> {
+        let end = self.tail();
+        if self.violated || end.wrapping_sub(self.returned) > self.layout.ring() {
+            return None;
+        }
+        let mut at = self.head.max(from);
+        // Ends: a message takes some words.
+        while at < end {
+            let head = self.head_at(at);
+            let words = head.words().filter(|words| *words <= end - at)?;
+            if head.call == call {
+                return Some((at, head));
+            }
+            at += words;
+        }
+        None
+    }
+
+    /// Copies the two parts of a message that [`find_ahead`](Self::find_ahead) has found at `at`. It stays in the lane,
+    /// and is copied out once more in its turn. `None` if `first` or `second` has too few words.
+    pub fn copy_ahead(&self, at: u64, head: &LaneHead, first: &mut [u64], second: &mut [u64]) -> Option<()> {
         let first = first.get_mut(..head.first.div_ceil(8) as usize)?;
         let second = second.get_mut(..head.second.div_ceil(8) as usize)?;
-        let mut at = self.head + HEAD;
+        let mut at = at + HEAD;
         for part in [first, second] {
             let (start, count) = (at, part.len());
             at += count as u64;
@@ -554,9 +584,12 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
                 self.lane.load_run(self.layout.at(0), tail);
             }
         }
-        self.head += words;
-        self.peeked = None;
-        Some(words)
+        Some(())
+    }
+
+    fn head_at(&self, at: u64) -> LaneHead {
+        let word = |offset| self.lane.load(self.layout.at(at + offset));
+        LaneHead { first: word(0), second: word(1), key: word(2), call: word(3) }
     }
 
     /// Gives room back, once for each message that was copied out.

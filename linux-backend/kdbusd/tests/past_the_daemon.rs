@@ -575,3 +575,33 @@ fn who_polls_from_outside_hears_of_what_came_while_a_call_was_waited_for() {
     assert!(a.try_recv().unwrap().is_none() && !readable());
     serving.join().unwrap();
 }
+
+#[test]
+fn the_reply_that_is_waited_for_passes_by_messages_without_room() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    b.transport().open_lane(a.id()).unwrap();
+    let (to, before) = (b.id(), carried(&a));
+    let serving = meanwhile(b, move |b| {
+        for round in [1, 2] {
+            let caller = b.recv_blocking(LONG).unwrap().reply_to();
+            // More than may wait at the caller, and less than the lane holds.
+            for number in 0..200 {
+                let message = Message::to(caller.id).payload(b"besides").cookie(round * 1000 + number);
+                b.send(&message).unwrap();
+            }
+            reply(b, caller, b"answer").unwrap();
+        }
+    });
+    for round in [1, 2] {
+        let answer = a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap();
+        assert_eq!(answer.payload(), b"answer");
+        for number in 0..200 {
+            assert_eq!(a.try_recv().unwrap().unwrap().cookie(), round * 1000 + number);
+        }
+        assert!(a.try_recv().unwrap().is_none(), "the reply is not received once more");
+    }
+    serving.join().unwrap();
+    assert_eq!(carried(&a), before, "all of it went by lane");
+}

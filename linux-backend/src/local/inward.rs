@@ -4,7 +4,7 @@ use kdbus_core::Instant;
 use kdbus_core::abi::{AttachFlags, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
-    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Place, call_ended, settle,
+    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Place, Violation, call_ended, settle,
 };
 use kdbus_core::queue;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -214,6 +214,53 @@ impl InLanes {
                 }
                 *waiting += 1;
                 point::pass(Point::Copied);
+            }
+        }
+    }
+
+    /// Whether messages stay in their lanes because there is no room for them.
+    pub(super) const fn is_stuck(&self) -> bool {
+        self.free_len == 0 || self.starved
+    }
+
+    /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
+    /// Cost: a look at each message in the lanes from its callee.
+    pub(super) fn look_ahead(&mut self, now: Instant, arena: &Arena, calls: &mut Calls) {
+        let Some(call) = calls.waited().copied() else { return };
+        let receiver = self.receiver;
+        for inward in self.lanes.iter_mut().flatten() {
+            let Inward { lane, terms, .. } = inward;
+            if !matches!(lane.peek(), Ok(Some(_))) {
+                continue;
+            }
+            terms.refresh(lane.page());
+            if terms.sender() != call.callee {
+                continue;
+            }
+            let mut from = 0;
+            // Ends: each round goes on behind a message.
+            while let Some((at, head)) = lane.find_ahead(from, call.name.word()) {
+                let (Some(place), Some(words)) = (Place::of(&head, terms), head.words()) else { break };
+                from = at + words;
+                let time = head.key;
+                let realtime_ns = time.saturating_add_signed(bell::realtime_offset(now));
+                let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
+                let filled = arena.fill(place.size(), |words| {
+                    let (first, second) = place.parts(words).ok_or(Violation)?;
+                    lane.copy_ahead(at, &head, first, second).ok_or(Violation)?;
+                    settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
+                });
+                let Some(Ok((held, settled))) = filled else { break };
+                if calls.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
+                    == Answers::Waited
+                {
+                    // In its turn, nobody waits for it any more.
+                    arena.show(held);
+                    arena.release(held);
+                    self.reply = Some(held);
+                    return;
+                }
+                arena.release(held);
             }
         }
     }

@@ -92,6 +92,22 @@ impl InLane {
         self.reader.copy_out(first, second)
     }
 
+    /// As [`LaneReader::find_ahead`].
+    pub(super) fn find_ahead(&self, from: u64, call: u64) -> Option<(u64, LaneHead)> {
+        self.reader.find_ahead(from, call)
+    }
+
+    /// As [`LaneReader::copy_ahead`].
+    pub(super) fn copy_ahead(
+        &self,
+        at: u64,
+        head: &LaneHead,
+        first: &mut [u64],
+        second: &mut [u64],
+    ) -> Option<()> {
+        self.reader.copy_ahead(at, head, first, second)
+    }
+
     /// Gives the room of a message back that was copied out.
     pub fn give_back(&mut self, words: u64) {
         self.reader.give_back(words);

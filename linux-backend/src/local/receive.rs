@@ -214,7 +214,16 @@ impl<P: Words, S: Words> Receiver<P, S> {
     /// and its bytes.
     pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Option<(u64, u64)> {
         self.look(Some(lanes));
-        self.lanes()?.take_reply()
+        let inward = self.lanes()?;
+        if inward.is_stuck() {
+            inward.look_ahead(bell::now(), lanes.arena, lanes.outward.calls());
+        }
+        inward.take_reply()
+    }
+
+    /// Whether [`look_for_reply`](Self::look_for_reply) may find it though nothing is fresh: to be asked after arming.
+    pub(super) fn is_stuck(&mut self) -> bool {
+        self.lanes().is_some_and(|lanes| lanes.is_stuck())
     }
 
     /// A queued message of kdbusd's lane that is `meant`. Cost: `O(depth)`.

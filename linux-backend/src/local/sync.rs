@@ -62,16 +62,26 @@ impl LocalTransport {
         // Why nobody waits any more, and until when a reply may come that was on its way by then.
         let mut given_up: Option<(Errno, Instant)> = None;
         loop {
-            let mut woken = Woken::Early;
+            let (mut woken, mut stand) = (Woken::Early, Stand::Open);
             if !self.arm_for_reply(receiver, outward, &mut seen)? {
-                let until = given_up.map_or(call.deadline, |(_, until)| until).min(outward.calls().next());
-                let waited =
-                    self.bell.wait_or_cancel(self.handle.socket(), Some(until), cancel, rung(receiver));
-                woken = waited.map_err(|error| Failure::Refused(errno(error)))?;
+                if receiver.is_stuck() {
+                    // Behind messages without room, a reply makes nothing fresh.
+                    stand = self.look_at(receiver, outward, call, false)?;
+                }
+                if matches!(stand, Stand::Open) {
+                    let until =
+                        given_up.map_or(call.deadline, |(_, until)| until).min(outward.calls().next());
+                    let waited =
+                        self.bell.wait_or_cancel(self.handle.socket(), Some(until), cancel, rung(receiver));
+                    woken = waited.map_err(|error| Failure::Refused(errno(error)))?;
+                }
             }
-            // Whoever was gone before the look has sent its reply by then.
-            let dead = outward.has_ended(call);
-            let over = match self.look_at(receiver, outward, call, dead)? {
+            if matches!(stand, Stand::Open) {
+                // Whoever was gone before the look has sent its reply by then.
+                let dead = outward.has_ended(call);
+                stand = self.look_at(receiver, outward, call, dead)?;
+            }
+            let over = match stand {
                 Stand::Reply(reply) => {
                     self.ring_for_the_rest(receiver, outward);
                     return Ok(reply);
