@@ -605,3 +605,35 @@ fn the_reply_that_is_waited_for_passes_by_messages_without_room() {
     serving.join().unwrap();
     assert_eq!(carried(&a), before, "all of it went by lane");
 }
+
+#[test]
+fn a_reply_may_bring_descriptors_to_a_call_by_lane() {
+    let bus = bus();
+    let taking = Hello::new().accept_fds();
+    let (a, b) = (hello(&bus, 2, &taking), hello(&bus, 2, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    let (to, before) = (b.id(), carried(&b));
+    let serving = meanwhile(b, |b| {
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        for _ in 0..2 {
+            let caller = b.recv_blocking(LONG).unwrap().reply_to();
+            b.send(&Message::reply(caller).payload(b"with one").fds(&[reader.as_fd()])).unwrap();
+        }
+        // To a caller that takes none.
+        let caller = b.recv_blocking(LONG).unwrap().reply_to();
+        b.send(&Message::reply(caller).fds(&[reader.as_fd()])).is_err()
+    });
+    let mut answer = a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap();
+    assert!(answer.take_fd(0).is_some());
+    assert_eq!(answer.payload(), b"with one");
+    let mut answer = a.call(&Message::to(to).payload(b"question"), LONG).wait().unwrap();
+    assert!(answer.take_fd(0).is_some());
+    assert_eq!(answer.payload(), b"with one");
+    let c = hello(&bus, 2, &Hello::new());
+    c.transport().open_lane(to).unwrap();
+    let error = c.call_blocking(&Message::to(to).payload(b"question"), LONG).map(|_| ()).unwrap_err();
+    assert_eq!(error.errno(), Errno::EREMOTEIO);
+    let (b, refused) = serving.join().unwrap();
+    assert!(refused);
+    assert_eq!(carried(&b), before, "the calls went by lane");
+}
