@@ -26,6 +26,7 @@ mod point;
 pub mod raw;
 mod receive;
 pub mod socket;
+mod spin;
 mod staging;
 pub mod stats;
 mod sync;
@@ -40,6 +41,7 @@ pub use lane::{InLane, OutLane};
 pub use loan::{Borrower, Buffer, Lender, Loan, LoanError, RECORD as LOAN_RECORD};
 pub use memfd::{PayloadFile, SealedMemfd};
 pub use place::{Environment, NodePath, PATH_MAX, PlaceError};
+pub use spin::Waits;
 pub use transport::{LocalTransport, Options};
 
 /// Part of whatever belongs to lanes. Without the feature it has no value, so there is none of them, and the compiler

@@ -210,6 +210,16 @@ impl<P: Words, S: Words> Receiver<P, S> {
         noticed || self.has_fresh() || wants_attention(outward)
     }
 
+    /// Whether something came in, for whoever waits for a reply. `None` if there is something else that
+    /// [`arm_for_reply`](Self::arm_for_reply) tells of.
+    pub(super) fn has_news(&mut self, seen: u64, outward: &mut OutLanes) -> Option<bool> {
+        if self.has_fresh() {
+            return Some(true);
+        }
+        let other = self.inbox.notices() != seen || !self.is_alive() || wants_attention(outward);
+        (!other).then_some(false)
+    }
+
     /// Moves what came in into the queue. Returns the reply that the connection waits for, if it came by lane: where it lies,
     /// and its bytes.
     pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Option<(u64, u64)> {
@@ -235,6 +245,19 @@ impl<P: Words, S: Words> Receiver<P, S> {
             .filter_map(|handle| queue.get(*handle))
             .find(|arrived| meant(arrived))
             .copied()
+    }
+
+    /// Whether there is a message, so that nobody has to sleep. `None` if there is something else that
+    /// [`arm`](Self::arm) tells of.
+    pub(super) fn has_message(&mut self, outward: Option<&mut OutLanes>) -> Option<bool> {
+        if self.has_fresh() || !self.head.is_empty() {
+            return Some(true);
+        }
+        let other = self.inbox.notices() != self.notices
+            || self.has_losses()
+            || !self.is_alive()
+            || outward.is_some_and(wants_attention);
+        (!other).then_some(false)
     }
 
     /// Whether the connection still lives.

@@ -63,14 +63,18 @@ impl LocalTransport {
         let mut given_up: Option<(Errno, Instant)> = None;
         loop {
             let (mut woken, mut stand) = (Woken::Early, Stand::Open);
-            if !self.arm_for_reply(receiver, outward, &mut seen)? {
+            let mut looked = false;
+            let until = given_up.map_or(call.deadline, |(_, until)| until).min(outward.calls().next());
+            // While it looks, nobody can cancel.
+            let found =
+                cancel.is_none() && self.look(until, &mut looked, || receiver.has_news(seen, outward));
+            if !found && !self.arm_for_reply(receiver, outward, &mut seen)? {
                 if receiver.is_stuck() {
                     // Behind messages without room, a reply makes nothing fresh.
                     stand = self.look_at(receiver, outward, call, false)?;
                 }
                 if matches!(stand, Stand::Open) {
-                    let until =
-                        given_up.map_or(call.deadline, |(_, until)| until).min(outward.calls().next());
+                    self.with_spin(|spin| spin.slept(looked));
                     let waited =
                         self.bell.wait_or_cancel(self.handle.socket(), Some(until), cancel, rung(receiver));
                     woken = waited.map_err(|error| Failure::Refused(errno(error)))?;

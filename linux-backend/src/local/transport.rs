@@ -1,6 +1,7 @@
 //! The transport over kdbusd.
 
 use core::cell::{Cell, OnceCell, RefCell};
+use core::time::Duration;
 
 use kdbus_core::abi::{
     CmdFree, CmdHello, CmdRecv, Command, Errno, HelloFlags, MsgInfo, RecvFlags, RecvReturnFlags, SendFlags,
@@ -23,6 +24,7 @@ use super::outward::{OutLanes, Way};
 use super::place::Environment;
 use super::point::{self, Point};
 use super::receive::{KDBUSD, Lanes, Receiver};
+use super::spin::Spin;
 
 /// Lanes that are brought unless an application says otherwise.
 const LANES: usize = 4;
@@ -42,6 +44,7 @@ pub struct Options {
     lanes: usize,
     lane_after: u32,
     detour: Detour,
+    spin: Option<Duration>,
 }
 
 impl Options {
@@ -55,6 +58,7 @@ impl Options {
             lanes: LANES,
             lane_after: LANE_AFTER,
             detour: Detour::NONE,
+            spin: None,
         }
     }
 
@@ -98,6 +102,20 @@ impl Options {
         self
     }
 
+    /// Looks at shared memory for at most `span` before a wait sleeps: who is found awake is not rung, and need not wake up.
+    /// It does so only while that mostly found something lately, and tries again now and then. At most a second; 0 never
+    /// looks.
+    ///
+    /// Default: 20 µs, about what sleeping and waking takes, if the thread that connects may use more than one processor
+    /// (`sched_getaffinity`), and 0 otherwise: on one alone, the peer cannot send while this one looks. Threads that are
+    /// pinned, each to a processor of its own, have to say so; one of a real-time class that shares its processor with the
+    /// peer is better off with 0, whatever others there are.
+    #[must_use]
+    pub const fn spin(mut self, span: Duration) -> Self {
+        self.spin = Some(span);
+        self
+    }
+
     /// Sends every other message through kdbusd though a lane leads to its receiver; `seed` says which. For tests that
     /// mix both ways: an application has nothing from it.
     #[doc(hidden)]
@@ -123,7 +141,12 @@ impl Options {
     /// [`ConnectError::System`] if there are no descriptors left to wait on.
     pub fn over(&self, handle: Handle) -> Result<LocalTransport, ConnectError> {
         let lanes = (self.lanes, self.lane_after);
-        Ok(LocalTransport { wanted: lanes, detour: self.detour, ..LocalTransport::over(handle)? })
+        let mut transport =
+            LocalTransport { wanted: lanes, detour: self.detour, ..LocalTransport::over(handle)? };
+        if gate().is_some() {
+            transport.spin = Cell::new(Some(Spin::new(self.spin)));
+        }
+        Ok(transport)
     }
 
     /// Opens the bus that the environment names in `KDBUS_BUS`; without that, the first one that exists of
@@ -170,6 +193,8 @@ pub struct LocalTransport {
     wanted: (usize, u32),
     /// Which messages do not take them.
     detour: Detour,
+    /// How long to look before a wait sleeps.
+    pub(super) spin: Cell<Option<Spin>>,
     /// Where messages lie that came by lane.
     arena: OnceCell<Arena>,
     /// Lanes by which this connection sends.
@@ -213,6 +238,7 @@ impl LocalTransport {
             receiver: RefCell::new(None),
             wanted: (0, LANE_AFTER),
             detour: Detour::NONE,
+            spin: Cell::new(None),
             arena: OnceCell::new(),
             outward: RefCell::new(None),
             ended: Cell::new(false),
@@ -718,6 +744,10 @@ impl Transport for LocalTransport {
 
     fn wait(&self, deadline: Option<Instant>) -> Result<(), Failure> {
         self.check()?;
+        let mut looked = false;
+        if self.find(deadline, &mut looked) {
+            return Ok(());
+        }
         if !self.bell.is_watched()
             && let Some(receiver) = &mut *self.receiver.borrow_mut()
             && (self.arm(receiver)? || receiver.has_losses())
@@ -733,6 +763,7 @@ impl Transport for LocalTransport {
         };
         let calls = self.outward.borrow_mut().as_mut().map(|outward| outward.calls().next());
         let deadline = deadline.into_iter().chain(calls.filter(|next| *next != Instant::FAR)).min();
+        self.with_spin(|spin| spin.slept(looked));
         match self.bell.wait(self.handle.socket(), deadline, rung) {
             Ok(Woken::HungUp) => Err(self.end()),
             Ok(_) => Ok(()),
