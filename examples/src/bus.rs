@@ -1,4 +1,4 @@
-//! The bus that the pipeline plays over: one that runs, or one of its own.
+//! The bus that a pipeline runs over: one that is there, or one of its own.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader};
@@ -96,6 +96,22 @@ impl Bus {
     /// `None` if the bus was there.
     pub fn started(&self) -> Option<(&Path, bool)> {
         self.own.as_ref().map(|own| (own.root.as_path(), own.is_private))
+    }
+}
+
+impl Bus {
+    /// Tells people on standard error which bus it is, for a program that is `doing` something over it.
+    pub fn introduce(&self, doing: &str) {
+        match self.started() {
+            None => eprintln!("{doing} over {}", self.path()),
+            Some((root, false)) => {
+                eprintln!("no bus is running: started one at {} for this run", root.display());
+            }
+            Some((root, true)) => {
+                eprintln!("no bus is running: started a private one for this run; to look at it, run");
+                eprintln!("    KDBUS_ROOT={} kdbusctl list", root.display());
+            }
+        }
     }
 }
 
@@ -200,7 +216,7 @@ pub fn run_daemon(arguments: &DaemonArguments) -> bool {
         let _ = std::fs::remove_dir_all(&arguments.root);
     }
     if let Err(error) = &result {
-        eprintln!("audio-pipeline: the bus: {error}");
+        eprintln!("{}: the bus: {error}", env!("CARGO_PKG_NAME"));
     }
     result.is_ok()
 }

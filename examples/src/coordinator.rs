@@ -10,10 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::{Handle, Signals};
 
 use crate::bus::{Bus, BusError};
+use crate::interrupts::Interrupts;
 use crate::piece::Piece;
 use crate::process::{Controls, StageArguments};
 use crate::progress::Progress;
@@ -77,9 +76,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     }
     let program = std::env::current_exe().map_err(RunError::Program)?;
     let (events, arrivals) = channel();
-    let signals = Interrupts::watch(events.clone())?;
+    let signals = Interrupts::watch(events.clone(), || Event::Interrupt).map_err(RunError::Program)?;
     let bus = Bus::find_or_start(&program, options.subcommands.daemon, options.blocks_ahead.is_some())?;
-    tell_of_bus(&bus);
+    bus.introduce("playing");
     let output = options.output.as_deref().map(Output::new);
     let arguments = |stage| StageArguments {
         stage,
@@ -116,19 +115,6 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     drop(bus);
     drop(signals);
     Ok(Outcome { report, is_interrupted })
-}
-
-fn tell_of_bus(bus: &Bus) {
-    match bus.started() {
-        None => eprintln!("playing over {}", bus.path()),
-        Some((root, false)) => {
-            eprintln!("no bus is running: started one at {} for this run", root.display());
-        }
-        Some((root, true)) => {
-            eprintln!("no bus is running: started a private one for this run; to look at it, run");
-            eprintln!("    KDBUS_ROOT={} kdbusctl list", root.display());
-        }
-    }
 }
 
 fn title(options: &Options, piece: &Piece, took: Duration) -> String {
@@ -192,28 +178,6 @@ enum Event {
     Silent(Stage),
     /// The user, or the system, wants the run to end.
     Interrupt,
-}
-
-/// Signals that end a run, for as long as this lives.
-struct Interrupts {
-    handle: Handle,
-}
-
-impl Interrupts {
-    fn watch(events: Sender<Event>) -> Result<Self, RunError> {
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(RunError::Program)?;
-        let handle = signals.handle();
-        thread::spawn(move || {
-            signals.forever().take_while(|_| events.send(Event::Interrupt).is_ok()).for_each(drop);
-        });
-        Ok(Self { handle })
-    }
-}
-
-impl Drop for Interrupts {
-    fn drop(&mut self) {
-        self.handle.close();
-    }
 }
 
 /// A stage that was started. It is killed when this is dropped.
@@ -303,7 +267,7 @@ impl Drop for Player {
     }
 }
 
-fn died(status: ExitStatus) -> String {
+pub(crate) fn died(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => match signal_hook::low_level::signal_name(signal) {
             Some(name) => format!("was killed by {name}"),

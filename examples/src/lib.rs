@@ -1,4 +1,4 @@
-//! Programs that show kdbus at work: an audio pipeline in four processes.
+//! Programs that show kdbus at work: an audio pipeline in four processes, and a sensor pipeline in five.
 //!
 //! A source, an equaliser and a sink exchange blocks of sound in real time, while a controller sends changes that
 //! overtake them. The stages are [`source`], [`equalise`], [`sink`] and [`controller`], with [`stage`] for what they have in
@@ -11,6 +11,9 @@
 //!
 //! [`simulated`] plays the same stages in virtual time on a simulated machine.
 //!
+//! The [`sensor`] pipeline measures the machine that it runs on. What both have in common is [`bus`], [`hop`] and
+//! [`interrupts`].
+//!
 //! A stage allocates when it starts, and never again per block.
 
 pub mod block;
@@ -21,6 +24,7 @@ pub mod coordinator;
 pub mod equalise;
 pub mod equaliser;
 pub mod hop;
+pub mod interrupts;
 pub mod limiter;
 pub mod piece;
 pub mod plot;
@@ -28,6 +32,7 @@ pub mod process;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod sensor;
 pub mod simulated;
 pub mod sink;
 pub mod source;

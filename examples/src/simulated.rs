@@ -128,7 +128,7 @@ struct Heard {
 ///
 /// What keeps the simulated machine from starting, or from coming to an end.
 pub fn simulate(setup: &Setup) -> Result<Simulated, SimulationError> {
-    let error = |what: &dyn fmt::Display| SimulationError(what.to_string());
+    let error = SimulationError::new;
     let sim = Sim::on(setup.board.clone(), &Config::SMALL, setup.seed).map_err(|e| error(&e))?;
     sim.set_jitter(setup.jitter);
     sim.inject(setup.faults.iter().copied());
@@ -262,6 +262,12 @@ fn spawn_load(sim: &Sim, load: Load, until: Instant) {
 /// Why nothing was simulated to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimulationError(String);
+
+impl SimulationError {
+    pub(crate) fn new(what: &dyn fmt::Display) -> Self {
+        Self(what.to_string())
+    }
+}
 
 impl fmt::Display for SimulationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
