@@ -63,10 +63,20 @@ impl Model {
         let chance = mix(self.seed ^ mix(tick ^ (channel as u64) << 56));
         let noise = (chance % 2_001) as i64 * (swing / 20) / 1_000 - swing / 20;
         let outlier = if (chance >> 32).is_multiple_of(OUTLIERS) { 10 * swing } else { 0 };
-        let is_out = name == WATCHED
-            && (tick >= self.first && (tick - self.first) % self.every < EXCURSION
-                || self.also_at.is_some_and(|at| (at..at + EXCURSION).contains(&tick)));
+        let is_out = name == WATCHED && self.is_out(tick);
         Value(middle + triangle + noise + outlier + if is_out { EXCURSION_HEIGHT } else { 0 })
+    }
+}
+
+impl Model {
+    fn is_out(&self, tick: u64) -> bool {
+        match self.also_at {
+            // Others are left out around this one, so that it is one of its own.
+            Some(at) if tick + 2 * EXCURSION >= at && tick < at + 3 * EXCURSION => {
+                (at..at + EXCURSION).contains(&tick)
+            }
+            _ => tick >= self.first && (tick - self.first) % self.every < EXCURSION,
+        }
     }
 }
 

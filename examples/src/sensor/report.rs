@@ -163,7 +163,7 @@ impl Report {
         say(counts.shed, "readings kept back, for fusion had too many to take in");
         say(counts.lost, "messages lost for want of room");
         say(counts.unanswered, "questions not answered in time");
-        say(counts.ignored, "messages of others ignored");
+        say(counts.ignored, "signals ignored that passed a bloom filter by chance, or messages of others");
         if counts.lost == 0 && counts.shed == 0 {
             remarks.push("nothing was lost".to_owned());
         }

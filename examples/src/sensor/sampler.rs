@@ -56,15 +56,15 @@ impl<'a, T: Transport, S: Sensors> Sampler<'a, T, S> {
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
-            for (channel, topic) in topics.iter().enumerate() {
-                if tick.is_multiple_of(self.plan.channels[channel].every) {
-                    self.publish(channel, *topic, tick, due)?;
-                }
-            }
             if let (Some(burst), Some(topic)) = (self.plan.burst, topics.first())
                 && burst.tick == tick
             {
                 (0..burst.readings).try_for_each(|_| self.publish(0, *topic, tick, due))?;
+            }
+            for (channel, topic) in topics.iter().enumerate() {
+                if tick.is_multiple_of(self.plan.channels[channel].every) {
+                    self.publish(channel, *topic, tick, due)?;
+                }
             }
         }
         tell_end(self.bus, Part::Smoother).await?;

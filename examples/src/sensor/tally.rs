@@ -49,7 +49,7 @@ pub struct Counts {
     pub unanswered: u64,
     /// Messages that a part had no room for.
     pub lost: u64,
-    /// Messages that are none of the pipeline.
+    /// Messages that nobody meant for it: bloom filters let some signals pass that are about something else.
     pub ignored: u64,
 }
 
