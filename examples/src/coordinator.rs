@@ -38,6 +38,10 @@ pub struct Options {
     pub input: Option<PathBuf>,
     /// WAV file to write; without one, what arrives is counted and forgotten.
     pub output: Option<PathBuf>,
+    /// Sound card to play on; without one, nothing is to be heard.
+    pub device: Option<String>,
+    /// CPU that all stages stay on, in a run with deadlines.
+    pub cpu: Option<usize>,
     /// Blocks that the source is ahead of the sink; without a number, as fast as it goes.
     pub blocks_ahead: Option<u64>,
     /// What the controller says.
@@ -85,6 +89,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         bus: bus.path().to_owned(),
         input: options.input.clone(),
         output: output.as_ref().filter(|_| stage == Stage::Sink).map(|output| output.written.clone()),
+        device: options.device.clone().filter(|_| stage == Stage::Sink),
+        cpu: options.cpu,
         blocks_ahead: options.blocks_ahead,
         controls: options.controls,
     };

@@ -5,7 +5,7 @@
 //! common on the bus; [`coordinator`] starts them as processes and ends them. What they need apart from the bus:
 //!
 //! - what travels: [`block`], [`control`];
-//! - where sound comes from and goes to: [`piece`], [`synth`], [`wav`];
+//! - where sound comes from and goes to: [`piece`], [`synth`], [`wav`], [`sound_card`];
 //! - what is done to it, and when: [`equaliser`], [`limiter`], [`timeline`];
 //! - what is told about the journey: [`hop`], [`report`], [`plot`], [`progress`].
 //!
@@ -35,6 +35,8 @@ pub mod report;
 pub mod sensor;
 pub mod simulated;
 pub mod sink;
+#[cfg_attr(not(feature = "sound-card"), path = "no_sound_card.rs")]
+pub mod sound_card;
 pub mod source;
 pub mod stage;
 pub mod synth;

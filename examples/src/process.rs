@@ -22,6 +22,7 @@ use crate::equaliser::Equaliser;
 use crate::piece::Piece;
 use crate::record::{Counts, Record};
 use crate::sink::Sink;
+use crate::sound_card::{Played, SoundCard};
 use crate::source::Source;
 use crate::stage::{Pace, Stage, StageError, leave, run_on};
 use crate::timeline::Timeline;
@@ -61,6 +62,12 @@ pub struct StageArguments {
     /// WAV file to write
     #[arg(long)]
     pub output: Option<PathBuf>,
+    /// Sound card to play on
+    #[arg(long)]
+    pub device: Option<String>,
+    /// CPU to stay on
+    #[arg(long)]
+    pub cpu: Option<usize>,
     /// Blocks that the source is ahead; without it, as fast as it goes
     #[arg(long)]
     pub blocks_ahead: Option<u64>,
@@ -80,6 +87,12 @@ impl StageArguments {
                 word.push(path);
                 line.push(word);
             }
+        }
+        if let Some(device) = &self.device {
+            line.push(format!("--device={device}").into());
+        }
+        if let Some(cpu) = self.cpu {
+            line.push(format!("--cpu={cpu}").into());
         }
         if let Some(blocks) = self.blocks_ahead {
             line.push(format!("--blocks-ahead={blocks}").into());
@@ -177,9 +190,11 @@ impl Run<'_> {
         let piece = self.piece()?;
         let writer = self.arguments.output.as_deref().map(|path| WavWriter::create(path, piece.format()));
         let writer = writer.transpose().map_err(StageError::Wav)?;
+        let card = self.arguments.device.as_deref().map(SoundCard::open).transpose();
+        let card = card.map_err(|error| Fault::Connect(error.to_string()))?;
         let bus = self.join()?;
         let [_, equaliser, ..] = run_on(&bus, Stage::Sink.meet(&bus))?;
-        let mut stage = Sink::new(&bus, equaliser, piece.blocks(), writer);
+        let mut stage = Sink::new(&bus, equaliser, piece.blocks(), writer).with_card(card);
         let pace = self.begin()?;
         let progress = |done, missed| {
             // A display that fails is no reason to stop the sound.
@@ -187,7 +202,12 @@ impl Run<'_> {
         };
         run_on(&bus, stage.run(pace, progress))?;
         let measured = stage.measured().clone();
-        stage.finish()?;
+        if let Some(Played { frames, missing, dropped, is_broken }) = stage.finish()? {
+            eprintln!("the card played {frames} frames; {missing} were missing, {dropped} had no room");
+            if is_broken {
+                eprintln!("the card failed on the way; it may have been unplugged");
+            }
+        }
         leave(bus)?;
         self.tell(&Record::Hop(Box::new(measured.hop)))?;
         self.tell(&Record::Hop(Box::new(measured.whole)))?;
@@ -219,12 +239,11 @@ impl Run<'_> {
     fn begin(&mut self) -> Result<Pace, Fault> {
         let granted = match self.arguments.blocks_ahead {
             // Only the memory that is there by now: growth is not limited by what may be locked.
-            Some(_) => RealTime::new()
-                .fifo(self.arguments.stage.urgency())
-                .lock_memory(Memory::Now)
-                .prefault_stack()
-                .ask()
-                .to_string(),
+            Some(_) => {
+                let urgency = self.arguments.stage.urgency();
+                let wanted = RealTime::new().fifo(urgency).lock_memory(Memory::Now).prefault_stack();
+                self.arguments.cpu.map_or(wanted, |cpu| wanted.cpu(cpu)).ask().to_string()
+            }
             None => String::new(),
         };
         self.tell(&Record::Ready(granted))?;
@@ -261,6 +280,8 @@ mod tests {
                 bus: "/run/x/0-system/bus".into(),
                 input: Some("-in put.wav".into()),
                 output: None,
+                device: Some("hw:1".into()),
+                cpu: Some(1),
                 blocks_ahead: Some(7),
                 controls: Controls::None,
             };

@@ -6,6 +6,7 @@ use kdbus_core::client::{Connection, RecvError, Transport};
 
 use crate::block::Block;
 use crate::hop::HopRecorder;
+use crate::sound_card::{Played, SoundCard};
 use crate::stage::{AUDIO_PAYLOAD, Pace, SILENCE, Stage, StageError};
 use crate::wav::WavWriter;
 
@@ -25,11 +26,12 @@ pub struct Sunk {
     pub ignored: u64,
 }
 
-/// The stage that plays, as far as that can be told without a loudspeaker.
+/// The stage that plays: into a file, on a sound card, or as far as that can be told without either.
 pub struct Sink<'c, T: Transport> {
     bus: &'c Connection<T>,
     equaliser: u64,
     writer: Option<WavWriter>,
+    card: Option<SoundCard>,
     blocks: u64,
     silence: Block,
     expected: u64,
@@ -44,6 +46,7 @@ impl<'c, T: Transport> Sink<'c, T> {
             bus,
             equaliser,
             writer,
+            card: None,
             blocks,
             silence: Block::new(0),
             expected: 0,
@@ -54,6 +57,13 @@ impl<'c, T: Transport> Sink<'c, T> {
                 ignored: 0,
             },
         }
+    }
+
+    /// Has `card` play what comes. Default: none.
+    #[must_use]
+    pub fn with_card(mut self, card: Option<SoundCard>) -> Self {
+        self.card = card;
+        self
     }
 
     /// Plays at `pace` until the last block, and tells `progress` now and then how many blocks are done and how many missed their
@@ -89,13 +99,9 @@ impl<'c, T: Transport> Sink<'c, T> {
                 self.measured.lost += 1;
                 self.measured.whole.record_missed();
                 self.expected += 1;
-                if let Some(writer) = &mut self.writer {
-                    writer.write(&self.silence)?;
-                }
+                self.output(None)?;
             }
-            if let Some(writer) = &mut self.writer {
-                writer.write(block)?;
-            }
+            self.output(Some(block))?;
             self.expected += 1;
             let is_last = block.is_last();
             if is_last || self.expected.is_multiple_of(REPORT) {
@@ -107,20 +113,32 @@ impl<'c, T: Transport> Sink<'c, T> {
         }
     }
 
+    /// Plays and writes a block, or silence.
+    fn output(&mut self, block: Option<&Block>) -> Result<(), StageError> {
+        let block = block.unwrap_or(&self.silence);
+        if let Some(card) = &mut self.card {
+            card.play(block);
+        }
+        if let Some(writer) = &mut self.writer {
+            writer.write(block)?;
+        }
+        Ok(())
+    }
+
     /// What was measured.
     pub const fn measured(&self) -> &Sunk {
         &self.measured
     }
 
-    /// Completes the file.
+    /// Completes the file, and waits for the card to play what it has, if there is one.
     ///
     /// # Errors
     ///
     /// [`StageError::Wav`] if the rest cannot be written.
-    pub fn finish(self) -> Result<(), StageError> {
+    pub fn finish(self) -> Result<Option<Played>, StageError> {
         if let Some(writer) = self.writer {
             writer.finish()?;
         }
-        Ok(())
+        Ok(self.card.map(SoundCard::finish))
     }
 }

@@ -350,3 +350,63 @@ fn silence_and_the_shortest_pieces_come_to_their_end() {
         assert!(fs::read(&output).unwrap() == expected(&place, &path));
     }
 }
+
+#[cfg(not(feature = "sound-card"))]
+#[test]
+fn a_program_without_sound_cards_says_how_to_have_them() {
+    let place = Place::new();
+    for arguments in [&["--device", "default"][..], &["--list-devices"]] {
+        let output = place.pipeline().args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = stderr(&output);
+        assert!(text.contains("--features sound-card") && text.contains("libasound2-dev"), "{text}");
+        assert!(!place.path("bus").exists());
+    }
+}
+
+/// ALSA's own devices, which are no cards: one writes what it is given into a file, one forgets it.
+#[cfg(feature = "sound-card")]
+#[test]
+fn a_sound_card_is_given_every_sample() {
+    let place = Place::new();
+    let (config, raw, output) = (place.path("alsa.conf"), place.path("card.raw"), place.path("out.wav"));
+    let text = format!(
+        "pcm.!default {{ type file slave.pcm {{ type null }} file \"{}\" format raw hint {{ show on }} }}\n",
+        raw.display()
+    );
+    fs::write(&config, text).unwrap();
+    let pipeline = || {
+        let mut pipeline = place.pipeline();
+        pipeline.env("ALSA_CONFIG_PATH", &config);
+        pipeline
+    };
+    let list = pipeline().arg("--list-devices").output().unwrap();
+    assert!(String::from_utf8_lossy(&list.stdout).starts_with("default "), "{}", stderr(&list));
+
+    let input = place.piece("in.wav", 600);
+    let run =
+        pipeline().args(["--device", "default", "--json", "-i"]).arg(&input).arg("-o").arg(&output).output();
+    let run = run.unwrap();
+    report(&run);
+    let text = stderr(&run);
+    assert!(text.contains("the card played 38432 frames") && text.contains(" 0 had no room"), "{text}");
+    // Where the card had nothing to play, it was given silence.
+    let mut piece = Piece::open(Some(&output)).unwrap();
+    let (mut block, mut written) = (Block::new(0), Vec::new());
+    while piece.next_block(&mut block).unwrap() {
+        written.extend(block.sounding().iter().flat_map(|frame| [frame.left(), frame.right()]));
+        if block.is_last() {
+            break;
+        }
+    }
+    let bytes = fs::read(&raw).unwrap();
+    let mut played: Vec<_> =
+        bytes.as_chunks::<4>().0.iter().map(|sample| f32::from_le_bytes(*sample)).collect();
+    played.retain(|sample| *sample != 0.0);
+    written.retain(|sample| *sample != 0.0);
+    assert!(written.len() > 10_000 && played == written, "the samples differ");
+
+    let run = pipeline().args(["--device", "another", "-i"]).arg(&input).output().unwrap();
+    let text = stderr(&run);
+    assert!(text.contains("the sink: no sound card is called 'another'; there are: default"), "{text}");
+}

@@ -8,6 +8,7 @@ use kdbus_examples::bus::{DaemonArguments, run_daemon};
 use kdbus_examples::coordinator::{Options, Subcommands, run};
 use kdbus_examples::plot::write_svg;
 use kdbus_examples::process::{Controls, StageArguments, run_stage};
+use kdbus_examples::sound_card::SoundCard;
 
 /// Blocks that the source is ahead of the sink without another word: 32 ms.
 const BLOCKS_AHEAD: u64 = 24;
@@ -32,6 +33,15 @@ struct Arguments {
     /// WAV file to write, in the format of the input [default: none]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Sound card to play on, beside the file if there is one [default: none]
+    #[arg(long, value_name = "NAME", conflicts_with = "fast")]
+    device: Option<String>,
+    /// Show the names of the sound cards, and end
+    #[arg(long)]
+    list_devices: bool,
+    /// Have all stages stay on this CPU
+    #[arg(long, value_name = "N", conflicts_with = "fast")]
+    cpu: Option<usize>,
     /// Keep time, as without a word: nobody waits, late blocks are counted
     #[arg(long)]
     realtime: bool,
@@ -67,31 +77,48 @@ fn main() -> ExitCode {
     match &arguments.part {
         Some(Part::Stage(stage)) => ExitCode::from(u8::from(!run_stage(stage))),
         Some(Part::Daemon(daemon)) => ExitCode::from(u8::from(!run_daemon(daemon))),
+        None if arguments.list_devices => list_devices(),
         None => coordinate(&arguments),
     }
 }
 
+fn list_devices() -> ExitCode {
+    match SoundCard::names() {
+        Ok(names) if names.is_empty() => println!("there is no sound card"),
+        Ok(names) => names.iter().for_each(|(name, what)| println!("{name:32} {what}")),
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("audio-pipeline: {error}");
+    ExitCode::FAILURE
+}
+
 fn coordinate(arguments: &Arguments) -> ExitCode {
+    // What cannot be had at all is said before anything starts.
+    if let Some(Err(error)) = arguments.device.as_ref().map(|_| SoundCard::names()) {
+        return failed(&error);
+    }
     let options = Options {
         input: arguments.input.clone(),
         output: arguments.output.clone(),
+        device: arguments.device.clone(),
+        cpu: arguments.cpu,
         blocks_ahead: (!arguments.fast).then_some(arguments.blocks_ahead),
         controls: arguments.controls,
         subcommands: Subcommands { stage: "as-stage", daemon: "as-bus" },
     };
     let outcome = match run(&options) {
         Ok(outcome) => outcome,
-        Err(error) => {
-            eprintln!("audio-pipeline: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return failed(&error),
     };
     println!("{}", if arguments.json { outcome.report.json() } else { outcome.report.table() });
     if let Some(path) = &arguments.plot
         && let Err(error) = write_svg(&outcome.report, path)
     {
-        eprintln!("audio-pipeline: {error}");
-        return ExitCode::FAILURE;
+        return failed(&error);
     }
     if outcome.is_interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS }
 }
