@@ -7,7 +7,7 @@ use kdbus_examples::sensor::simulated::{Setup, Simulated, simulate};
 use kdbus_sim::{Board, Fault, FaultKind};
 
 fn setup(seed: u64, board: &str) -> Setup {
-    Setup::new(seed, Duration::from_secs(10), 100, Board::preset(board).unwrap())
+    Setup::new(seed, Duration::from_secs(5), 100, Board::preset(board).unwrap())
 }
 
 /// Alarms that were raised and ended, each of which reached everybody.
@@ -40,7 +40,7 @@ fn nothing_is_lost_and_nothing_late_on_an_idle_machine() {
         assert_eq!(run.failures, [], "{board}");
         let counts = run.report.counts();
         assert_eq!((counts.lost, counts.shed, counts.unanswered), (0, 0, 0), "{board}: {run}");
-        assert_eq!(counts.sampled, 4 * 1_000 + 2 * 200);
+        assert_eq!(counts.sampled, 4 * 500 + 2 * 100);
         let arrived = [counts.smoothed, counts.published, counts.fused, counts.recorded_readings];
         assert_eq!(arrived, [counts.sampled; 4], "{board}");
         assert!(alarms(&run) >= 3);

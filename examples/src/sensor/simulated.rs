@@ -94,7 +94,7 @@ impl Setup {
 
     fn model(&self) -> Model {
         let also_at = self.plan.burst.map(|burst| burst.tick.saturating_sub(AHEAD));
-        Model::new(self.seed, self.plan.rate.saturating_mul(5), also_at)
+        Model::new(self.seed, self.plan.rate.saturating_mul(2), also_at)
     }
 }
 
