@@ -177,6 +177,9 @@ impl OutLanes {
         if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
             return claim;
         }
+        if self.detour.next() {
+            return claim;
+        }
         let at = if is_last { Some(self.last) } else { self.lane_to(handle, to) };
         let Some(at) = at else { return claim };
         let full = |calls: u32| calls + self.by_bus >= CALLS_MAX as u32;
@@ -319,9 +322,6 @@ impl OutLanes {
 
     /// The open lane that leads to `to`; without one, one is asked for every now and then.
     fn lane_to(&mut self, handle: &Handle, to: To<'_>) -> Option<usize> {
-        if self.detour.next() {
-            return None;
-        }
         if let Some(at) = self.find(to) {
             let outward = self.lanes.get_mut(at)?.as_mut()?;
             if outward.lane.is_open() {
