@@ -11,6 +11,7 @@ mod copy;
 mod detour;
 mod error;
 mod handle;
+mod incoming;
 mod inward;
 mod lane;
 mod loan;

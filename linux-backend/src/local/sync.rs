@@ -12,10 +12,11 @@ use super::calls::Call;
 use super::error::errno;
 use super::gate;
 use super::handle::check_cancel;
+use super::incoming::{Taken, empty};
 use super::map::WordMap;
 use super::outward::OutLanes;
 use super::receive::{GRACE, KDBUSD, Lanes, Receiver};
-use super::transport::{LocalTransport, Taken, empty};
+use super::transport::LocalTransport;
 
 type Reader = Receiver<WordMap, WordMap>;
 

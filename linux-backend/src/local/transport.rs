@@ -3,10 +3,8 @@
 use core::cell::{Cell, OnceCell, RefCell};
 use core::time::Duration;
 
-use kdbus_core::abi::{
-    CmdFree, CmdHello, CmdRecv, Command, Errno, HelloFlags, MsgInfo, RecvFlags, RecvReturnFlags, SendFlags,
-};
-use kdbus_core::channel::{Arrived, InboxReader};
+use kdbus_core::abi::{CmdFree, CmdHello, Command, Errno, HelloFlags, RecvFlags, SendFlags};
+use kdbus_core::channel::InboxReader;
 use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport};
 use kdbus_core::{Instant, WellKnownName};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,13 +15,13 @@ use super::bell::{self, Bell, Woken};
 use super::detour::Detour;
 use super::error::{ConnectError, EPROTO, errno};
 use super::gate;
-use super::handle::{Answer, Attachments, Beside, Handle};
+use super::handle::{Attachments, Beside, Handle};
+use super::incoming::{Taken, empty};
 use super::inward::InLanes;
 use super::map::{Block, WordMap};
 use super::outward::{OutLanes, Way};
 use super::place::Environment;
-use super::point::{self, Point};
-use super::receive::{KDBUSD, Lanes, Receiver};
+use super::receive::Receiver;
 use super::spin::Spin;
 
 /// Lanes that are brought unless an application says otherwise.
@@ -404,123 +402,6 @@ impl LocalTransport {
         self.handle.pool().map_or(0, super::map::ReadMap::len) + GAP
     }
 
-    /// Puts the message that a command has received into `message`. False if it only dropped one.
-    fn received(&self, info: MsgInfo, answer: &mut Answer, message: &mut Incoming<OwnedFd>) -> bool {
-        let pool_size = self.handle.pool().map_or(0, super::map::ReadMap::len);
-        if info.offset == pool_size {
-            return false;
-        }
-        message.info = info;
-        let mut lost = answer.fds_lost;
-        for fd in core::mem::take(&mut answer.fds) {
-            lost |= message.fds.push(fd).is_err();
-        }
-        if lost {
-            message.info.return_flags |= RecvReturnFlags::INCOMPLETE_FDS.bits();
-        }
-        true
-    }
-
-    /// Receives by command: `entry`, or what kdbusd chooses. False if it was only dropped.
-    fn receive_by_command(
-        &self,
-        entry: Option<&Arrived>,
-        flags: RecvFlags,
-        priority: i64,
-        message: &mut Incoming<OwnedFd>,
-    ) -> Result<bool, Failure> {
-        let mut command = CmdRecv {
-            size: size_of::<CmdRecv>() as u64,
-            flags: flags.bits(),
-            priority,
-            ..CmdRecv::default()
-        };
-        let arg = command.as_mut_bytes();
-        let mut answer = match entry {
-            Some(entry) => self.handle.receive_entry(entry.slot, entry.key, arg)?,
-            None => self.handle.command(Command::Recv.request(), arg)?,
-        };
-        let received = self.received(command.msg, &mut answer, message);
-        if flags.contains(RecvFlags::PEEK) {
-            // Whoever receives the message has its descriptors.
-            message.fds.clear();
-        }
-        Ok(received)
-    }
-
-    /// Puts one message out of the lanes into `message`. The place is the caller's, because moving a message from one to
-    /// another costs more than the rest of a receive.
-    fn next(
-        &self,
-        receiver: &mut Receiver<WordMap, WordMap>,
-        flags: RecvFlags,
-        priority: i64,
-        message: &mut Incoming<OwnedFd>,
-    ) -> Result<Taken, Failure> {
-        // Each round returns or removes an entry.
-        let arena = self.arena();
-        let mut outward = self.outward.borrow_mut();
-        let mut lanes = arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, outward });
-        while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
-            if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {
-                if let Some(lane) = receiver.take_from_lane(&entry, flags, arena) {
-                    point::pass(Point::CallDropped);
-                    self.handle.call_dropped(lane)?;
-                }
-                if flags.contains(RecvFlags::DROP) {
-                    return Ok(Taken::Dropped);
-                }
-                let offset = self.arena_base() + entry.offset;
-                message.info = MsgInfo { offset, msg_size: entry.size, return_flags: 0 };
-                return Ok(Taken::Message);
-            }
-            let taken = self.take_entry(receiver, &entry, flags, priority, message)?;
-            if taken != Taken::Nothing {
-                return Ok(taken);
-            }
-        }
-        Ok(Taken::Nothing)
-    }
-
-    /// Receives an entry that kdbusd shows, as `flags` ask for it; nothing if it is gone.
-    pub(super) fn take_entry(
-        &self,
-        receiver: &mut Receiver<WordMap, WordMap>,
-        entry: &Arrived,
-        flags: RecvFlags,
-        priority: i64,
-        message: &mut Incoming<OwnedFd>,
-    ) -> Result<Taken, Failure> {
-        let plain = !flags.intersects(RecvFlags::PEEK | RecvFlags::DROP);
-        if plain && !entry.with_files {
-            match receiver.take(entry) {
-                Ok(None) => return Ok(Taken::Nothing),
-                Ok(Some(report)) => {
-                    if report {
-                        self.handle.report_returns();
-                    }
-                    message.info = MsgInfo { offset: entry.offset, msg_size: entry.size, return_flags: 0 };
-                    return Ok(Taken::Message);
-                }
-                // kdbusd empties the ring before the command below.
-                Err(_) => {}
-            }
-        }
-        match self.receive_by_command(Some(entry), flags, priority, message) {
-            Ok(received) => {
-                if !flags.contains(RecvFlags::PEEK) || !received {
-                    receiver.forget(entry);
-                }
-                Ok(if received { Taken::Message } else { Taken::Dropped })
-            }
-            Err(Failure::Refused(Errno::EAGAIN)) => {
-                receiver.forget(entry);
-                Ok(Taken::Nothing)
-            }
-            Err(failure) => Err(failure),
-        }
-    }
-
     /// The descriptor, for somebody else to poll.
     fn watch(&self) -> BorrowedFd<'_> {
         if !self.bell.is_watched() {
@@ -536,7 +417,7 @@ impl LocalTransport {
     }
 
     /// Silences the bell and asks for it. True if something is there that nobody rings for.
-    fn arm(&self, receiver: &mut Receiver<WordMap, WordMap>) -> Result<bool, Failure> {
+    pub(super) fn arm(&self, receiver: &mut Receiver<WordMap, WordMap>) -> Result<bool, Failure> {
         let mut rung = |at, stale| {
             if let Some(lanes) = receiver.lanes() {
                 lanes.rang(at, stale);
@@ -555,45 +436,6 @@ impl LocalTransport {
         let fresh = receiver.arm(outward.as_mut());
         if receiver.is_alive() { Ok(fresh) } else { Err(self.end()) }
     }
-
-    fn receive(
-        &self,
-        receiver: &mut Receiver<WordMap, WordMap>,
-        flags: RecvFlags,
-        priority: i64,
-        message: &mut Incoming<OwnedFd>,
-    ) -> Result<Taken, Failure> {
-        let mut taken = self.next(receiver, flags, priority, message)?;
-        if taken == Taken::Nothing && self.bell.is_watched() {
-            if self.arm(receiver)? {
-                // It came before the bell was asked for, so nobody else rings for it.
-                self.bell.ring_own();
-                taken = self.next(receiver, flags, priority, message)?;
-            }
-        } else if !receiver.is_alive() {
-            return Err(self.end());
-        } else if taken == Taken::Nothing {
-            self.beat()?;
-        }
-        Ok(taken)
-    }
-}
-
-/// What a look at the queue has brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// There was nothing.
-    Nothing,
-    /// A message was dropped.
-    Dropped,
-    /// A message was received.
-    Message,
-}
-
-/// A place for a message.
-pub(super) const fn empty() -> Incoming<OwnedFd> {
-    let info = MsgInfo { offset: 0, msg_size: 0, return_flags: 0 };
-    Incoming { info, fds: heapless::Vec::new() }
 }
 
 impl AsFd for LocalTransport {
