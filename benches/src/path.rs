@@ -1,5 +1,5 @@
 //! Instructions of a message by lane, in the clients: what kdbus-rt itself does, the kernel aside. Counted by callgrind, so
-//! nearly the same in every run.
+//! nearly the same in every run, calls whose ends wait aside.
 //!
 //! Both ends are connections of this process, and the daemon a thread of it that sleeps meanwhile.
 
@@ -45,7 +45,7 @@ pub enum What {
     Receive,
     /// A call and its reply, at both ends.
     Call,
-    /// The same where both ends wait.
+    /// The same where both ends wait. How the threads take turns shows in the count: it varies by a tenth.
     CallBlocking,
 }
 
