@@ -71,7 +71,7 @@ capacities! {
     /// pages of memory, and up to four descriptors of the daemon until its sender has mapped it.
     lanes: 0..=16384, 256;
     /// Lanes into one connection.
-    lanes_per_connection: 0..=256, 8;
+    lanes_per_connection: 0..=1024, 8;
     /// Lanes into all connections of one user.
     lanes_per_user: 0..=16384, 128;
     /// Bytes that one message reports of its sender's process.

@@ -13,6 +13,8 @@ use kdbus_core::{Instant, WellKnownName};
 
 const CLIENTS: usize = 3;
 const STEPS: usize = 4000;
+/// Lanes of each: so few that all are looked at, and so many that most are cold.
+const LANES: [usize; 2] = [CLIENTS, 12];
 /// Messages that wait at one connection, at most.
 const WAITING: usize = 24;
 /// Fewer than calls: so a cookie is used again once the call that had it was answered, whichever way that one went.
@@ -62,12 +64,15 @@ fn far() -> Instant {
     Instant::from_nanos((now.tv_sec as u64 + 600) * 1_000_000_000)
 }
 
-fn converse(seed: u64) {
+fn converse(seed: u64, lanes: usize) {
     println!("the seed is {seed}: KDBUS_TEST_SEED={seed}");
-    let bus = Bus::with(|config| config.capacity.lanes = 16);
+    let bus = Bus::with(|config| {
+        config.capacity.lanes = 64;
+        config.capacity.lanes_per_connection = 12;
+    });
     let clients: Vec<Client> = (0..CLIENTS as u64)
         .map(|number| {
-            let options = bus.options().lanes(CLIENTS).lane_after(1).detours(seed.wrapping_add(number));
+            let options = bus.options().lanes(lanes).lane_after(1).detours(seed.wrapping_add(number));
             let transport = options.connect(&bus.name()).unwrap();
             Connection::with_capacities(transport, &Hello::new().pool_size(4 << 20)).unwrap()
         })
@@ -173,8 +178,11 @@ fn converse(seed: u64) {
 #[test]
 fn everybody_receives_what_was_sent_in_its_order_whichever_way_each_message_goes() {
     if let Ok(seed) = std::env::var("KDBUS_TEST_SEED") {
-        return converse(seed.parse().expect("KDBUS_TEST_SEED is a number"));
+        let seed = seed.parse().expect("KDBUS_TEST_SEED is a number");
+        return LANES.into_iter().for_each(|lanes| converse(seed, lanes));
     }
     let begin = RandomState::new().hash_one(0) >> 32;
-    (0..8).for_each(|number| converse(begin + number));
+    for number in 0..8 {
+        LANES.into_iter().for_each(|lanes| converse(begin + number, lanes));
+    }
 }

@@ -14,6 +14,7 @@ use zerocopy::IntoBytes;
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
 use super::calls::{Answers, Calls, Owed};
+use super::hot::HotSet;
 use super::lane::InLane;
 use super::map::{Block, WordMap};
 use super::point::{self, Point};
@@ -58,13 +59,23 @@ struct Inward {
     waiting: u32,
     /// The bell was not asked for since something came.
     hot: bool,
+    /// Something came since idle lanes were last made cold.
+    used: bool,
     rings: Rings,
     owed: Owed,
 }
 
 impl Inward {
     const fn new(lane: InLane) -> Self {
-        Self { lane, terms: HeldTerms::new(), waiting: 0, hot: false, rings: Rings::new(), owed: Owed::new() }
+        Self {
+            lane,
+            terms: HeldTerms::new(),
+            waiting: 0,
+            hot: false,
+            used: false,
+            rings: Rings::new(),
+            owed: Owed::new(),
+        }
     }
 }
 
@@ -72,6 +83,9 @@ impl Inward {
 #[derive(Debug)]
 pub(super) struct InLanes {
     lanes: Block<Option<Inward>>,
+    hot: HotSet,
+    /// The lane by which a call came last.
+    last_call: usize,
     waiting: Block<Option<Waiting>>,
     /// Places in `waiting` that are free, the one that was left last on top.
     free: Block<u32>,
@@ -109,7 +123,18 @@ impl InLanes {
         let arena = Arena::new(BLOCKS * count, bytes, RECORDS * count)?;
         let waiting = Block::new(room, || None)?;
         Ok((
-            Self { lanes, waiting, free, free_len: room, receiver, starved: false, reply: None, _gate },
+            Self {
+                lanes,
+                hot: HotSet::new(count)?,
+                last_call: 0,
+                waiting,
+                free,
+                free_len: room,
+                receiver,
+                starved: false,
+                reply: None,
+                _gate,
+            },
             arena,
         ))
     }
@@ -124,22 +149,47 @@ impl InLanes {
         self.lanes.iter().enumerate().filter_map(|(at, lane)| Some((at, lane.as_ref()?.lane.as_fd())))
     }
 
-    /// Whether a lane has something that was not looked at. Cost: a few loads for each lane.
+    /// Whether a hot lane has something that was not looked at. Cost: a few loads for each of them.
     pub(super) fn has_fresh(&mut self) -> bool {
-        self.free_len > 0
-            && !self.starved
-            && self.lanes.iter_mut().flatten().any(|inward| matches!(inward.lane.peek(), Ok(Some(_))))
+        let Self { lanes, hot, .. } = self;
+        let fresh = |number: usize| match lanes.get_mut(number) {
+            Some(Some(inward)) => matches!(inward.lane.peek(), Ok(Some(_))),
+            _ => false,
+        };
+        self.free_len > 0 && !self.starved && (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
+    }
+
+    /// Whether a look has to take the rings before it: some lanes are cold.
+    pub(super) fn has_cold(&self) -> bool {
+        self.hot.is_choosy()
+    }
+
+    /// Lanes, and places for them.
+    pub(super) fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Looks at all lanes once: kdbusd has told of something.
+    pub(super) fn look_at_all(&mut self) {
+        self.hot.add_all();
     }
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
     /// sender breaks a rule is not looked at again. `now` is when the look began.
     pub(super) fn drain(&mut self, now: Instant, batch: &mut Batch<'_>, arena: &Arena, calls: &mut Calls) {
+        if self.hot.count_look() {
+            self.cool(true);
+        }
         let mut offset = None;
-        for (at, inward) in self.lanes.iter_mut().enumerate() {
-            let Some(Inward { lane, terms, waiting, hot, owed, .. }) = inward else { continue };
+        for place in 0..self.hot.len() {
+            let Some(at) = self.hot.get(place) else { return };
+            let Some(Some(Inward { lane, terms, waiting, hot, used, owed, .. })) = self.lanes.get_mut(at)
+            else {
+                continue;
+            };
             // Ends: a lane holds a bounded number of messages that were not received.
             while let Ok(Some(head)) = lane.peek() {
-                *hot = true;
+                (*hot, *used) = (true, true);
                 let Some(last) = self.free_len.checked_sub(1) else { return };
                 let Some(slot) = self.free.get(last).copied() else { return };
                 if !batch.takes(head.key) {
@@ -148,6 +198,7 @@ impl InLanes {
                 terms.refresh(lane.page());
                 let Some(place) = Place::of(&head, terms) else {
                     lane.reject();
+                    self.hot.worn();
                     break;
                 };
                 // A clock takes as long as all of the rest, so it is read only for those who are to see it.
@@ -171,6 +222,7 @@ impl InLanes {
                     Some(Ok(filled)) => filled,
                     Some(Err(_)) => {
                         lane.reject();
+                        self.hot.worn();
                         break;
                     }
                     // It stays where it is until something is given back.
@@ -196,6 +248,7 @@ impl InLanes {
                 let call = call.filter(|_| settled.deadline != 0);
                 if let Some(call) = call {
                     owed.add(call, settled.cookie);
+                    self.last_call = at;
                 }
                 let arrived = Arrived {
                     key: head.key,
@@ -336,13 +389,14 @@ impl InLanes {
 
     /// The call from connection `caller` that a reply to `cookie` answers, if it came by lane.
     pub(super) fn owed(&self, caller: u64, cookie: u64) -> Option<OwedCall> {
-        let found = |(lane, inward): (usize, &Option<Inward>)| {
-            let inward = inward.as_ref().filter(|inward| inward.terms.sender() == caller)?;
+        let found = |lane: usize| {
+            let inward = self.lanes.get(lane)?.as_ref().filter(|inward| inward.terms.sender() == caller)?;
             let waits =
                 |name: CallName| inward.lane.call(name).state(name.number) == Some(CallState::Pending);
             Some(OwedCall { lane, name: inward.owed.find(cookie, waits)? })
         };
-        self.lanes.iter().enumerate().find_map(found)
+        // Mostly the one that came last is answered first.
+        found(self.last_call).or_else(|| (0..self.lanes.len()).find_map(found))
     }
 
     /// The word of such a call.
@@ -374,9 +428,29 @@ impl InLanes {
 
     /// Asks for the bells of the lanes by which something came. The caller then looks once more at everything.
     pub(super) fn ask_bells(&mut self) {
-        for inward in self.lanes.iter_mut().flatten().filter(|inward| inward.hot) {
-            inward.hot = false;
-            inward.lane.ask_bell();
+        self.cool(false);
+    }
+
+    /// Asks for bells, and makes those lanes cold in which there is nothing after that; only `idle` ones, if it says so.
+    fn cool(&mut self, idle: bool) {
+        let mut place = 0;
+        while let Some(number) = self.hot.get(place) {
+            place += 1;
+            let Some(Some(inward)) = self.lanes.get_mut(number) else { continue };
+            if idle && core::mem::take(&mut inward.used) {
+                continue;
+            }
+            if core::mem::take(&mut inward.hot) {
+                inward.lane.ask_bell();
+            }
+            // What came before the bell was asked for is seen here, and what comes after rings.
+            if self.hot.is_choosy() && !matches!(inward.lane.peek(), Ok(Some(_))) {
+                place -= 1;
+                self.hot.remove(place);
+                if inward.lane.is_rejected() {
+                    self.hot.worn();
+                }
+            }
         }
     }
 
@@ -384,6 +458,7 @@ impl InLanes {
     pub(super) fn rang(&mut self, at: usize, emptied: bool) {
         if let Some(Some(inward)) = self.lanes.get_mut(at) {
             inward.hot = true;
+            self.hot.add(at);
             if inward.rings.count(emptied) {
                 inward.lane.silence();
             }
@@ -392,12 +467,13 @@ impl InLanes {
 
     /// A lane that nothing more comes by, and its number here; its place is empty now.
     pub(super) fn worn_out(&mut self) -> Option<(usize, InLane)> {
+        let Self { lanes, hot, .. } = self;
         let worn = |inward: &Inward| {
             inward.waiting == 0
                 && (inward.lane.is_rejected()
                     || (terms::has_ended(inward.lane.page()) && inward.lane.is_drained()))
         };
-        let at = self.lanes.iter().position(|inward| inward.as_ref().is_some_and(worn))?;
+        let at = hot.find_worn(|number| matches!(lanes.get(number), Some(Some(inward)) if worn(inward)))?;
         Some((at, self.lanes.get_mut(at)?.take()?.lane))
     }
 
@@ -405,6 +481,8 @@ impl InLanes {
     pub(super) fn replace(&mut self, at: usize, lane: InLane) {
         if let Some(place) = self.lanes.get_mut(at) {
             *place = Some(Inward::new(lane));
+            // Few lanes are looked at whether they have rung or not.
+            self.hot.add(at);
         }
     }
 }

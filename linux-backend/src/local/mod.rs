@@ -11,6 +11,7 @@ mod copy;
 mod detour;
 mod error;
 mod handle;
+mod hot;
 mod incoming;
 mod inward;
 mod lane;

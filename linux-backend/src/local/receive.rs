@@ -10,7 +10,7 @@ use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
 
 use super::arena::Arena;
-use super::bell;
+use super::bell::{self, Bell};
 use super::gate;
 use super::inward::InLanes;
 use super::map::Block;
@@ -28,6 +28,8 @@ const LOOKS: usize = 3;
 pub(super) struct Lanes<'a> {
     /// Where messages lie.
     pub(super) arena: &'a Arena,
+    /// Where those lanes ring that are cold.
+    pub(super) bell: &'a Bell,
     /// Where replies belong to.
     pub(super) outward: &'a mut OutLanes,
 }
@@ -323,15 +325,24 @@ impl<P: Words, S: Words> Receiver<P, S> {
             // A callee that drops a call has kdbusd notify its caller.
             let notices = self.inbox.notices();
             let noticed = core::mem::replace(&mut self.looked, notices) != notices;
+            let cut = match (&mut self.lanes, lanes.as_deref_mut()) {
+                (Some(inward), Some(lanes)) if gate().is_some() && inward.has_cold() => {
+                    Some(take_rings(inward, lanes, noticed))
+                }
+                _ => None,
+            };
             let attention = |lanes: &mut &mut Lanes<'_>| wants_attention(lanes.outward);
             if !noticed && !self.has_fresh() && !lanes.as_mut().is_some_and(attention) {
                 return;
             }
             // Whoever was gone before the clock was read has sent all of its replies by then.
-            let dead = lanes.as_ref().is_some_and(|lanes| lanes.outward.call_to_the_dead().is_some());
+            let dead = match cut {
+                Some((_, dead)) => dead,
+                None => lanes.as_ref().is_some_and(|lanes| lanes.outward.call_to_the_dead().is_some()),
+            };
             // The clock comes first: what is queued later in one lane waits for the next look, because
             // something older may come into a lane that was looked at before.
-            let now = bell::now();
+            let now = cut.map_or_else(bell::now, |(cut, _)| cut);
             let mut batch = self.order.batch(now, &mut self.batch);
             self.inbox.fresh(|entry| {
                 batch.admit(Arrived {
@@ -345,7 +356,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 })
             });
             if gate().is_some()
-                && let (Some(inward), Some(Lanes { arena, outward })) =
+                && let (Some(inward), Some(Lanes { arena, outward, .. })) =
                     (&mut self.lanes, lanes.as_deref_mut())
             {
                 inward.drain(now, &mut batch, arena, outward.calls());
@@ -378,6 +389,21 @@ impl<P: Words, S: Words> Receiver<P, S> {
             }
         }
     }
+}
+
+/// Makes those lanes hot that have rung, or all of them if somebody may have died before it rang. Returns the cut, and
+/// whether a call goes to somebody who was gone by then.
+///
+/// The clock comes first: who sent before it by a lane that is cold had rung before anybody could send after that and
+/// still before the clock was read.
+fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> (Instant, bool) {
+    let dead = lanes.outward.call_to_the_dead().is_some();
+    if noticed || dead {
+        inward.look_at_all();
+    }
+    let cut = bell::now();
+    lanes.bell.take_rings(inward.count(), |at, stale| inward.rang(at, stale));
+    (cut, dead)
 }
 
 /// Whether a call has to be ended.

@@ -143,7 +143,7 @@ impl LocalTransport {
     ) -> Result<Stand, Failure> {
         let Some(arena) = self.arena() else { return Ok(Stand::Over(Errno::EPIPE)) };
         if let Some((offset, msg_size)) =
-            receiver.look_for_reply(&mut Lanes { arena, outward: &mut *outward })
+            receiver.look_for_reply(&mut Lanes { arena, bell: &self.bell, outward: &mut *outward })
         {
             let info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
             return Ok(Stand::Reply(Incoming { info, fds: heapless::Vec::new() }));

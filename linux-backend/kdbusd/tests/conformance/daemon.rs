@@ -14,6 +14,8 @@ const SEED: &str = "KDBUS_TEST_SEED";
 
 /// Lanes of each client.
 const LANES: usize = 2;
+/// As many that most of them are cold.
+const MANY_LANES: usize = 12;
 
 /// Cases that fill a pool, a queue or a quota to the brim, or know where in a pool a message lies. What came by lane is
 /// in none of them.
@@ -73,6 +75,10 @@ impl Daemon {
 
     /// The same where every message that can goes past the daemon.
     pub(crate) fn world_with_lanes(case: &CaseInfo) -> DaemonWorld<Self> {
+        Self::world_with(case, LANES)
+    }
+
+    fn world_with(case: &CaseInfo, each: usize) -> DaemonWorld<Self> {
         if BEYOND_THE_POOL.contains(&case.name) {
             println!(
                 "through kdbusd alone: {}: a lane's room comes on top of the pool's and the quota's",
@@ -80,12 +86,13 @@ impl Daemon {
             );
             return Self::world(case);
         }
-        let lanes = (LANES * case.needs().connections).min(4096);
-        let capacity = format!("[capacity]\nlanes = {lanes}\nlanes-per-user = {lanes}\n");
+        let lanes = (each * case.needs().connections).min(4096);
+        let capacity =
+            format!("[capacity]\nlanes = {lanes}\nlanes-per-user = {lanes}\nlanes-per-connection = {each}\n");
         let configuration =
             configuration(case.needs()).replace("[capacity]\n", &capacity) + "lane = \"4 KiB\"\n";
         let daemon = Self::start(&configuration);
-        DaemonWorld::new(daemon.directory.path().join("tree"), daemon).with_lanes(LANES)
+        DaemonWorld::new(daemon.directory.path().join("tree"), daemon).with_lanes(each)
     }
 
     /// The same where a seed chooses for each message which way it takes: `KDBUS_TEST_SEED`, or another one each time.
@@ -96,7 +103,7 @@ impl Daemon {
         };
         // The test harness shows it if the case fails.
         println!("ways chosen by {SEED}={seed}");
-        Self::world_with_lanes(case).with_detours(seed)
+        Self::world_with(case, MANY_LANES).with_detours(seed)
     }
 }
 

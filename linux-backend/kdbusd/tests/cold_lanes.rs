@@ -1,0 +1,173 @@
+//! Receivers with so many lanes that most are cold: nobody notices.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Bus, Client};
+use kdbus_core::Instant;
+use kdbus_core::client::{Connection, Hello, Message, Transport};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// More than are looked at all the time.
+const LANES: usize = 16;
+
+fn bus() -> Bus {
+    Bus::with(|config| {
+        (config.capacity.clients, config.capacity.connections) = (32, 32);
+        (config.capacity.lanes, config.capacity.lanes_per_user) = (256, 256);
+        config.capacity.lanes_per_connection = 16;
+        config.memory.lane = kdbusd::config::Bytes(4096);
+    })
+}
+
+fn client(bus: &Bus, lanes: usize) -> Client {
+    let transport = bus.options().lanes(lanes).spin(Duration::ZERO).connect(&bus.name()).unwrap();
+    Connection::with_capacities(transport, &Hello::new()).unwrap()
+}
+
+/// A receiver, and senders that have lanes to it.
+fn around(bus: &Bus, count: usize) -> (Client, Vec<Client>) {
+    let receiver = client(bus, LANES);
+    let senders: Vec<_> = (0..count).map(|_| client(bus, 1)).collect();
+    for sender in &senders {
+        sender.transport().open_lane(receiver.id()).unwrap();
+    }
+    (receiver, senders)
+}
+
+fn carried(client: &Client) -> u64 {
+    client.transport().handle().stats(client.id()).unwrap().stats.received
+}
+
+#[test]
+fn what_was_sent_is_received_in_its_order_whether_lanes_are_cold_or_hot() {
+    let bus = bus();
+    let (receiver, senders) = around(&bus, LANES);
+    let mut random = 5_u64;
+    let mut cookie = 0;
+    for round in 0..2000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let burst = (random >> 33) % 6;
+        let first = cookie + 1;
+        for number in 0..burst {
+            cookie += 1;
+            let sender = &senders[(random >> (36 + number)) as usize % LANES];
+            sender.send(&Message::to(receiver.id()).cookie(cookie)).unwrap();
+        }
+        if round % 3 == 0 {
+            // It asks for all bells, whether something waits or not.
+            receiver.transport().wait(Some(Instant::ZERO)).unwrap();
+        }
+        for expected in first..=cookie {
+            assert_eq!(receiver.try_recv().unwrap().expect("it was sent").cookie(), expected);
+        }
+        assert!(receiver.try_recv().unwrap().is_none());
+    }
+    assert_eq!(carried(&receiver), 0);
+}
+
+#[test]
+fn a_receiver_that_never_sleeps_hears_of_lanes_that_were_idle_for_long() {
+    let bus = bus();
+    let (receiver, senders) = around(&bus, LANES);
+    for (number, sender) in (1..).zip(&senders) {
+        sender.send(&Message::to(receiver.id()).cookie(number)).unwrap();
+        assert_eq!(receiver.try_recv().unwrap().unwrap().cookie(), number);
+    }
+    for number in 0..5000 {
+        senders[0].send(&Message::to(receiver.id()).cookie(100 + number)).unwrap();
+        assert_eq!(receiver.try_recv().unwrap().unwrap().cookie(), 100 + number);
+    }
+    for (number, sender) in (1..).zip(&senders) {
+        sender.send(&Message::to(receiver.id()).cookie(number)).unwrap();
+        assert_eq!(receiver.try_recv().unwrap().unwrap().cookie(), number);
+    }
+    assert_eq!(carried(&receiver), 0);
+}
+
+#[test]
+fn who_polls_from_outside_finds_the_descriptor_readable_while_anything_waits() {
+    let bus = bus();
+    let (receiver, senders) = around(&bus, LANES);
+    let readable = || {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(receiver.transport(), PollFlags::IN)], Some(&now)).unwrap() == 1
+    };
+    assert!(!readable());
+    for round in 0..50 {
+        for number in 0..3 {
+            let sender = &senders[(round * 7 + number * 5) as usize % LANES];
+            sender.send(&Message::to(receiver.id()).cookie(number + 1)).unwrap();
+        }
+        for number in 0..3 {
+            assert!(readable(), "{number} of round {round}");
+            assert_eq!(receiver.try_recv().unwrap().unwrap().cookie(), number + 1);
+        }
+        assert!(receiver.try_recv().unwrap().is_none());
+        assert!(!readable(), "round {round}");
+    }
+}
+
+#[test]
+fn what_the_dead_have_sent_and_not_rung_for_is_received() {
+    use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
+    use kdbus_core::channel::{LaneHead, LaneLayout, LaneWriter, Words};
+    use kdbus_linux::local::map::WordMap;
+    use kdbus_linux::local::socket::{self, Descriptors, Wait};
+    use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
+    use zerocopy::IntoBytes;
+
+    let bus = bus();
+    let (receiver, _senders) = around(&bus, 9);
+    let victim = bus.connect_without_lanes();
+    let kdbusd = victim.transport().handle().socket();
+    let ask = Header { key: receiver.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
+    socket::send(kdbusd, &ask, &[], &[], Wait::Yes).unwrap();
+    let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+    socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
+    let number = <Header as zerocopy::FromBytes>::ref_from_prefix(&bytes).unwrap().0.slot;
+    let [lane, back, page, _calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+    let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
+    let lane = WordMap::writable(&lane, words).unwrap();
+    let back = WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap();
+    let page = WordMap::read_only(&page, PAGE_WORDS).unwrap();
+    let layout = LaneLayout::of_words(words).unwrap();
+    let mut writer = LaneWriter::new(&lane, &back, &page, VERDICT_AT, layout).unwrap();
+    let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+    socket::send(kdbusd, &mapped, &[], &[], Wait::Yes).unwrap();
+    let _ = victim.transport().handle().command(0, &mut [0; 8]);
+    assert!(lane.count() > 0 && receiver.try_recv().unwrap().is_none());
+
+    let mut header =
+        kdbus_core::abi::Msg { dst_id: receiver.id(), payload_type: 1, cookie: 77, ..Default::default() };
+    header.size = size_of_val(&header) as u64;
+    let first = header.as_bytes();
+    let key = receiver.now().as_nanos();
+    let mut reserved =
+        writer.reserve(LaneHead { first: first.len() as u64, second: 0, key, call: 0 }).unwrap();
+    reserved.put(first);
+    assert!(reserved.commit().unwrap(), "it would have to ring");
+    assert!(receiver.try_recv().unwrap().is_none(), "it has not");
+    drop((victim, bell));
+    assert_eq!(receiver.recv_blocking(Duration::from_secs(60)).unwrap().cookie(), 77);
+}
+
+#[test]
+fn the_lanes_of_the_dead_make_place_for_the_next_senders() {
+    let bus = bus();
+    let receiver = client(&bus, LANES);
+    for round in 0..60_u64 {
+        let sender = client(&bus, 1);
+        while sender.transport().open_lane(receiver.id()).is_err() {
+            // It notices the end of those before when it sleeps.
+            receiver.transport().wait(Some(Instant::ZERO)).unwrap();
+            assert!(receiver.try_recv().unwrap().is_none());
+        }
+        sender.send(&Message::to(receiver.id()).cookie(round + 1)).unwrap();
+        if round % 2 == 0 {
+            drop(sender);
+        }
+        assert_eq!(receiver.recv_blocking(Duration::from_secs(60)).unwrap().cookie(), round + 1);
+    }
+}
