@@ -27,6 +27,10 @@ use crate::job::Job;
 
 /// A count of a job from which on the daemon has room for the most connections and names that are measured.
 pub const MANY: usize = 1000;
+/// The same for a daemon with many lanes, and a server that brings them.
+pub const MANY_LANES: usize = 1001;
+/// Lanes of that server: one for its client, and the others for whoever is silent.
+const SERVER_LANES: usize = 520;
 
 /// The bus that is measured, without the uid in front.
 const BUS: &str = "bench";
@@ -152,6 +156,11 @@ pub fn daemon(job: &Job) -> io::Result<()> {
         let capacity = &mut config.capacity;
         (capacity.clients, capacity.clients_per_user, capacity.connections) = (1200, 1200, 1100);
         (capacity.names, capacity.name_records) = (8192, 8192);
+        if job.count == MANY_LANES {
+            (capacity.lanes, capacity.lanes_per_user) = (2048, 2048);
+            capacity.lanes_per_connection = 1024;
+            config.memory.lane = Bytes(4 << 10);
+        }
     }
     let mut daemon = Daemon::bind(&config).map_err(io::Error::other)?;
     let (never, _open) = rustix::pipe::pipe()?;
@@ -348,7 +357,8 @@ impl BusServer {
     ///
     /// What failed.
     pub fn new(job: &Job) -> io::Result<Self> {
-        let bus = connect(&job.dir, pool_size(&job.case), true, lanes(&job.case))?;
+        let lanes = if job.count == MANY_LANES { SERVER_LANES } else { lanes(&job.case) };
+        let bus = connect(&job.dir, pool_size(&job.case), true, lanes)?;
         if job.case.kind == Kind::Broadcast {
             bus.subscribe(TopicPattern::from(topic()?)).map_err(io::Error::other)?;
         } else {

@@ -21,6 +21,9 @@ use crate::rounds::Extent;
 pub enum What {
     /// Peers of the receiver that have called it, and are silent since: a round trip of 64 bytes.
     IdlePeers,
+    /// Peers of the receiver that have called it by a lane, and are silent since: a round trip of 64 bytes, on a bus with a
+    /// thousand connections and 4096 names.
+    IdleLanes,
     /// Well-known names on the bus: a round trip of 64 bytes to one of them.
     Names,
     /// Subscribers of a signal of 64 bytes: until the sender can go on.
@@ -48,6 +51,7 @@ impl What {
     pub const fn name(self) -> &'static str {
         match self {
             Self::IdlePeers => "idle peers of the receiver, round trip",
+            Self::IdleLanes => "idle lanes to the receiver, round trip",
             Self::Names => "names, round trip",
             Self::Subscribers => "subscribers, until the sender goes on",
             Self::LastSubscriber => "subscribers, until the last has it",
@@ -57,6 +61,10 @@ impl What {
 
 /// The numbers that are tried.
 const PEERS: [usize; 6] = [1, 2, 8, 32, 128, 512];
+/// Peers with lanes, the client of the case among them.
+const LANES: [usize; 6] = [2, 8, 9, 32, 128, 512];
+/// Connections beside those, and names, while lanes are counted.
+const OTHERS: usize = 1000 - 512;
 const NAMES: [usize; 5] = [1, 16, 256, 1024, 4096];
 const SUBSCRIBERS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 
@@ -86,10 +94,24 @@ pub fn measure(
         for count in counts {
             progress(what, *count);
             match what {
-                What::IdlePeers => more.peers(&contender, *count)?,
+                What::IdlePeers => more.peers(&contender, *count, 0)?,
                 _ => more.names(&contender, *count)?,
             }
             steps.push(Step { what, count: *count, system, p50_ns: lowest(&mut contender, extent)? });
+        }
+    }
+    if system == System::Channel {
+        let case = Case { system, kind: Kind::Call, bytes: 64, place: Place::OneCpu };
+        let mut contender = Contender::start_with(&case, cpus, bus::MANY_LANES)?;
+        let mut more = More { peers: Vec::new(), names: 1 };
+        more.peers(&contender, OTHERS, 0)?;
+        more.names(&contender, 4096)?;
+        let mut idle = More { peers: Vec::new(), names: 1 };
+        for count in LANES {
+            progress(What::IdleLanes, count);
+            idle.peers(&contender, count, 1)?;
+            let p50_ns = lowest(&mut contender, extent)?;
+            steps.push(Step { what: What::IdleLanes, count, system, p50_ns });
         }
     }
     for count in SUBSCRIBERS {
@@ -125,10 +147,13 @@ struct More {
 }
 
 impl More {
-    /// Connects until the receiver has `count` peers, each of which has called it.
-    fn peers(&mut self, contender: &Contender, count: usize) -> io::Result<()> {
+    /// Connects until the receiver has `count` peers, each of which has called it; by a lane, if it has `lanes`.
+    fn peers(&mut self, contender: &Contender, count: usize, lanes: usize) -> io::Result<()> {
         while self.peers.len() + 1 < count {
-            let peer = bus::connect(contender.dir(), SMALL_POOL, false, 0)?;
+            let peer = bus::connect(contender.dir(), SMALL_POOL, false, lanes)?;
+            if lanes > 0 {
+                peer.transport().open_lane_to_name(bus::service()?).map_err(io::Error::other)?;
+            }
             let call = Message::to_name(bus::service()?).payload(&[0; 64]);
             peer.call(&call, CALL_TIMEOUT).wait().map_err(io::Error::other)?;
             self.peers.push(peer);

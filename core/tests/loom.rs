@@ -177,3 +177,70 @@ fn a_call_ends_once() {
         assert_ne!(call.state(9), Some(CallState::Pending));
     });
 }
+
+/// The pipe of a bell: what was written before it is seen by whoever finds it rung.
+fn ring(bell: &Model) {
+    // One operation like the other: a system call on a pipe.
+    bell.swap(0, 1);
+}
+
+fn take_ring(bell: &Model) -> bool {
+    bell.swap(0, 0) == 1
+}
+
+#[test]
+fn a_lane_that_went_cold_is_looked_at_once_it_rings() {
+    loom::model(|| {
+        let lane = Lane::new();
+        let (mut gate, mut reader, mut writer) = (lane.gate(), lane.reader(), lane.writer());
+        let bell = Model::new(1);
+        gate.open();
+        assert_eq!(send(&mut writer, 1), Some(true));
+        assert_eq!(receive(&mut reader), Some(1));
+        let rung = bell.clone();
+        let receiver = thread::spawn(move || {
+            // It stays awake: a message that it finds after it has asked leaves the lane hot.
+            reader.ask_bell();
+            let mut seen = u64::from(receive(&mut reader).is_some());
+            // The lane is cold if that was none: from here on only a ring makes it look.
+            if seen == 0 && take_ring(&rung) {
+                seen += u64::from(receive(&mut reader).is_some());
+                assert_eq!(seen, 1, "nobody rings for nothing");
+            }
+            (reader, seen)
+        });
+        if send(&mut writer, 2).unwrap() {
+            ring(&bell);
+        }
+        let (mut reader, seen) = receiver.join().unwrap();
+        // What was sent by now is found at the next look, if not before.
+        let late = if seen == 0 && take_ring(&bell) { receive(&mut reader) } else { None };
+        assert_eq!(seen + u64::from(late.is_some()), 1);
+    });
+}
+
+#[test]
+fn what_came_before_by_a_cold_lane_is_seen_before_what_comes_after_by_a_hot_one() {
+    loom::model(|| {
+        let (cold, hot) = (Lane::new(), Lane::new());
+        let bell = Model::new(1);
+        let (mut first_gate, mut second_gate) = (cold.gate(), hot.gate());
+        first_gate.open();
+        second_gate.open();
+        let (mut cold_reader, mut hot_reader) = (cold.reader(), hot.reader());
+        let (mut first, mut second) = (cold.writer(), hot.writer());
+        let rung = bell.clone();
+        let senders = thread::spawn(move || {
+            // The second message is sent by somebody who knows that the first one was.
+            if send(&mut first, 1).unwrap() {
+                ring(&rung);
+            }
+            send(&mut second, 2).unwrap();
+        });
+        // A look at the hot lane that finds the second message stands for a cut after both: the rings are taken after it.
+        let after = hot_reader.peek().unwrap().is_some();
+        let before = take_ring(&bell) && receive(&mut cold_reader) == Some(1);
+        assert!(!after || before);
+        senders.join().unwrap();
+    });
+}
