@@ -267,8 +267,9 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.inbox.is_alive()
     }
 
-    /// Ends the calls by lane whose time is over, or whose callee is gone.
-    fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: bool, now: Instant) {
+    /// Ends the calls by lane whose time is over, and those by the lane whose receiver was `dead` before the look: whoever ended
+    /// since may have sent a reply that the look did not see.
+    fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: Option<usize>, now: Instant) {
         // Ends: each round ends a call or puts it off.
         while let Some(call) = lanes.outward.calls().due(now) {
             let end = |word: CallWord<_>| word.end(call.name.number, CallState::Expired);
@@ -294,10 +295,8 @@ impl<P: Words, S: Words> Receiver<P, S> {
             lanes.outward.calls().close(call.name);
         }
         // Replies that came by lane and were not looked at come first.
-        if !dead || self.lanes().is_some_and(InLanes::has_fresh) {
-            return;
-        }
-        while let Some(call) = lanes.outward.call_to_the_dead() {
+        let Some(dead) = dead.filter(|_| !self.lanes().is_some_and(InLanes::has_fresh)) else { return };
+        while let Some(call) = lanes.outward.calls().by_lane(dead) {
             if lanes.outward.state(&call) != Some(CallState::Relayed) {
                 self.call_ended(lanes, call.cookie, true, now);
             }
@@ -338,7 +337,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             // Whoever was gone before the clock was read has sent all of its replies by then.
             let dead = match cut {
                 Some((_, dead)) => dead,
-                None => lanes.as_ref().is_some_and(|lanes| lanes.outward.call_to_the_dead().is_some()),
+                None => lanes.as_ref().and_then(|lanes| lane_to_the_dead(lanes.outward)),
             };
             // The clock comes first: what is queued later in one lane waits for the next look, because
             // something older may come into a lane that was looked at before.
@@ -380,7 +379,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             }
             if gate().is_some()
                 && let Some(lanes) = lanes.as_deref_mut()
-                && (noticed || dead || lanes.outward.calls().next() <= now)
+                && (noticed || dead.is_some() || lanes.outward.calls().next() <= now)
             {
                 self.end_calls(lanes, dead, now);
             }
@@ -392,18 +391,23 @@ impl<P: Words, S: Words> Receiver<P, S> {
 }
 
 /// Makes those lanes hot that have rung, or all of them if somebody may have died before it rang. Returns the cut, and
-/// whether a call goes to somebody who was gone by then.
+/// a lane by which a call went to somebody who was gone by then.
 ///
 /// The clock comes first: who sent before it by a lane that is cold had rung before anybody could send after that and
 /// still before the clock was read.
-fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> (Instant, bool) {
-    let dead = lanes.outward.call_to_the_dead().is_some();
-    if noticed || dead {
+fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> (Instant, Option<usize>) {
+    let dead = lane_to_the_dead(lanes.outward);
+    if noticed || dead.is_some() {
         inward.look_at_all();
     }
     let cut = bell::now();
     lanes.bell.take_rings(inward.count(), |at, stale| inward.rang(at, stale));
     (cut, dead)
+}
+
+/// A lane by which a call went to somebody who is gone. The next look finds the next one.
+fn lane_to_the_dead(outward: &OutLanes) -> Option<usize> {
+    outward.call_to_the_dead().map(|call| call.lane)
 }
 
 /// Whether a call has to be ended.
