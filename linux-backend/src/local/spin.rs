@@ -105,7 +105,7 @@ impl Spin {
 }
 
 impl LocalTransport {
-    /// How the waits of this connection have ended, to see whether [`Options::spin`] pays.
+    /// How the waits of this connection have ended, to see whether [`Options::spin`](super::Options::spin) pays.
     #[must_use]
     pub fn waits(&self) -> Waits {
         self.spin.get().map(|spin| spin.waits()).unwrap_or_default()
