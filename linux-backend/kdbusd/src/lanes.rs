@@ -3,13 +3,16 @@
 //! A receiver brings a lane, kdbusd gives it to one sender, opens it once both have mapped it, and closes it when the
 //! engine says so. A lane never serves a second sender.
 
+use core::fmt::Write;
+
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::terms::{self, PAGE_WORDS, Terms, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, CallName, CallState, CallWord, LaneGate, LaneLayout, LaneTraffic};
 use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
 use kdbus_linux::local::map::{self, Seal, WordMap};
 use kdbus_linux::local::wire::LANE_FDS;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{self, Mode, OFlags};
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -128,7 +131,7 @@ impl LaneTable {
         let (bell, ringer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let clone = |file: &OwnedFd| io::fcntl_dupfd_cloexec(file, 0);
         let received =
-            [clone(&lane_file)?, clone(&back_file)?, clone(&verdict_file)?, clone(&calls_file)?, bell];
+            [read_only(&lane_file)?, clone(&back_file)?, clone(&verdict_file)?, clone(&calls_file)?, bell];
         self.lanes[place] = Some(Lane {
             receiver,
             uid,
@@ -375,6 +378,21 @@ impl LaneTable {
     }
 }
 
+/// A descriptor of a memory file that can be read and not written. Whoever mapped the lane part before its sender did
+/// could otherwise write it ever after: a seal spares the mappings that exist.
+fn read_only(file: &OwnedFd) -> io::Result<OwnedFd> {
+    // Nor can it be opened once more for writing by another user than this one.
+    fs::fchmod(file, Mode::RUSR)?;
+    let mut path = heapless::String::<32>::new();
+    // Ten digits fit.
+    let _ = write!(path, "/proc/self/fd/{}", file.as_raw_fd());
+    // Without /proc there are no lanes.
+    fs::open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| match error {
+        io::Errno::NOENT => io::Errno::OPNOTSUPP,
+        other => other,
+    })
+}
+
 impl Lane {
     /// Whether messages may be sent under these terms. They are written if they are others than before, which
     /// needs a lane without messages.
@@ -492,7 +510,7 @@ mod tests {
     fn a_receiver_that_seals_its_lane_otherwise_gets_nothing_from_it() {
         let mut table = table();
         let (number, received) = table.bring(A, 0).unwrap();
-        rustix::fs::fcntl_add_seals(&received[0], SealFlags::SEAL).unwrap();
+        fs::fcntl_add_seals(&received[3], SealFlags::SEAL).unwrap();
         assert!(table.mapped(number, A));
         table.give(grant(B, A), &TERMS).unwrap();
         assert!(table.mapped(number, B) && !is_open(&table, number));

@@ -185,6 +185,9 @@ fn a_daemon_that_is_told_so_keeps_its_rights() {
 /// What clients do with a bus, from the first to the last, with everything that a daemon calls the system for.
 fn a_whole_exchange(program: &Program, sees_into_processes: bool) {
     let name = WellKnownName::parse(SERVICE).unwrap();
+    let pair = [(); 2].map(|()| program.hello(&Hello::new()));
+    pair[0].transport().open_lane(pair[1].id()).unwrap();
+    drop(pair);
     let monitor = Monitor::hello(program.open(), &Hello::new().pool_size(8 << 20)).unwrap();
     let mut service = program.hello(
         &Hello::new().pool_size(8 << 20).accept_fds().description(NodeName::parse("service").unwrap()),

@@ -188,6 +188,35 @@ fn keys_at_will_hold_up_their_own_lane_only() {
 }
 
 #[test]
+fn a_key_that_has_not_come_does_not_keep_its_receiver_awake() {
+    let bus = bus();
+    let victim = client(&bus);
+    for far in [u64::MAX, now() + 60_000_000_000] {
+        let mut attacker = Attacker::new(&bus, &victim);
+        attacker.send(far, 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+        let before = victim.transport().waits();
+        let waited = victim.recv_blocking(Duration::from_millis(20));
+        assert!(waited.is_err(), "it says that it was not sent yet");
+        assert!(victim.transport().waits().slept > before.slept, "it sleeps");
+        unharmed(&bus, &victim);
+    }
+}
+
+#[test]
+fn a_key_that_has_not_come_does_not_keep_who_waits_for_a_reply_awake() {
+    let bus = bus();
+    let (victim, silent) = (client(&bus), client(&bus));
+    victim.transport().open_lane(silent.id()).unwrap();
+    let mut attacker = Attacker::new(&bus, &victim);
+    attacker.send(u64::MAX, 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+    let before = victim.transport().waits();
+    let question = Message::to(silent.id()).payload(b"question");
+    assert!(victim.call_blocking(&question, Duration::from_millis(20)).is_err(), "nobody answers");
+    assert!(victim.transport().waits().slept > before.slept, "it sleeps");
+    unharmed(&bus, &victim);
+}
+
+#[test]
 fn a_lane_that_was_closed_stays_closed_whatever_its_sender_writes() {
     let bus = bus();
     let victim = client(&bus);

@@ -1,10 +1,18 @@
 //! Calls by lane that wait for their end, at the caller and at the callee.
 
+use core::time::Duration;
+
 use kdbus_core::Instant;
 use kdbus_core::channel::{CALLS_MAX, CallName};
 
 /// The word of the call that the connection waits for: it has one at a time, and keeps it out of the others' way.
 const WAITED: usize = CALLS_MAX - 1;
+
+/// How long a call is waited for whose reply was announced and did not come.
+pub(super) const GRACE: Duration = Duration::from_millis(1);
+/// How often a call that nobody sleeps in gets that, twice as long each time: a second all in all. Its callee may be stopped
+/// between both, or lie.
+const LOOKS: u8 = 10;
 
 /// What a reply that came in is to this connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +36,8 @@ pub(super) struct Call {
     pub(super) cookie: u64,
     /// When to look whether it has ended.
     pub(super) deadline: Instant,
+    /// How often that was put off.
+    pub(super) looks: u8,
 }
 
 /// The calls that this connection has sent by lane and that have not ended.
@@ -63,7 +73,7 @@ impl Calls {
     pub(super) fn wait_for(&mut self, lane: usize, callee: u64, cookie: u64, deadline: Instant) -> CallName {
         self.number += 1;
         let name = CallName { index: WAITED, number: self.number };
-        self.waited = Some(Call { name, lane, callee, cookie, deadline });
+        self.waited = Some(Call { name, lane, callee, cookie, deadline, looks: 0 });
         name
     }
 
@@ -94,7 +104,7 @@ impl Calls {
             .map(|step| (number as usize).wrapping_add(step) % WAITED)
             .find(|index| self.places.get(*index).is_some_and(Option::is_none))?;
         let name = CallName { index, number };
-        *self.places.get_mut(index)? = Some(Call { name, lane, callee, cookie, deadline });
+        *self.places.get_mut(index)? = Some(Call { name, lane, callee, cookie, deadline, looks: 0 });
         (self.number, self.len) = (number, self.len + 1);
         self.next = self.next.min(deadline);
         Some(name)
@@ -143,13 +153,15 @@ impl Calls {
         first.filter(|call| call.deadline <= now)
     }
 
-    /// Looks at a call again later.
-    pub(super) fn put_off(&mut self, name: CallName, until: Instant) {
-        if let Some(Some(call)) = self.places.get_mut(name.index)
-            && call.name == name
-        {
-            call.deadline = until;
+    /// Looks at a call again later, after twice as long each time. False if it was put off often enough.
+    pub(super) fn put_off(&mut self, name: CallName, now: Instant) -> bool {
+        let Some(Some(call)) = self.places.get_mut(name.index) else { return false };
+        if call.name != name || call.looks == LOOKS {
+            return false;
         }
+        call.deadline = now.after(GRACE.saturating_mul(1 << call.looks));
+        call.looks += 1;
+        true
     }
 
     /// All of them.
@@ -224,12 +236,28 @@ mod tests {
         let second = calls.open(1, 8, 2, at(100)).unwrap();
         assert_eq!((calls.next(), calls.due(at(99))), (at(100), None));
         assert_eq!(calls.due(at(400)).unwrap().name, second);
-        calls.put_off(second, at(500));
+        assert!(calls.put_off(second, at(500)));
         assert_eq!(calls.due(at(400)).unwrap().name, first);
         calls.close(first);
-        assert_eq!((calls.due(at(400)), calls.next()), (None, at(500)));
+        assert_eq!((calls.due(at(400)), calls.next()), (None, at(500).after(GRACE)));
         assert_eq!(calls.by_lane(1).unwrap().name, second);
         assert!(calls.by_lane(0).is_none());
+    }
+
+    #[test]
+    fn a_call_is_put_off_for_longer_each_time_and_not_for_ever() {
+        let mut calls = Calls::new();
+        let name = calls.open(0, 7, 1, at(300)).unwrap();
+        let mut now = at(300);
+        let mut looks = 0;
+        while calls.put_off(name, now) {
+            assert!(calls.due(now).is_none());
+            now = calls.next();
+            looks += 1;
+        }
+        assert_eq!((looks, now), (10, at(300).after(1023 * GRACE)));
+        calls.close(name);
+        assert!(!calls.put_off(name, now));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
-use super::calls::{Answers, Calls, Owed};
+use super::calls::{Answers, Calls, GRACE, Owed};
 use super::hot::HotSet;
 use super::lane::InLane;
 use super::map::{Block, WordMap};
@@ -193,6 +193,11 @@ impl InLanes {
                 let Some(last) = self.free_len.checked_sub(1) else { return };
                 let Some(slot) = self.free.get(last).copied() else { return };
                 if !batch.takes(head.key) {
+                    // Sent since the look began. A time that has not come yet would keep this connection awake.
+                    if head.key > bell::now().after(GRACE).as_nanos() {
+                        lane.reject();
+                        self.hot.worn();
+                    }
                     break;
                 }
                 terms.refresh(lane.page());

@@ -1,7 +1,5 @@
 //! Receiving out of shared memory.
 
-use core::time::Duration;
-
 use kdbus_core::Instant;
 use kdbus_core::abi::RecvFlags;
 use kdbus_core::channel::{Arrived, CallState, CallWord, InboxReader, Order, ReturnsFull, Words};
@@ -33,9 +31,6 @@ pub(super) struct Lanes<'a> {
     /// Where replies belong to.
     pub(super) outward: &'a mut OutLanes,
 }
-
-/// How long a call is waited for whose reply was announced and did not come.
-pub(super) const GRACE: Duration = Duration::from_millis(1);
 
 /// What waits for one connection: kdbusd's shared queue and the lanes into it, merged into one queue.
 #[derive(Debug)]
@@ -280,12 +275,13 @@ impl<P: Words, S: Words> Receiver<P, S> {
                     self.call_ended(lanes, call.cookie, false, now);
                 }
                 // The reply is about to be sent, or was taken back just now.
-                Some(CallState::Answered | CallState::Pending) => {
-                    lanes.outward.calls().put_off(call.name, now.after(GRACE));
+                Some(CallState::Answered | CallState::Pending)
+                    if lanes.outward.calls().put_off(call.name, now) =>
+                {
                     continue;
                 }
                 Some(CallState::Relayed) => {}
-                Some(CallState::Expired) | None => self.call_ended(lanes, call.cookie, false, now),
+                _ => self.call_ended(lanes, call.cookie, false, now),
             }
             lanes.outward.calls().close(call.name);
         }

@@ -8,14 +8,14 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use zerocopy::IntoBytes;
 
 use super::bell::{self, Woken};
-use super::calls::Call;
+use super::calls::{Call, GRACE};
 use super::error::errno;
 use super::gate;
 use super::handle::check_cancel;
 use super::incoming::{Taken, empty};
 use super::map::WordMap;
 use super::outward::OutLanes;
-use super::receive::{GRACE, KDBUSD, Lanes, Receiver};
+use super::receive::{KDBUSD, Lanes, Receiver};
 use super::transport::LocalTransport;
 
 type Reader = Receiver<WordMap, WordMap>;

@@ -1,0 +1,207 @@
+//! Receivers that do what they like with their end of a lane and with the calls that come by it. Each harms nobody but
+//! whoever calls it, and that one no longer than its call.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Bus, Client};
+use kdbus_core::Instant;
+use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, Vec as PayloadVec};
+use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
+use kdbus_core::channel::{
+    CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord, LaneLayout, LaneReader, Words,
+};
+use kdbus_core::client::{Connection, Hello, Message};
+use kdbus_linux::local::map::WordMap;
+use kdbus_linux::local::socket::{self, Descriptors, Wait};
+use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
+use rustix::fd::OwnedFd;
+use zerocopy::IntoBytes;
+
+const LONG: Duration = Duration::from_secs(10);
+/// Where the cookies of calls stand in the lane part.
+const COOKIES_AT: usize = 16;
+
+fn bus() -> Bus {
+    Bus::with(|config| config.capacity.lanes = 16)
+}
+
+fn client(bus: &Bus) -> Client {
+    Connection::with_capacities(bus.options().lanes(4).connect(&bus.name()).unwrap(), &Hello::new()).unwrap()
+}
+
+fn after(span: Duration) -> Instant {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Instant::from_nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64).after(span)
+}
+
+/// A callee that has its lane in its own hands.
+struct Attacker {
+    client: Client,
+    number: u32,
+    lane: OwnedFd,
+    words: usize,
+    calls: WordMap,
+    reader: LaneReader<WordMap, WordMap, WordMap>,
+    _bell: OwnedFd,
+}
+
+impl Attacker {
+    fn new(bus: &Bus) -> Self {
+        let client = bus.connect_without_lanes();
+        let kdbusd = client.transport().handle().socket();
+        let tell = |header: &Header| socket::send(kdbusd, header, &[], &[], Wait::Yes).unwrap();
+        tell(&Header::new(Kind::BringLane, 1 << 40));
+        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+        socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
+        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+        answer.result().unwrap();
+        let number = answer.slot;
+        let [lane, back, page, calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+        let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
+        let reader = LaneReader::new(
+            WordMap::read_only(&lane, words).unwrap(),
+            WordMap::writable(&back, LaneLayout::BACK_WORDS).unwrap(),
+            WordMap::read_only(&page, PAGE_WORDS).unwrap(),
+            VERDICT_AT,
+            LaneLayout::of_words(words).unwrap(),
+        );
+        let calls = WordMap::writable(&calls, CALL_WORDS).unwrap();
+        tell(&Header { slot: number, ..Header::new(Kind::LaneMapped, 0) });
+        // Its answer comes when the lane is ready.
+        let _ = client.transport().handle().command(0, &mut [0; 8]);
+        Self { number, lane, words, calls, reader: reader.unwrap(), _bell: bell, client }
+    }
+
+    /// The call that came by the lane.
+    fn call(&mut self) -> CallName {
+        let head = self.reader.peek().unwrap().expect("it came by lane");
+        CallName::from_word(head.call).unwrap()
+    }
+
+    fn word(&self, call: CallName) -> CallWord<&WordMap> {
+        CallWord::new(&self.calls, call.index)
+    }
+
+    /// Says to kdbusd that a message is the reply to `call`.
+    fn claim(&self, call: CallName, caller: u64, cookie: u64) -> Result<(), Errno> {
+        let vec = PayloadVec { size: 8, address: 64 };
+        let header = Msg {
+            dst_id: caller,
+            payload_type: 1,
+            cookie: 77,
+            timeout_or_reply: cookie,
+            size: (Msg::SIZE + 32) as u64,
+            ..Msg::default()
+        };
+        let mut reply = vec![0; Msg::SIZE + 32];
+        let mut writer = ItemWriter::behind(&mut reply, Msg::SIZE).unwrap();
+        writer.bytes(ItemType::PAYLOAD_VEC, vec.as_bytes()).unwrap();
+        assert_eq!(writer.len(), Msg::SIZE + 32);
+        reply[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        let command = CmdSend { size: size_of::<CmdSend>() as u64, msg_address: 1, ..CmdSend::default() };
+        let header = Header {
+            number: Command::Send.request(),
+            flags: FLAG_MESSAGE | FLAG_CLAIM,
+            arg_size: size_of::<CmdSend>() as u32,
+            message_size: reply.len() as u32,
+            payload_size: 8,
+            key: call.word(),
+            slot: self.number,
+            ..Header::new(Kind::Command, 1 << 41)
+        };
+        let kdbusd = self.client.transport().handle().socket();
+        socket::send(kdbusd, &header, &[command.as_bytes(), &reply, b"an answr"], &[], Wait::Yes).unwrap();
+        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+        socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
+        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+        answer.result()
+    }
+}
+
+#[test]
+fn a_callee_does_not_choose_which_call_it_answers() {
+    let bus = bus();
+    let mut callee = Attacker::new(&bus);
+    // Before the caller has mapped the lane, and kdbusd has sealed it.
+    let early = WordMap::writable(&callee.lane, callee.words);
+    let (caller, other) = (client(&bus), client(&bus));
+    caller.transport().open_lane(callee.client.id()).unwrap();
+    let later = after(6 * LONG);
+    for (to, cookie) in [(callee.client.id(), 5), (other.id(), 9)] {
+        caller.send(&Message::to(to).payload(b"question").cookie(cookie).expect_reply(later)).unwrap();
+    }
+    let call = callee.call();
+    if let Ok(lane) = &early {
+        lane.store(COOKIES_AT + call.index, 9);
+    }
+    let _ = callee.claim(call, caller.id(), 9);
+    assert!(caller.try_recv().unwrap().is_none(), "that one was asked of somebody else");
+    let question = other.try_recv().unwrap().unwrap();
+    other.send(&Message::reply(question.reply_to()).payload(b"honest")).unwrap();
+    let reply = caller.recv_blocking(LONG).unwrap();
+    assert_eq!((reply.sender(), reply.cookie_reply()), (other.id(), 9));
+    assert!(early.is_err(), "nobody but the caller writes it");
+}
+
+#[test]
+fn a_reply_that_is_announced_and_never_comes_ends_its_call_all_the_same() {
+    let bus = bus();
+    let mut callee = Attacker::new(&bus);
+    let caller = client(&bus);
+    caller.transport().open_lane(callee.client.id()).unwrap();
+    let question = Message::to(callee.client.id()).payload(b"question").cookie(5);
+    caller.send(&question.expect_reply(after(Duration::from_millis(20)))).unwrap();
+    let call = callee.call();
+    assert!(callee.word(call).end(call.number, CallState::Answered));
+    let ended = caller.recv_blocking(LONG).expect("it hears that nothing comes");
+    assert_eq!((ended.sender(), ended.cookie_reply()), (0, 5));
+    assert!(caller.try_recv().unwrap().is_none());
+}
+
+#[test]
+fn whatever_a_callee_writes_to_the_words_of_calls_each_call_ends_and_the_next_one_works() {
+    let bus = bus();
+    let callee = Attacker::new(&bus);
+    let (caller, honest) = (client(&bus), client(&bus));
+    caller.transport().open_lane(callee.client.id()).unwrap();
+    caller.transport().open_lane(honest.id()).unwrap();
+    let (to, next) = (callee.client.id(), honest.id());
+    let calling = std::thread::spawn(move || {
+        for _ in 0..100 {
+            let question = Message::to(to).payload(b"question");
+            let answer = caller.call_blocking(&question, Duration::from_millis(3));
+            assert!(answer.is_err(), "nobody answers");
+        }
+        caller
+    });
+    let mut seed = 0x1234_5678_9abc_def1_u64;
+    let mut scramble = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let waited = CALLS_MAX - 1;
+    while !calling.is_finished() {
+        let number = scramble() % 128;
+        let word = match scramble() % 4 {
+            0 => scramble(),
+            state => number << 2 | state,
+        };
+        let at = if scramble().is_multiple_of(2) { waited } else { scramble() as usize % CALL_WORDS };
+        callee.calls.store(at, word);
+        // Why a reply that kdbusd was to bring does not come.
+        callee.calls.store(CALLS_MAX + waited, number << 8 | scramble() % 256);
+    }
+    let caller = calling.join().unwrap();
+    let serving = std::thread::spawn(move || {
+        let question = honest.recv_blocking(LONG).unwrap().reply_to();
+        honest.send(&Message::reply(question).payload(b"answer")).unwrap();
+        honest
+    });
+    let answer = caller.call_blocking(&Message::to(next).payload(b"question"), LONG).unwrap();
+    assert_eq!((answer.sender(), answer.payload()), (next, &b"answer"[..]));
+    serving.join().unwrap();
+}
