@@ -288,7 +288,7 @@ fn make_endpoint(maker: &LocalTransport, name: &str) {
 
 #[test]
 fn a_whole_exchange_works_without_those_rights() {
-    let program = Program::start(&["--set", "capacity.lanes=4"]);
+    let program = Program::start(&["--set", "capacity.lanes=16"]);
     a_whole_exchange(&program, true);
     program.stop();
 }

@@ -193,7 +193,7 @@ fn whatever_a_callee_writes_to_the_words_of_calls_each_call_ends_and_the_next_on
         let at = if scramble().is_multiple_of(2) { waited } else { scramble() as usize % CALL_WORDS };
         callee.calls.store(at, word);
         // Why a reply that kdbusd was to bring does not come.
-        callee.calls.store(CALLS_MAX + waited, number << 8 | scramble() % 256);
+        callee.calls.store(CALLS_MAX + waited, (number << 8) | (scramble() % 256));
     }
     let caller = calling.join().unwrap();
     let serving = std::thread::spawn(move || {
