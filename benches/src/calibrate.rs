@@ -73,7 +73,9 @@ fn connect(root: &FilePath) -> io::Result<Connection<LocalTransport>> {
         Environment::current().with_root(root.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     let patience = Instant::now() + Duration::from_secs(10);
     loop {
-        match Options::new().environment(environment).connect(name.as_deref().unwrap_or_default()) {
+        // What is foretold is a call over kdbusd.
+        let options = Options::new().environment(environment).lanes(0);
+        match options.connect(name.as_deref().unwrap_or_default()) {
             Ok(transport) => return Connection::hello(transport, &Hello::new()).map_err(io::Error::other),
             Err(error) if Instant::now() > patience => return Err(error.into()),
             Err(_) => thread::sleep(Duration::from_millis(5)),
