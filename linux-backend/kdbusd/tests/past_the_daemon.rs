@@ -637,3 +637,32 @@ fn a_reply_may_bring_descriptors_to_a_call_by_lane() {
     assert!(refused);
     assert_eq!(carried(&b), before, "the calls went by lane");
 }
+
+#[test]
+fn who_is_polled_from_outside_can_cancel_a_call_while_another_one_times_out() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let readable =
+        || poll(&mut [PollFd::new(a.transport(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1;
+    assert!(!readable());
+    let (cancel, canceler) = rustix::pipe::pipe().unwrap();
+    call(&a, &b, 7, 20);
+    let to = b.id();
+    let serving = meanwhile(b, move |b| {
+        for _ in 0..2 {
+            let _received = b.recv_blocking(LONG).unwrap();
+        }
+        // The time of the first one is over by then.
+        std::thread::sleep(Duration::from_millis(100));
+        rustix::io::write(&canceler, b"!").unwrap();
+        canceler
+    });
+    let question = Message::to(to).payload(b"question");
+    let before = a.transport().waits().slept;
+    let error = a.call_cancelable(&question, Duration::from_secs(5), cancel.as_fd()).map(|_| ()).unwrap_err();
+    assert_eq!(error, CallError::Canceled);
+    let slept = a.transport().waits().slept - before;
+    assert!(slept < 50, "it slept {slept} times, which is not sleeping");
+    assert_eq!(ends(&a), [(0, 7, ItemType::REPLY_TIMEOUT)]);
+    serving.join().unwrap();
+}

@@ -250,7 +250,9 @@ impl Bell {
             let [set, canceled] = [&fds[0], &fds[1]].map(PollFd::revents);
             if !set.is_empty() {
                 // Its events are there, so this does not wait.
-                return self.wait(socket, Some(Instant::ZERO), rung);
+                let woken = self.wait(socket, Some(Instant::ZERO), rung)?;
+                let cancels = woken == Woken::Early && canceled.contains(PollFlags::IN);
+                return Ok(if cancels { Woken::Canceled } else { woken });
             }
             return Ok(match canceled {
                 canceled if canceled.contains(PollFlags::IN) => Woken::Canceled,
@@ -458,6 +460,19 @@ mod tests {
         assert_eq!(bell.wait(socket.as_fd(), Some(deadline), |_, _| {}), Ok(Woken::Early));
         assert!(now() >= deadline);
         assert_eq!(bell.wait(socket.as_fd(), Some(Instant::ZERO), |_, _| {}), Ok(Woken::Early));
+    }
+
+    #[test]
+    fn who_is_rung_for_on_and_on_can_be_canceled() {
+        let (socket, _peer) = pair();
+        let (cancel, canceler) = pipe_with(PipeFlags::empty()).unwrap();
+        let bell = Bell::new(socket.as_fd()).unwrap();
+        bell.ring_own();
+        let wait =
+            || bell.wait_or_cancel(socket.as_fd(), Some(Instant::FAR), Some(cancel.as_fd()), |_, _| {});
+        assert_eq!(wait(), Ok(Woken::Early));
+        rustix::io::write(&canceler, b"!").unwrap();
+        assert_eq!(wait(), Ok(Woken::Canceled));
     }
 
     #[test]

@@ -130,6 +130,10 @@ impl LocalTransport {
         if !self.bell.silence(rung(receiver)) || !receiver.is_alive() {
             return Err(self.end());
         }
+        if self.bell.is_watched() {
+            // Once it went off, nobody could sleep.
+            self.bell.set_timer(outward.calls().next());
+        }
         Ok(receiver.arm_for_reply(seen, outward))
     }
 
