@@ -666,3 +666,27 @@ fn who_is_polled_from_outside_can_cancel_a_call_while_another_one_times_out() {
     assert_eq!(ends(&a), [(0, 7, ItemType::REPLY_TIMEOUT)]);
     serving.join().unwrap();
 }
+
+#[test]
+fn who_polls_from_outside_hears_of_what_finds_room_when_something_is_given_back() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    let transport = b.transport();
+    let readable =
+        || poll(&mut [PollFd::new(transport, PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1;
+    assert!(!readable());
+    for number in 0..300 {
+        a.send(&Message::to(b.id()).payload(b"x").cookie(number + 1)).unwrap();
+    }
+    assert!(readable());
+    let next = || Some(transport.recv(RecvFlags::empty(), 0).unwrap().message?.info.offset);
+    let held: Vec<_> = std::iter::from_fn(next).collect();
+    assert!(held.len() < 300 && !readable(), "there is no room for the rest");
+    for offset in &held {
+        transport.free(*offset);
+    }
+    assert!(readable());
+    assert_eq!(ends(&b).len() + held.len(), 300);
+    assert!(!readable());
+}

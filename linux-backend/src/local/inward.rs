@@ -360,9 +360,9 @@ impl InLanes {
         queued
     }
 
-    /// Something was given back, so there may be room again.
-    pub(super) const fn relieve(&mut self) {
-        self.starved = false;
+    /// Something was given back, so there may be room again. True if messages had none.
+    pub(super) const fn relieve(&mut self) -> bool {
+        core::mem::replace(&mut self.starved, false)
     }
 
     /// The notification that the call with this cookie has no reply, for the queue. It is lost without a trace if there

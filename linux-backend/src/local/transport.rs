@@ -559,8 +559,12 @@ impl Transport for LocalTransport {
     fn free(&self, offset: u64) {
         if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena()) {
             arena.free(offset);
-            if let Some(lanes) = self.receiver.borrow_mut().as_mut().and_then(Receiver::lanes) {
-                lanes.relieve();
+            if let Some(lanes) = self.receiver.borrow_mut().as_mut().and_then(Receiver::lanes)
+                && lanes.relieve()
+                && self.bell.is_watched()
+            {
+                // Nobody else rings for what waited for this room.
+                self.bell.ring_own();
             }
             return;
         }
