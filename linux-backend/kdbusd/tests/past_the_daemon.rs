@@ -690,3 +690,46 @@ fn who_polls_from_outside_hears_of_what_finds_room_when_something_is_given_back(
     assert_eq!(ends(&b).len() + held.len(), 300);
     assert!(!readable());
 }
+
+/// A caller that has no room for all that comes before the reply to its call 7, which is sent.
+fn full_before_the_reply(bus: &Bus, millis: u64) -> (Client, Client) {
+    let (a, b) = (hello(bus, 1, &Hello::new()), hello(bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    b.transport().open_lane(a.id()).unwrap();
+    call(&a, &b, 7, millis);
+    let to = called(&b);
+    let before = carried(&a);
+    for number in 0..200 {
+        b.send(&Message::to(a.id()).payload(b"besides").cookie(number + 1)).unwrap();
+    }
+    reply(&b, to, b"answer").unwrap();
+    assert_eq!(carried(&a), before, "all of it went by lane");
+    (a, b)
+}
+
+#[test]
+fn who_answers_and_dies_has_answered_whoever_has_no_room() {
+    let bus = bus();
+    let (a, b) = full_before_the_reply(&bus, 60_000);
+    let id = b.id();
+    drop(b);
+    let mut told = ends(&a);
+    told.extend(ends(&a));
+    assert_eq!(told.len(), 201);
+    assert_eq!(told[200], (id, 7, ItemType::PAYLOAD_OFF));
+}
+
+#[test]
+fn a_reply_in_time_stays_one_while_its_caller_has_no_room() {
+    let bus = bus();
+    let (a, b) = full_before_the_reply(&bus, 100);
+    let end = after(1500);
+    while after(0) < end {
+        let flags = RecvFlags::USE_PRIORITY | RecvFlags::PEEK;
+        assert!(a.transport().recv(flags, i64::MAX).unwrap().message.is_some());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let told = ends(&a);
+    assert_eq!(told.len(), 201);
+    assert_eq!(told[200], (b.id(), 7, ItemType::PAYLOAD_OFF));
+}

@@ -153,14 +153,15 @@ impl Calls {
         first.filter(|call| call.deadline <= now)
     }
 
-    /// Looks at a call again later, after twice as long each time. False if it was put off often enough.
-    pub(super) fn put_off(&mut self, name: CallName, now: Instant) -> bool {
+    /// Looks at a call again later, after twice as long each time. False if it was put off often enough. While it is
+    /// `hidden` whether its reply is there, that does not count.
+    pub(super) fn put_off(&mut self, name: CallName, now: Instant, hidden: bool) -> bool {
         let Some(Some(call)) = self.places.get_mut(name.index) else { return false };
-        if call.name != name || call.looks == LOOKS {
+        if call.name != name || (call.looks == LOOKS && !hidden) {
             return false;
         }
-        call.deadline = now.after(GRACE.saturating_mul(1 << call.looks));
-        call.looks += 1;
+        call.deadline = now.after(GRACE.saturating_mul(1 << call.looks.min(LOOKS - 1)));
+        call.looks += u8::from(!hidden);
         true
     }
 
@@ -236,7 +237,7 @@ mod tests {
         let second = calls.open(1, 8, 2, at(100)).unwrap();
         assert_eq!((calls.next(), calls.due(at(99))), (at(100), None));
         assert_eq!(calls.due(at(400)).unwrap().name, second);
-        assert!(calls.put_off(second, at(500)));
+        assert!(calls.put_off(second, at(500), false));
         assert_eq!(calls.due(at(400)).unwrap().name, first);
         calls.close(first);
         assert_eq!((calls.due(at(400)), calls.next()), (None, at(500).after(GRACE)));
@@ -250,14 +251,15 @@ mod tests {
         let name = calls.open(0, 7, 1, at(300)).unwrap();
         let mut now = at(300);
         let mut looks = 0;
-        while calls.put_off(name, now) {
+        while calls.put_off(name, now, false) {
             assert!(calls.due(now).is_none());
             now = calls.next();
             looks += 1;
         }
         assert_eq!((looks, now), (10, at(300).after(1023 * GRACE)));
+        assert!(calls.put_off(name, now, true) && !calls.put_off(name, now, false));
         calls.close(name);
-        assert!(!calls.put_off(name, now));
+        assert!(!calls.put_off(name, now, false));
     }
 
     #[test]

@@ -186,7 +186,8 @@ impl<P: Words, S: Words> Receiver<P, S> {
         }
         let notices = self.inbox.notices();
         let noticed = core::mem::replace(&mut self.notices, notices) != notices;
-        let calls = outward.is_some_and(wants_attention);
+        let stuck = self.is_stuck();
+        let calls = outward.is_some_and(|outward| wants_attention(outward, stuck));
         noticed || calls || self.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
     }
 
@@ -204,7 +205,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         }
         let notices = self.inbox.notices();
         let noticed = core::mem::replace(seen, notices) != notices;
-        noticed || self.has_fresh() || wants_attention(outward)
+        noticed || self.has_fresh() || wants_attention(outward, self.is_stuck())
     }
 
     /// Whether something came in, for whoever waits for a reply. `None` if there is something else that
@@ -213,7 +214,8 @@ impl<P: Words, S: Words> Receiver<P, S> {
         if self.has_fresh() {
             return Some(true);
         }
-        let other = self.inbox.notices() != seen || !self.is_alive() || wants_attention(outward);
+        let stuck = self.is_stuck();
+        let other = self.inbox.notices() != seen || !self.is_alive() || wants_attention(outward, stuck);
         (!other).then_some(false)
     }
 
@@ -250,10 +252,11 @@ impl<P: Words, S: Words> Receiver<P, S> {
         if self.has_fresh() || !self.head.is_empty() {
             return Some(true);
         }
+        let stuck = self.is_stuck();
         let other = self.inbox.notices() != self.notices
             || self.has_losses()
             || !self.is_alive()
-            || outward.is_some_and(wants_attention);
+            || outward.is_some_and(|outward| wants_attention(outward, stuck));
         (!other).then_some(false)
     }
 
@@ -276,7 +279,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 }
                 // The reply is about to be sent, or was taken back just now.
                 Some(CallState::Answered | CallState::Pending)
-                    if lanes.outward.calls().put_off(call.name, now) =>
+                    if lanes.outward.calls().put_off(call.name, now, self.is_stuck()) =>
                 {
                     continue;
                 }
@@ -290,9 +293,11 @@ impl<P: Words, S: Words> Receiver<P, S> {
             self.call_ended(lanes, call.cookie, true, now);
             lanes.outward.calls().close(call.name);
         }
-        // Replies that came by lane and were not looked at come first.
+        // Replies that came by lane and were not looked at come first, also those for which there is no room yet.
         let Some(dead) = dead.filter(|_| !self.lanes().is_some_and(InLanes::has_fresh)) else { return };
-        while let Some(call) = lanes.outward.calls().by_lane(dead) {
+        while !self.is_stuck()
+            && let Some(call) = lanes.outward.calls().by_lane(dead)
+        {
             if lanes.outward.state(&call) != Some(CallState::Relayed) {
                 self.call_ended(lanes, call.cookie, true, now);
             }
@@ -326,7 +331,8 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 }
                 _ => None,
             };
-            let attention = |lanes: &mut &mut Lanes<'_>| wants_attention(lanes.outward);
+            let stuck = self.is_stuck();
+            let attention = |lanes: &mut &mut Lanes<'_>| wants_attention(lanes.outward, stuck);
             if !noticed && !self.has_fresh() && !lanes.as_mut().is_some_and(attention) {
                 return;
             }
@@ -406,10 +412,10 @@ fn lane_to_the_dead(outward: &OutLanes) -> Option<usize> {
     outward.call_to_the_dead().map(|call| call.lane)
 }
 
-/// Whether a call has to be ended.
-fn wants_attention(outward: &mut OutLanes) -> bool {
+/// Whether a call has to be ended. Those of the dead wait while the receiver is `stuck`: their replies may be there.
+fn wants_attention(outward: &mut OutLanes, stuck: bool) -> bool {
     if gate().is_none() || outward.calls().is_empty() {
         return false;
     }
-    outward.call_to_the_dead().is_some() || bell::now() >= outward.calls().next()
+    (!stuck && outward.call_to_the_dead().is_some()) || bell::now() >= outward.calls().next()
 }
