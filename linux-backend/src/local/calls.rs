@@ -199,7 +199,7 @@ impl Owed {
         }
     }
 
-    /// The call with this cookie that `waits`: an older one may have had the same. Cost: `O(1)` for the one that came last,
+    /// The call with this cookie that `waits`, the newest of them, as in kdbus. Cost: `O(1)` for the one that came last,
     /// else `O(`[`CALLS_MAX`]`)`.
     pub(super) fn find(&self, cookie: u64, waits: impl Fn(CallName) -> bool) -> Option<CallName> {
         let meant = |index: usize| {
@@ -207,7 +207,7 @@ impl Owed {
             let name = CallName { index, number };
             (number != 0 && other == cookie && waits(name)).then_some(name)
         };
-        meant(self.hint).or_else(|| (0..CALLS_MAX).find_map(meant))
+        meant(self.hint).or_else(|| (0..CALLS_MAX).filter_map(meant).max_by_key(|name| name.number))
     }
 
     /// A call was answered, or has ended otherwise.
@@ -316,5 +316,13 @@ mod tests {
         owed.remove(a);
         owed.remove(b);
         assert_eq!(owed.find(50, any), None);
+        for (index, number, cookie) in [(5, 10, 70), (6, 12, 70), (7, 11, 70), (8, 13, 80)] {
+            owed.add(CallName { index, number }, cookie);
+        }
+        assert_eq!(
+            owed.find(70, any).map(|name| name.number),
+            Some(12),
+            "the newest, though it came not last"
+        );
     }
 }
