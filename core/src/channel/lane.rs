@@ -340,7 +340,7 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
     /// Whether `words` fit behind `start`, as far as is known of what was received.
     const fn has_room(&self, start: u64, words: u64) -> bool {
         let used = start.wrapping_sub(self.returned);
-        used <= self.layout.ring() && words <= self.layout.ring() - used
+        self.returned != ABANDONED && used <= self.layout.ring() && words <= self.layout.ring() - used
     }
 }
 

@@ -446,3 +446,18 @@ fn three_threads_lose_tear_and_reorder_nothing() {
         done.store(1, Ordering::Release);
     });
 }
+
+#[test]
+fn once_it_is_seen_that_its_receiver_gave_a_lane_up_nothing_more_is_sent() {
+    let memory = Memory::new(RING_MIN);
+    let mut gate = memory.gate();
+    gate.open();
+    let (mut writer, mut reader) = (memory.writer(), memory.reader());
+    reader.reject();
+    let small = LaneHead { first: 8, ..LaneHead::default() };
+    let _ = writer.reserve(small).unwrap().commit().unwrap();
+    // It finds no room, so it looks at what was received; the small one would find some.
+    let large = LaneHead { first: 80, ..small };
+    assert_eq!(writer.reserve(large).err(), Some(NotByLane::Closed));
+    assert_eq!(writer.reserve(small).err(), Some(NotByLane::Closed));
+}
