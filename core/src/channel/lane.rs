@@ -40,20 +40,20 @@ pub const RING_MIN: u32 = 16;
 /// Words that a ring has at most: 8 MiB.
 pub const RING_MAX: u32 = 1 << 20;
 
-const CONTROL_AT: usize = 0;
+pub(super) const CONTROL_AT: usize = 0;
 // Not beside the control word, which the receiver looks at.
-const COUNT_AT: usize = 8;
-const COOKIES_AT: usize = 16;
+pub(super) const COUNT_AT: usize = 8;
+pub(super) const COOKIES_AT: usize = 16;
 const RING_AT: usize = COOKIES_AT + CALLS_MAX;
 
-const RETURNED_AT: usize = 0;
-const WISH_AT: usize = 8;
+pub(super) const RETURNED_AT: usize = 0;
+pub(super) const WISH_AT: usize = 8;
 
 /// In place of the words that were received: nothing more ever is.
-const ABANDONED: u64 = u64::MAX;
+pub(super) const ABANDONED: u64 = u64::MAX;
 
 /// Words before the bytes of a message.
-const HEAD: u64 = 4;
+pub(super) const HEAD: u64 = 4;
 
 /// How large a lane is, and what follows from that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,11 +100,11 @@ impl LaneLayout {
     }
 
     /// Words from `position` to the end of the ring.
-    const fn to_end(self, position: u64) -> usize {
+    pub(super) const fn to_end(self, position: u64) -> usize {
         self.ring as usize - (position & (self.ring as u64 - 1)) as usize
     }
 
-    const fn at(self, position: u64) -> usize {
+    pub(super) const fn at(self, position: u64) -> usize {
         // The ring is a power of two.
         RING_AT + (position & (self.ring as u64 - 1)) as usize
     }
@@ -243,205 +243,6 @@ impl<L: Words, V: Words> LaneGate<L, V> {
     #[must_use]
     pub const fn page(&self) -> &V {
         &self.verdicts
-    }
-}
-
-/// The sender's side of a lane.
-///
-/// A receiver that lies about its room gets messages overwritten that it has not read: its loss.
-#[derive(Debug)]
-pub struct LaneWriter<L, B, V> {
-    lane: L,
-    back: B,
-    verdicts: V,
-    at: usize,
-    layout: LaneLayout,
-    /// The control word as it has to be for the next commit.
-    control: Verdict,
-    /// Words that were received when it was last looked at: the receiver's cache line is left alone while that suffices.
-    returned: u64,
-    /// The wish for a bell that was fulfilled last.
-    rung: u64,
-    /// Messages sent.
-    count: u64,
-}
-
-impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
-    /// The sender of a lane whose verdict stands at `at`. `None` if the words do not hold it.
-    pub fn new(lane: L, back: B, verdicts: V, at: usize, layout: LaneLayout) -> Option<Self> {
-        let holds = lane.count() >= layout.lane_words()
-            && back.count() >= LaneLayout::BACK_WORDS
-            && verdicts.count() > at;
-        holds.then_some(Self {
-            lane,
-            back,
-            verdicts,
-            at,
-            layout,
-            control: Verdict::NEVER,
-            returned: 0,
-            rung: 0,
-            count: 0,
-        })
-    }
-
-    /// Whether messages can be sent now.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        Verdict::from_word(self.verdicts.load(self.at)).is_open()
-    }
-
-    /// Where the verdict stands.
-    #[must_use]
-    pub const fn page(&self) -> &V {
-        &self.verdicts
-    }
-
-    /// Says what a reply to the call with this index answers, before anybody hears of the call.
-    pub fn set_cookie(&self, call: usize, cookie: u64) {
-        if call < CALLS_MAX {
-            self.lane.store(COOKIES_AT + call, cookie);
-        }
-    }
-
-    /// Starts a message of `head.first` and `head.second` bytes. Until [`Reserved::commit`] it is nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`NotByLane`].
-    pub fn reserve(&mut self, head: LaneHead) -> Result<Reserved<'_, L, B, V>, NotByLane> {
-        let verdict = Verdict::from_word(self.verdicts.load(self.at));
-        if !verdict.is_open() {
-            return Err(NotByLane::Closed);
-        }
-        if verdict.epoch != self.control.epoch {
-            // Opened anew, where the bus says.
-            self.control = verdict;
-        }
-        let words = head.words().ok_or(NotByLane::Full)?;
-        let next = self.control.advanced(words).ok_or(NotByLane::Full)?;
-        let start = self.control.tail;
-        if !self.has_room(start, words) {
-            self.returned = self.back.load(RETURNED_AT);
-            if self.returned == ABANDONED {
-                return Err(NotByLane::Closed);
-            }
-            if !self.has_room(start, words) {
-                return Err(NotByLane::Full);
-            }
-        }
-        for (at, word) in (start..).zip([head.first, head.second, head.key, head.call]) {
-            self.lane.store(self.layout.at(at), word);
-        }
-        let at = start + HEAD;
-        Ok(Reserved { writer: self, next, at, partial: [0; 8], filled: 0 })
-    }
-
-    /// Whether `words` fit behind `start`, as far as is known of what was received.
-    const fn has_room(&self, start: u64, words: u64) -> bool {
-        let used = start.wrapping_sub(self.returned);
-        self.returned != ABANDONED && used <= self.layout.ring() && words <= self.layout.ring() - used
-    }
-}
-
-/// A message that is being written.
-#[derive(Debug)]
-pub struct Reserved<'a, L, B, V> {
-    writer: &'a mut LaneWriter<L, B, V>,
-    next: Verdict,
-    at: u64,
-    partial: [u8; 8],
-    filled: usize,
-}
-
-impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
-    /// Appends bytes to the part that is being written. Those beyond what was reserved are left out.
-    #[inline]
-    pub fn put(&mut self, bytes: &[u8]) {
-        match bytes.as_chunks::<8>() {
-            (words, []) if self.filled == 0 => self.run(words),
-            _ => self.put_bytes(bytes),
-        }
-    }
-
-    /// The same for bytes that do not start or end with a word.
-    fn put_bytes(&mut self, mut bytes: &[u8]) {
-        if self.filled != 0 {
-            let (head, rest) = bytes.split_at(bytes.len().min(8 - self.filled));
-            for (place, byte) in self.partial.iter_mut().skip(self.filled).zip(head) {
-                *place = *byte;
-            }
-            self.filled += head.len();
-            bytes = rest;
-            if self.filled < 8 {
-                return;
-            }
-            self.word(u64::from_ne_bytes(self.partial));
-            self.filled = 0;
-        }
-        let (words, rest) = bytes.as_chunks::<8>();
-        self.run(words);
-        self.partial = [0; 8];
-        for (place, byte) in self.partial.iter_mut().zip(rest) {
-            *place = *byte;
-        }
-        self.filled = rest.len();
-    }
-
-    /// Ends the first part: the next byte starts a word.
-    pub fn next_part(&mut self) {
-        if self.filled != 0 {
-            self.word(u64::from_ne_bytes(self.partial));
-            self.filled = 0;
-        }
-    }
-
-    /// Sends the message. True if the receiver's bell has to be rung. Bytes that were not put are whatever
-    /// stood in the ring before.
-    ///
-    /// # Errors
-    ///
-    /// [`NotByLane::Closed`] if the lane was closed before: nothing was sent.
-    #[must_use = "a receiver that sleeps has to be woken"]
-    pub fn commit(mut self) -> Result<bool, NotByLane> {
-        self.next_part();
-        let Self { writer, next, .. } = self;
-        if !writer.lane.replace(CONTROL_AT, writer.control.word(), next.word()) {
-            return Err(NotByLane::Closed);
-        }
-        // The control word is for the bus to close; somebody else may have opened it since. The verdict decides.
-        // One that has moved on to another epoch has the final tail of this one in its own.
-        let verdict = Verdict::from_word(writer.verdicts.load(writer.at));
-        let still_open = verdict.is_open() && verdict.epoch == next.epoch;
-        if !still_open && verdict.tail < next.tail {
-            return Err(NotByLane::Closed);
-        }
-        writer.control = next;
-        writer.count += 1;
-        writer.lane.store(COUNT_AT, writer.count);
-        // Against the fence in `LaneReader::ask_bell`.
-        writer.lane.fence();
-        let wish = writer.back.load(WISH_AT);
-        Ok(core::mem::replace(&mut writer.rung, wish) != wish)
-    }
-
-    /// Appends whole words, in one go up to the end of the ring.
-    fn run(&mut self, words: &[[u8; 8]]) {
-        let reserved = self.next.tail.saturating_sub(self.at).min(words.len() as u64) as usize;
-        let (lane, layout) = (&self.writer.lane, self.writer.layout);
-        let (head, tail) = words[..reserved].split_at(layout.to_end(self.at).min(reserved));
-        lane.store_run(layout.at(self.at), head);
-        if !tail.is_empty() {
-            lane.store_run(layout.at(0), tail);
-        }
-        self.at += reserved as u64;
-    }
-
-    fn word(&mut self, word: u64) {
-        if self.at < self.next.tail {
-            self.writer.lane.store(self.writer.layout.at(self.at), word);
-            self.at += 1;
-        }
     }
 }
 

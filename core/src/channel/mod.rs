@@ -21,6 +21,7 @@ mod order;
 pub mod terms;
 mod verdict;
 mod words;
+mod writer;
 
 pub use call::{CALL_MAX, CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord};
 pub use entry::{Entry, Return};
@@ -28,14 +29,14 @@ pub use inbox::{
     AttachError, DEPTH_MAX, InboxLayout, InboxReader, InboxWriter, LayoutError, RETURNS_MAX, ReturnsFull,
 };
 pub use lane::{
-    LaneGate, LaneHead, LaneLayout, LaneReader, LaneTraffic, LaneWriter, NotByLane, RING_MAX, RING_MIN,
-    Reserved, Violation,
+    LaneGate, LaneHead, LaneLayout, LaneReader, LaneTraffic, NotByLane, RING_MAX, RING_MIN, Violation,
 };
 pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
 pub use message::{CALL_ENDED_SIZE, Place, Sendable, Settled, call_ended, sendable, settle};
 pub use order::{Arrived, Batch, Order};
 pub use verdict::Verdict;
 pub use words::Words;
+pub use writer::{LaneWriter, Reserved};
 
 #[cfg(all(test, target_has_atomic = "64"))]
 mod lane_tests;
