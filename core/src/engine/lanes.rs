@@ -156,12 +156,8 @@ impl Domain<'_> {
         };
         let grant = self.lane_grant(from, receiver)?;
         let mut buffer = [0; TERMS_METADATA_MAX];
-        let mut pinned = Pinned { items: ItemWriter::new(&mut buffer), cut: false };
-        self.emit_pinned(host, &grant, &mut pinned);
-        if pinned.cut {
-            return Err(NoLane::Terms);
-        }
-        let metadata = pinned.items.as_bytes();
+        let pinned = self.pinned(host, &grant, &mut buffer)?;
+        let metadata = pinned.as_bytes();
         host.lane_open(grant, &Terms { sender: grant.from_id, attach: grant.attach, name, metadata })?;
         let bus = self.conns[self.connected(from).map_err(|_| NoLane::Gone)?].bus;
         self.buses[bus].had_lanes = true;
@@ -176,10 +172,7 @@ impl Domain<'_> {
     /// [`NoLane`].
     pub fn lane_allowed(&self, host: &mut dyn Host, from: HandleId, receiver: u64) -> Result<(), NoLane> {
         let grant = self.lane_grant(from, receiver)?;
-        let mut buffer = [0; TERMS_METADATA_MAX];
-        let mut pinned = Pinned { items: ItemWriter::new(&mut buffer), cut: false };
-        self.emit_pinned(host, &grant, &mut pinned);
-        if pinned.cut { Err(NoLane::Terms) } else { Ok(()) }
+        self.pinned(host, &grant, &mut [0; TERMS_METADATA_MAX]).map(drop)
     }
 
     /// Whether an activator stands behind a name of the connection behind `handle`: messages to that name go through
@@ -202,14 +195,22 @@ impl Domain<'_> {
         Ok(self.conns[place(owner.connection)].id)
     }
 
-    /// Emits what each message by a lane shows of its sender.
-    fn emit_pinned(&self, host: &mut dyn Host, grant: &LaneGrant, sink: &mut dyn ItemSink) {
-        let (Ok(from), Ok(to)) = (self.connected(grant.from), self.connected(grant.to)) else { return };
-        let (who, by) = (self.conn_creds(from), &self.conn_creds(to).spaces);
-        let attach = visible(grant.attach, self.conns[from].attach_send, &who.spaces, by);
-        let seen = translate(host, grant.to, by, who);
-        emit_process(attach, seen.as_ref().unwrap_or(who), &Gathered::NOTHING, &[], sink);
-        self.emit_connection(from, attach, sink);
+    /// What each message by a lane shows of its sender.
+    fn pinned<'b>(
+        &self,
+        host: &mut dyn Host,
+        grant: &LaneGrant,
+        buffer: &'b mut [u8],
+    ) -> Result<ItemWriter<'b>, NoLane> {
+        let mut pinned = Pinned { items: ItemWriter::new(buffer), cut: false };
+        if let (Ok(from), Ok(to)) = (self.connected(grant.from), self.connected(grant.to)) {
+            let (who, by) = (self.conn_creds(from), &self.conn_creds(to).spaces);
+            let attach = visible(grant.attach, self.conns[from].attach_send, &who.spaces, by);
+            let seen = translate(host, grant.to, by, who);
+            emit_process(attach, seen.as_ref().unwrap_or(who), &Gathered::NOTHING, &[], &mut pinned);
+            self.emit_connection(from, attach, &mut pinned);
+        }
+        if pinned.cut { Err(NoLane::Terms) } else { Ok(pinned.items) }
     }
 
     /// Whether the engine would let a lane be opened from the connection behind `from` to the one with id
