@@ -48,6 +48,7 @@ impl LocalTransport {
         let call = outward.call(&self.handle, message)?;
         let ended = self.await_end(receiver, outward, &call, cancel);
         outward.calls().stop_waiting();
+        self.ring_for_the_rest(receiver, outward);
         Some(ended.and_then(|reply| self.beat().map(|()| reply)))
     }
 
@@ -87,10 +88,7 @@ impl LocalTransport {
                 stand = self.look_at(receiver, outward, call, dead)?;
             }
             let over = match stand {
-                Stand::Reply(reply) => {
-                    self.ring_for_the_rest(receiver, outward);
-                    return Ok(reply);
-                }
+                Stand::Reply(reply) => return Ok(reply),
                 Stand::Over(errno) => Some(errno),
                 Stand::Open if woken == Woken::HungUp || !receiver.is_alive() => return Err(self.end()),
                 Stand::Open => {
@@ -114,7 +112,6 @@ impl LocalTransport {
                 }
             };
             if let Some(errno) = over {
-                self.ring_for_the_rest(receiver, outward);
                 return Err(Failure::Refused(errno));
             }
         }
