@@ -11,8 +11,8 @@
 //!
 //! [`simulated`] plays the same stages in virtual time on a simulated machine.
 //!
-//! The [`sensor`] pipeline measures the machine that it runs on. What both have in common is [`bus`], [`hop`] and
-//! [`interrupts`].
+//! The [`sensor`] pipeline measures the machine that it runs on. What both have in common is [`bus`], [`hop`],
+//! [`interrupts`], and the watch over processes (`crew`).
 //!
 //! A stage allocates when it starts, and never again per block.
 
@@ -21,6 +21,7 @@ pub mod bus;
 pub mod control;
 pub mod controller;
 pub mod coordinator;
+mod crew;
 pub mod equalise;
 pub mod equaliser;
 pub mod hop;

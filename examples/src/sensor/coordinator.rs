@@ -1,35 +1,23 @@
 //! What stands above the parts: starts them as processes, watches them, shows what they see, and ends them.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process};
+use std::io::{self, BufRead};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use super::channel::Threshold;
 use super::dashboard::Dashboard;
 use super::panel::View;
-use super::part::{APPEARANCE, Part};
+use super::part::Part;
 use super::plan::Plan;
 use super::probe::{FindError, Machine};
 use super::process::{Order, Told};
 use super::report::Report;
 use super::tally::Tally;
 use crate::bus::{Bus, BusError};
-use crate::coordinator::{Subcommands, died};
+use crate::coordinator::Subcommands;
+use crate::crew::{Crew, Ended, Says, Word};
 use crate::hop::HopRecorder;
-use crate::interrupts::Interrupts;
-
-/// Between the order to start and the first reading, so that all parts have heard it.
-const LEAD: Duration = Duration::from_millis(20);
-
-/// How long others may take to tell their reasons after one part failed, so that the first reason is found among them.
-const GRACE: Duration = Duration::from_millis(300);
 
 /// How long the parts may take to end in order after an interrupt.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -80,8 +68,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let machine = Machine::find(&options.root, &options.patterns)?;
     let plan = plan(options, &machine)?;
     let program = std::env::current_exe().map_err(RunError::Program)?;
-    let (events, arrivals) = channel();
-    let signals = Interrupts::watch(events.clone(), || Event::Interrupt).map_err(RunError::Program)?;
+    let crew = Crew::new(Part::Sampler, PATIENCE);
+    let signals = crew.watch().map_err(RunError::Program)?;
     let bus = Bus::find_or_start(&program, options.subcommands.daemon, true)?;
     bus.introduce("measuring");
     let order = Order {
@@ -92,17 +80,19 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         cpu: options.cpu,
         is_shown: true,
     };
-    let mut players = Vec::with_capacity(Part::ALL.len());
+    let order = serde_json::to_string(&order).map_err(|error| RunError::Program(error.into()))? + "\n";
+    let mut run = Run { crew, tallies: Vec::new(), shown: None, told: 0, plan: plan.clone() };
     for part in Part::ALL {
-        players.push(Player::start(&program, options.subcommands.stage, part, &order, events.clone())?);
+        let words = [options.subcommands.stage, part.word()];
+        let member = run.crew.start(part, &program, words, next_line).map_err(RunError::Program)?;
+        member.tell(order.as_bytes());
     }
-    let mut run =
-        Run { players, arrivals, interrupts: 0, give_up_at: None, shown: None, told: 0, plan: plan.clone() };
-    run.await_ready()?;
+    run.crew.await_ready()?;
+    run.crew.introduce();
     if options.draws {
         run.shown = Some(Dashboard::new(&plan).map_err(RunError::Terminal)?);
     }
-    run.start()?;
+    run.crew.begin(|at| format!("{at}\n").into_bytes());
     let watched = run.watch();
     // The terminal is as it was before anything is printed.
     run.shown = None;
@@ -114,14 +104,21 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         options.span.map_or_else(String::new, |span| format!(" for {} s", span.as_secs_f64()))
     );
     let mut report = Report::new(title, plan);
-    for player in &mut run.players {
-        report.add(std::mem::take(&mut player.tally));
-    }
-    let is_interrupted = run.interrupts > 0;
+    // In the order of the parts, whoever told first.
+    run.tallies.sort_by_key(|(part, _)| *part as usize);
+    run.tallies.drain(..).for_each(|(_, tally)| report.add(tally));
+    let is_interrupted = run.crew.is_interrupted();
     drop(run);
     drop(bus);
     drop(signals);
     Ok(Outcome { report, is_interrupted })
+}
+
+/// What a part says next; `None` if it ends, or what it says makes no sense.
+fn next_line(said: &mut impl BufRead) -> Option<Told> {
+    let mut line = String::new();
+    said.read_line(&mut line).ok()?;
+    serde_json::from_str(&line).ok()
 }
 
 fn plan(options: &Options, machine: &Machine) -> Result<Plan, RunError> {
@@ -146,130 +143,20 @@ fn plan(options: &Options, machine: &Machine) -> Result<Plan, RunError> {
     }
 }
 
-/// What the coordinator hears.
-enum Event {
-    /// A part says something.
-    Said(Part, Box<Told>),
-    /// A part says nothing more: it has ended, or what it says makes no sense.
-    Silent(Part),
-    /// The user, or the system, wants the run to end.
-    Interrupt,
-}
-
-/// A part that was started. It is killed when this is dropped.
-struct Player {
-    part: Part,
-    process: Child,
-    order: Option<ChildStdin>,
-    ready: Option<String>,
-    tally: Tally,
-    failure: Option<(bool, String)>,
-    has_tally: bool,
-    has_ended: bool,
-}
-
-impl Player {
-    fn start(
-        program: &Path,
-        subcommand: &str,
-        part: Part,
-        order: &Order,
-        events: Sender<Event>,
-    ) -> Result<Self, RunError> {
-        let mut process = Command::new(program)
-            .args([subcommand, part.word()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // An interrupt from the terminal is for the coordinator, which ends the others in order.
-            .process_group(0)
-            .spawn()
-            .map_err(RunError::Program)?;
-        let said = process.stdout.take();
-        thread::spawn(move || {
-            for line in said.into_iter().flat_map(|said| BufReader::new(said).lines()) {
-                let told = line.ok().and_then(|line| serde_json::from_str(&line).ok());
-                let Some(told) = told else { break };
-                if events.send(Event::Said(part, Box::new(told))).is_err() {
-                    return;
-                }
-            }
-            // Nobody listens any more if the run is over.
-            let _ = events.send(Event::Silent(part));
-        });
-        let mut player = Self {
-            part,
-            order: process.stdin.take(),
-            process,
-            ready: None,
-            tally: Tally::default(),
-            failure: None,
-            has_tally: false,
-            has_ended: false,
-        };
-        player.tell(&serde_json::to_string(order).map_err(|error| RunError::Program(error.into()))?);
-        Ok(player)
-    }
-
-    /// Tells the part a line. A part that does not hear it has ended, which is heard.
-    fn tell(&mut self, line: &str) {
-        if let Some(order) = &mut self.order {
-            let _ = writeln!(order, "{line}");
-        }
-    }
-
-    fn hear(&mut self, told: Told) {
-        match told {
-            Told::Ready(granted) => self.ready = Some(granted),
-            Told::Tally { counts, hops, ranges } => {
-                let hops = hops.iter().filter_map(|bytes| HopRecorder::from_bytes(bytes).ok()).collect();
-                self.tally = Tally { counts, hops, ranges };
-                self.has_tally = true;
-            }
-            Told::Failed { is_consequence, text } => self.failure = Some((is_consequence, text)),
-            Told::View(_) => {}
-        }
-    }
-
-    /// Takes note that nothing more is heard of the process, and of why.
-    fn end(&mut self) {
-        self.has_ended = true;
-        if !self.has_tally && self.failure.is_none() {
-            // It may have closed its end and live on.
-            let _ = self.process.kill();
-        }
-        let status = self.process.wait();
-        if self.has_tally || self.failure.is_some() {
-            return;
-        }
-        self.failure = Some((false, status.map_or_else(|error| error.to_string(), died)));
-    }
-
-    fn signal(&self, signal: Signal) {
-        // The number belongs to the process until it is waited for.
-        if let Some(pid) = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw)
-            && !self.has_ended
-        {
-            let _ = kill_process(pid, signal);
-        }
-    }
-}
-
-impl Drop for Player {
-    fn drop(&mut self) {
-        if !self.has_ended {
-            let _ = self.process.kill();
-            let _ = self.process.wait();
+impl Says for Told {
+    fn sort(self) -> Result<Word, Self> {
+        match self {
+            Self::Ready(granted) => Ok(Word::Ready(granted)),
+            Self::Failed { is_consequence, text } => Ok(Word::Failed { is_consequence, text }),
+            said => Err(said),
         }
     }
 }
 
 /// A run under way.
 struct Run {
-    players: Vec<Player>,
-    arrivals: Receiver<Event>,
-    interrupts: u32,
-    /// When everything is ended that has not ended by itself.
-    give_up_at: Option<Instant>,
+    crew: Crew<Part, Told>,
+    tallies: Vec<(Part, Tally)>,
     shown: Option<Dashboard>,
     /// Alarms that were told of, up to this time.
     told: u64,
@@ -277,84 +164,25 @@ struct Run {
 }
 
 impl Run {
-    /// Waits until all parts know each other.
-    fn await_ready(&mut self) -> Result<(), RunError> {
-        // Parts give up waiting for each other before this, and have a better reason.
-        self.give_up_at = Some(Instant::now() + APPEARANCE + GRACE);
-        while self.players.iter().any(|player| player.ready.is_none()) {
-            self.hear()?;
-            if self.interrupts > 0 {
-                return Err(RunError::Interrupted);
-            }
-        }
-        self.give_up_at = None;
-        for player in &self.players {
-            eprintln!("{:9} {}", player.part.word(), player.ready.as_deref().unwrap_or_default());
-        }
-        Ok(())
-    }
-
-    /// Tells all parts when to start.
-    fn start(&mut self) -> Result<(), RunError> {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
-        let start_at = (now + LEAD).as_nanos().to_string();
-        self.players.iter_mut().for_each(|player| player.tell(&start_at));
-        Ok(())
-    }
-
     /// Waits until all parts have ended, or one of them has failed.
     fn watch(&mut self) -> Result<(), RunError> {
-        while self.players.iter().any(|player| !player.has_ended) {
-            self.hear()?;
+        while self.crew.runs() {
+            let keys = self.shown.as_ref().map(|_| KEYS_EVERY);
+            match self.crew.hear(keys)? {
+                Some((_, Told::View(view))) => self.show(&view)?,
+                Some((part, Told::Tally { counts, hops, ranges })) => {
+                    let hops = hops.iter().filter_map(|bytes| HopRecorder::from_bytes(bytes).ok()).collect();
+                    self.tallies.push((part, Tally { counts, hops, ranges }));
+                    self.crew.member(part).has_left = true;
+                }
+                _ => {}
+            }
             if let Some(dashboard) = &mut self.shown
                 && dashboard.is_to_end().map_err(RunError::Terminal)?
             {
-                self.interrupt()?;
+                self.crew.interrupt()?;
             }
         }
-        Ok(())
-    }
-
-    /// Takes in one event, or none for a while.
-    fn hear(&mut self) -> Result<(), RunError> {
-        let left = self.give_up_at.map(|at| at.saturating_duration_since(Instant::now()));
-        let event = match (left, &self.shown) {
-            (None, None) => self.arrivals.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            (Some(left), None) => self.arrivals.recv_timeout(left),
-            (_, Some(_)) => self.arrivals.recv_timeout(KEYS_EVERY),
-        };
-        match event {
-            Ok(Event::Said(part, told)) => match *told {
-                Told::View(view) => self.show(&view)?,
-                told => self.player(part).hear(told),
-            },
-            Ok(Event::Silent(part)) => self.player(part).end(),
-            Ok(Event::Interrupt) => self.interrupt()?,
-            Err(RecvTimeoutError::Timeout) if self.shown.is_some() && left != Some(Duration::ZERO) => {}
-            Err(_) => return Err(self.failure().unwrap_or(RunError::Interrupted)),
-        }
-        let has_failed = self.players.iter().any(|player| player.failure.is_some());
-        let is_clear =
-            self.players.iter().any(|player| matches!(player.failure, Some((false, _))) && player.has_ended);
-        if is_clear {
-            return Err(self.failure().unwrap_or(RunError::Interrupted));
-        }
-        if has_failed && self.give_up_at.is_none() {
-            self.give_up_at = Some(Instant::now() + GRACE);
-        }
-        Ok(())
-    }
-
-    /// Ends the run in order; at the second time, at once.
-    fn interrupt(&mut self) -> Result<(), RunError> {
-        self.interrupts += 1;
-        if self.interrupts > 1 {
-            return Err(RunError::Interrupted);
-        }
-        self.give_up_at = Some(Instant::now() + PATIENCE);
-        // The sampler says that nothing follows, and with it everybody ends in order.
-        self.player(Part::Sampler).signal(Signal::TERM);
         Ok(())
     }
 
@@ -378,22 +206,6 @@ impl Run {
         }
         self.told = view.alarms.iter().map(|alarm| alarm.at_ns).max().unwrap_or(0).max(self.told);
         Ok(())
-    }
-
-    /// The reason that is none of another one's.
-    fn failure(&self) -> Option<RunError> {
-        let failures = || {
-            self.players.iter().filter_map(|player| {
-                player.failure.as_ref().map(|(is_consequence, why)| (player.part, *is_consequence, why))
-            })
-        };
-        let (part, _, why) = failures().min_by_key(|(_, is_consequence, _)| *is_consequence)?;
-        Some(RunError::Part { part, why: why.clone() })
-    }
-
-    fn player(&mut self, part: Part) -> &mut Player {
-        // Players are started in the order of `Part::ALL`, which is that of its variants.
-        &mut self.players[part as usize]
     }
 }
 
@@ -423,6 +235,15 @@ pub enum RunError {
 impl From<FindError> for RunError {
     fn from(error: FindError) -> Self {
         Self::Find(error)
+    }
+}
+
+impl From<Ended<Part>> for RunError {
+    fn from(ended: Ended<Part>) -> Self {
+        match ended {
+            Ended::Interrupted => Self::Interrupted,
+            Ended::Failed { who, why } => Self::Part { part: who, why },
+        }
     }
 }
 
