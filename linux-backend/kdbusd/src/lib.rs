@@ -29,6 +29,7 @@ mod daemon;
 mod files;
 mod host;
 pub mod identity;
+mod lane_packets;
 mod lanes;
 mod log;
 mod pairs;

@@ -3,12 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use kdbus_core::WellKnownName;
-use kdbus_core::abi::{Command, DST_ID_NAME, Errno, RecvFlags};
+use kdbus_core::abi::{Command, Errno, RecvFlags};
 use kdbus_core::engine::quota::Charge;
 use kdbus_core::engine::{
-    Arrival, BesideLanes, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, LaneTo, NoLane,
-    Outcome, Request,
+    Arrival, BesideLanes, Clock, ConnectionView, Credentials, Effect, EndpointId, HandleId, Outcome, Request,
 };
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
@@ -363,52 +361,8 @@ impl Daemon {
                     self.domain.cancel(&mut turn, at, from, token, Errno::ECANCELED);
                 }
             }
-            Kind::BringLane => {
-                // An error to the client, whoever it is, if it has no connection.
-                let State { clients, lanes, .. } = &mut self.state;
-                let connected = clients.get_mut(from).filter(|client| client.shared.is_some());
-                let brought = connected.map_or(Err(Errno::EBADFD), |client| {
-                    client.no_room = lanes.no_room(from, client.uid);
-                    lanes.bring(from, client.uid).map_err(errno)
-                });
-                let result = brought.map(|(number, fds)| (number, 0, Some(fds)));
-                self.answer_lane(from, &header, result);
-            }
-            Kind::OpenLane => {
-                let mut turn = Turn::idle(&mut self.state);
-                let to = match header.key {
-                    DST_ID_NAME => WellKnownName::from_bytes(arg).map(LaneTo::Name),
-                    id => Ok(LaneTo::Id(id)),
-                };
-                let opened = to
-                    .map_err(|error| error.errno())
-                    .and_then(|to| self.domain.open_lane(&mut turn, from, to).map_err(NoLane::errno));
-                let lanes = &mut self.state.lanes;
-                let result = opened.map(|()| (lanes.given, lanes.given_to, lanes.given_files.take()));
-                if let Ok((number, _, Some(_))) = &result
-                    && let Some(client) = self.state.clients.get_mut(from)
-                {
-                    client.lane_given = Some(*number);
-                }
-                self.answer_lane(from, &header, result);
-            }
-            Kind::CallDropped => {
-                if let Some(sender) = self.state.lanes.sender(header.slot, from) {
-                    Turn::idle(&mut self.state).notice(sender);
-                }
-            }
-            Kind::DropLane => {
-                if !self.state.lanes.drop_one(header.slot, from) {
-                    self.state.doom(from, "it has no such lane");
-                }
-            }
-            Kind::LaneMapped => {
-                let given = self.state.clients.get_mut(from).and_then(|client| client.lane_given.take());
-                // One that it was given may be gone with its receiver before it has mapped it, and its number be
-                // another's.
-                if !self.state.lanes.mapped(header.slot, from) && given != Some(header.slot) {
-                    self.state.doom(from, "it has no such lane");
-                }
+            Kind::BringLane | Kind::OpenLane | Kind::LaneMapped | Kind::DropLane | Kind::CallDropped => {
+                self.lane_packet(from, kind, &header, arg);
             }
             Kind::Returns => self.domain.handle_returns(&mut Turn::idle(&mut self.state), at, from),
             _ => self.state.doom(from, WireError::Kind(header.kind)),

@@ -18,6 +18,7 @@ mod lane;
 mod loan;
 pub mod map;
 mod memfd;
+mod options;
 mod outward;
 pub mod pairs;
 mod place;
@@ -42,9 +43,10 @@ pub use handle::{Answer, Attachments, Handle};
 pub use lane::{InLane, OutLane};
 pub use loan::{Borrower, Buffer, Lender, Loan, LoanError, RECORD as LOAN_RECORD};
 pub use memfd::{PayloadFile, SealedMemfd};
+pub use options::Options;
 pub use place::{Environment, NodePath, PATH_MAX, PlaceError};
 pub use spin::Waits;
-pub use transport::{LocalTransport, Options};
+pub use transport::LocalTransport;
 
 /// Part of whatever belongs to lanes. Without the feature it has no value, so there is none of them, and the compiler
 /// leaves out what deals with them.
