@@ -53,6 +53,14 @@ impl Order {
         self.cut = floor.max(now.as_nanos());
         Batch { floor, cut: self.cut, room, len: 0 }
     }
+
+    /// What a message with this key counts as old as if no lane has another one: a look that took that one alone. `now` is
+    /// read before any lane is. `None` if it was queued after that, and has to wait for the next look.
+    pub fn time_of_only(&mut self, now: Instant, key: u64) -> Option<u64> {
+        let floor = self.cut;
+        self.cut = floor.max(now.as_nanos());
+        (key <= self.cut).then_some(key.max(floor))
+    }
 }
 
 impl<'a> Batch<'a> {

@@ -108,6 +108,13 @@ impl Arena {
         self.books.borrow_mut().show(held);
     }
 
+    /// Shows a range to the user, who alone holds it from now on.
+    pub(super) fn hand_over(&self, held: Held) {
+        let mut books = self.books.borrow_mut();
+        books.show(held);
+        books.release(held);
+    }
+
     /// The queue holds a range no longer.
     pub(super) fn release(&self, held: Held) {
         self.books.borrow_mut().release(held);

@@ -88,11 +88,18 @@ impl LocalTransport {
         priority: i64,
         message: &mut Incoming<OwnedFd>,
     ) -> Result<Taken, Failure> {
-        // Each round returns or removes an entry.
         let arena = self.arena();
         let mut outward = self.outward.borrow_mut();
         let mut lanes =
             arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, bell: &self.bell, outward });
+        if let (true, Some(lanes)) = (flags.is_empty(), &mut lanes)
+            && let Some(held) = receiver.take_only(lanes)
+        {
+            let offset = self.arena_base() + held.offset;
+            message.info = MsgInfo { offset, msg_size: held.size, return_flags: 0 };
+            return Ok(Taken::Message);
+        }
+        // Each round returns or removes an entry.
         while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
             if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {
                 if let Some(lane) = receiver.take_from_lane(&entry, flags, arena) {

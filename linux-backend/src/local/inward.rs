@@ -4,7 +4,8 @@ use kdbus_core::Instant;
 use kdbus_core::abi::{AttachFlags, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
-    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Place, Violation, call_ended, settle,
+    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, LaneHead, Order, Place, Settled,
+    Violation, call_ended, settle,
 };
 use kdbus_core::queue;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -76,6 +77,66 @@ impl Inward {
             rings: Rings::new(),
             owed: Owed::new(),
         }
+    }
+
+    /// Copies the message at the head of the lane to where it stays, and examines the copy. `Ok(None)` if there is no room:
+    /// it stays in the lane.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`]; the copy is gone.
+    fn copy_in(
+        &mut self,
+        head: &LaneHead,
+        time: u64,
+        clocks: &mut Clocks,
+        receiver: u64,
+        arena: &Arena,
+    ) -> Result<Option<Copied>, Violation> {
+        let Self { lane, terms, .. } = self;
+        terms.refresh(lane.page());
+        let place = Place::of(head, terms).ok_or(Violation)?;
+        // A clock takes as long as all of the rest, so it is read only for those who are to see it.
+        let shows_time = terms.attach().contains(AttachFlags::TIMESTAMP);
+        let realtime_ns = if shows_time { clocks.realtime(time) } else { 0 };
+        let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
+        let filled = arena.fill(place.size(), |slice| {
+            let (first, second) = place.parts(slice).ok_or(Violation)?;
+            let words = lane.copy_out(first, second).ok_or(Violation)?;
+            settle(slice.as_mut_bytes(), &place, terms, receiver, stamp).map(|settled| (settled, words))
+        });
+        match filled {
+            Some(filled) => filled.map(|(held, (settled, words))| Some(Copied { held, settled, words })),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A message that was copied out of its lane.
+#[derive(Clone, Copy, Debug)]
+struct Copied {
+    held: Held,
+    settled: Settled,
+    /// Room that its lane gets back once it is received.
+    words: u64,
+}
+
+/// The clocks of one look: the second one is read when it is first asked for.
+#[derive(Clone, Copy, Debug)]
+struct Clocks {
+    now: Instant,
+    offset: Option<i64>,
+}
+
+impl Clocks {
+    const fn at(now: Instant) -> Self {
+        Self { now, offset: None }
+    }
+
+    /// The time of day at this time.
+    fn realtime(&mut self, monotonic: u64) -> u64 {
+        let now = self.now;
+        monotonic.saturating_add_signed(*self.offset.get_or_insert_with(|| bell::realtime_offset(now)))
     }
 }
 
@@ -180,65 +241,40 @@ impl InLanes {
         if self.hot.count_look() {
             self.cool(true);
         }
-        let mut offset = None;
+        let mut clocks = Clocks::at(now);
         for place in 0..self.hot.len() {
             let Some(at) = self.hot.get(place) else { return };
-            let Some(Some(Inward { lane, terms, waiting, hot, used, owed, .. })) = self.lanes.get_mut(at)
-            else {
-                continue;
-            };
+            let Some(Some(inward)) = self.lanes.get_mut(at) else { continue };
             // Ends: a lane holds a bounded number of messages that were not received.
-            while let Ok(Some(head)) = lane.peek() {
-                (*hot, *used) = (true, true);
+            while let Ok(Some(head)) = inward.lane.peek() {
+                (inward.hot, inward.used) = (true, true);
                 let Some(last) = self.free_len.checked_sub(1) else { return };
                 let Some(slot) = self.free.get(last).copied() else { return };
                 if !batch.takes(head.key) {
                     // Sent since the look began. A time that has not come yet would keep this connection awake.
                     if head.key > bell::now().after(GRACE).as_nanos() {
-                        lane.reject();
+                        inward.lane.reject();
                         self.hot.worn();
                     }
                     break;
                 }
-                terms.refresh(lane.page());
-                let Some(place) = Place::of(&head, terms) else {
-                    lane.reject();
-                    self.hot.worn();
-                    break;
-                };
-                // A clock takes as long as all of the rest, so it is read only for those who are to see it.
-                let shows_time = terms.attach().contains(AttachFlags::TIMESTAMP);
-                let offset =
-                    if shows_time { *offset.get_or_insert_with(|| bell::realtime_offset(now)) } else { 0 };
-                let key = batch.time_of(head.key);
-                let stamp = Timestamp {
-                    seqnum: key,
-                    monotonic_ns: key,
-                    realtime_ns: key.saturating_add_signed(offset),
-                };
-                let receiver = self.receiver;
-                let filled = arena.fill(place.size(), |words| {
-                    let (first, second) = place.parts(words).ok_or(None)?;
-                    let taken = lane.copy_out(first, second).ok_or(None)?;
-                    let settled = settle(words.as_mut_bytes(), &place, terms, receiver, stamp);
-                    settled.map(|settled| (settled, taken)).map_err(Some)
-                });
-                let (held, (settled, words)) = match filled {
-                    Some(Ok(filled)) => filled,
-                    Some(Err(_)) => {
-                        lane.reject();
-                        self.hot.worn();
-                        break;
-                    }
-                    // It stays where it is until something is given back.
-                    None => {
-                        self.starved = true;
-                        break;
-                    }
-                };
+                let Copied { held, settled, words } =
+                    match inward.copy_in(&head, batch.time_of(head.key), &mut clocks, self.receiver, arena) {
+                        Ok(Some(copied)) => copied,
+                        // It stays where it is until something is given back.
+                        Ok(None) => {
+                            self.starved = true;
+                            break;
+                        }
+                        Err(Violation) => {
+                            inward.lane.reject();
+                            self.hot.worn();
+                            break;
+                        }
+                    };
                 let call = CallName::from_word(head.call);
                 if settled.answers != 0 {
-                    let answers = calls.answered(call, terms.sender(), settled.answers);
+                    let answers = calls.answered(call, inward.terms.sender(), settled.answers);
                     if answers == Answers::Waited {
                         // It passes by the queue.
                         arena.show(held);
@@ -246,13 +282,13 @@ impl InLanes {
                     }
                     if answers != Answers::Call {
                         arena.release(held);
-                        lane.give_back(words);
+                        inward.lane.give_back(words);
                         continue;
                     }
                 }
                 let call = call.filter(|_| settled.deadline != 0);
                 if let Some(call) = call {
-                    owed.add(call, settled.cookie);
+                    inward.owed.add(call, settled.cookie);
                     self.last_call = at;
                 }
                 let arrived = Arrived {
@@ -270,10 +306,90 @@ impl InLanes {
                 if let Some(place) = self.waiting.get_mut(slot as usize) {
                     *place = Some(Waiting { held, lane: Some(at), words, call, queued: None });
                 }
-                *waiting += 1;
+                inward.waiting += 1;
                 point::pass(Point::Copied);
             }
         }
+    }
+
+    /// Receives the next message of the only lane that has any, and nothing if several have, or none: then their order is
+    /// for the queue to find. `now` was read before. Nobody waits for the end of a call.
+    pub(super) fn take_only(&mut self, now: Instant, order: &mut Order, arena: &Arena) -> Option<Held> {
+        if self.is_stuck() || self.has_cold() {
+            return None;
+        }
+        let mut fresh = None;
+        for (at, inward) in self.lanes.iter_mut().enumerate() {
+            if let Some(inward) = inward
+                && let Ok(Some(head)) = inward.lane.peek()
+                && fresh.replace((at, head)).is_some()
+            {
+                return None;
+            }
+        }
+        let (at, head) = fresh?;
+        let inward = self.lanes.get_mut(at)?.as_mut()?;
+        let time = order.time_of_only(now, head.key)?;
+        // What finds no room is left to the queue's turn.
+        let copied = match inward.copy_in(&head, time, &mut Clocks::at(now), self.receiver, arena) {
+            Ok(copied) => copied?,
+            Err(Violation) => {
+                inward.lane.reject();
+                self.hot.worn();
+                return None;
+            }
+        };
+        (inward.hot, inward.used) = (true, true);
+        point::pass(Point::Copied);
+        point::pass(Point::Received);
+        inward.lane.give_back(copied.words);
+        if copied.settled.answers != 0 {
+            arena.release(copied.held);
+            return None;
+        }
+        if copied.settled.deadline != 0
+            && let Some(call) = CallName::from_word(head.call)
+        {
+            inward.owed.add(call, copied.settled.cookie);
+            self.last_call = at;
+        }
+        arena.hand_over(copied.held);
+        Some(copied.held)
+    }
+
+    /// Receives the reply that the connection waits for, if it stands first in its lane. `now` was read before.
+    pub(super) fn take_waited(
+        &mut self,
+        now: Instant,
+        order: &mut Order,
+        arena: &Arena,
+        calls: &mut Calls,
+    ) -> Option<Held> {
+        let waited = calls.waited()?.name.word();
+        for inward in self.lanes.iter_mut().flatten() {
+            let Ok(Some(head)) = inward.lane.peek() else { continue };
+            if head.call != waited {
+                continue;
+            }
+            let time = order.time_of_only(now, head.key)?;
+            let copied = match inward.copy_in(&head, time, &mut Clocks::at(now), self.receiver, arena) {
+                Ok(copied) => copied?,
+                Err(Violation) => {
+                    inward.lane.reject();
+                    self.hot.worn();
+                    return None;
+                }
+            };
+            (inward.hot, inward.used) = (true, true);
+            inward.lane.give_back(copied.words);
+            let name = CallName::from_word(head.call);
+            if calls.answered(name, inward.terms.sender(), copied.settled.answers) == Answers::Waited {
+                arena.hand_over(copied.held);
+                return Some(copied.held);
+            }
+            arena.release(copied.held);
+        }
+        None
     }
 
     /// Whether messages stay in their lanes because there is no room for them.

@@ -7,7 +7,7 @@ use kdbus_core::engine::Return;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
 
-use super::arena::Arena;
+use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
 use super::gate;
 use super::inward::InLanes;
@@ -104,6 +104,24 @@ impl<P: Words, S: Words> Receiver<P, S> {
         let entry = if by_priority { queue.peek() } else { queue.peek_front() }?;
         // kdbus: the most urgent message is returned only if its priority is at most the one given.
         (!by_priority || entry.priority <= priority).then_some(*entry.item)
+    }
+
+    /// Receives the message that came first if it came by lane, nothing is queued and no other lane has any: it does not pass
+    /// through the queue. Where that is not sure, `None`: it is for [`next`](Self::next) to find out.
+    #[inline]
+    pub(super) fn take_only(&mut self, lanes: &mut Lanes<'_>) -> Option<Held> {
+        gate()?;
+        let inward = self.lanes.as_mut()?;
+        let is_plain = self.head.is_empty() && lanes.outward.calls().is_empty();
+        if !is_plain || self.inbox.notices() != self.looked || !inward.has_fresh() {
+            return None;
+        }
+        // The clock comes before the looks that count.
+        let now = bell::now();
+        if self.inbox.has_fresh() {
+            return None;
+        }
+        inward.take_only(now, &mut self.order, lanes.arena)
     }
 
     /// Receives `message`, which [`next`](Self::next) has returned. `Ok(None)` if its sender or kdbusd took
@@ -222,6 +240,14 @@ impl<P: Words, S: Words> Receiver<P, S> {
     /// Moves what came in into the queue. Returns the reply that the connection waits for, if it came by lane: where it lies,
     /// and its bytes.
     pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Option<(u64, u64)> {
+        if gate().is_some()
+            && let Some(inward) = &mut self.lanes
+            && inward.has_fresh()
+            && let Some(held) =
+                inward.take_waited(bell::now(), &mut self.order, lanes.arena, lanes.outward.calls())
+        {
+            return Some((held.offset, held.size));
+        }
         self.look(Some(lanes));
         let inward = self.lanes()?;
         if inward.is_stuck() {
