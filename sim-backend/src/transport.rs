@@ -7,7 +7,7 @@ use kdbus_core::abi::{
     CmdFree, CmdRecv, CmdSend, Command, Errno, ITEM_HEADER, ItemType, ItemWriter, Items, Msg, MsgInfo,
     RecvFlags, SendFlags,
 };
-use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport, Wait};
+use kdbus_core::client::{Failure, Found, Incoming, Outgoing, Transport, Wait};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::machine::ProcessId;
@@ -229,11 +229,12 @@ impl Transport for SimTransport {
         self.ioctl(Command::Send, command.as_mut_bytes(), Some(body)).map(|_| ())
     }
 
-    fn call(
+    fn call_into(
         &self,
         message: &mut Outgoing<'_, SimBorrowedFd>,
         cancel: Option<SimBorrowedFd>,
-    ) -> Result<Incoming<SimFd>, Failure> {
+        place: &mut Incoming<SimFd>,
+    ) -> Result<(), Failure> {
         if self.sim.world().burst.is_some() {
             return Err(Failure::Refused(Errno::EOPNOTSUPP));
         }
@@ -265,22 +266,32 @@ impl Transport for SimTransport {
                 .unwrap_or(Err(Errno::EIO))
                 .map_err(|errno| self.failure(errno))?,
         };
-        Ok(self.incoming(reply))
+        *place = self.incoming(reply);
+        Ok(())
     }
 
-    fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<SimFd>, Failure> {
+    fn recv_into(
+        &self,
+        flags: RecvFlags,
+        priority: i64,
+        place: &mut Incoming<SimFd>,
+    ) -> Result<Found, Failure> {
         let size = size_of::<CmdRecv>() as u64;
         let mut command = CmdRecv { size, flags: flags.bits(), priority, ..CmdRecv::default() };
         let message = match self.record(Command::Recv, &mut command) {
-            Ok(()) if flags.contains(RecvFlags::DROP) => None,
+            Ok(()) if flags.contains(RecvFlags::DROP) => false,
             Ok(()) if flags.contains(RecvFlags::PEEK) => {
-                Some(Incoming { info: command.msg, fds: heapless::Vec::new() })
+                place.info = command.msg;
+                true
             }
-            Ok(()) => Some(self.incoming(command.msg)),
-            Err(Failure::Refused(Errno::EAGAIN)) => None,
+            Ok(()) => {
+                *place = self.incoming(command.msg);
+                true
+            }
+            Err(Failure::Refused(Errno::EAGAIN)) => false,
             Err(failure) => return Err(failure),
         };
-        Ok(Received { message, dropped: command.dropped_msgs })
+        Ok(Found { message, dropped: command.dropped_msgs })
     }
 
     fn slice(&self, offset: u64, size: u64) -> Option<SimSlice> {

@@ -164,13 +164,14 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     {
         let until = self.until(deadline);
         let call = message.as_call(self.link.own_cookie(), until);
+        let mut reply = Incoming::empty();
         let sent = call.encode(
             || 0,
             &self.link.bus.bloom,
-            |outgoing, _| self.link.transport.call(outgoing, cancel),
+            |outgoing, _| self.link.transport.call_into(outgoing, cancel, &mut reply),
         )?;
         match sent {
-            Ok(incoming) => self.answer(incoming),
+            Ok(()) => self.answer(&mut reply),
             Err(Failure::Refused(Errno::EOPNOTSUPP)) if cancel.is_some() => Err(CallError::Unsupported),
             Err(Failure::Refused(Errno::EOPNOTSUPP)) => self.call(message, until).wait(),
             Err(failure) => Err(failure.into()),
@@ -193,8 +194,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         sent.map(|_| ())
     }
 
-    fn answer(&self, mut incoming: Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {
-        let Some(reply) = Delivery::new(&self.link.transport, &mut incoming) else {
+    fn answer(&self, incoming: &mut Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {
+        let Some(reply) = Delivery::new(&self.link.transport, incoming) else {
             self.link.count(|stats| stats.malformed += 1);
             return Err(CallError::Undeliverable(Errno::EIO));
         };
@@ -254,9 +255,9 @@ impl<'c, T: Transport, const CALLS: usize, const INBOX: usize> PendingCall<'c, T
         };
         let pumped = if slot.is_pending() { self.connection.pump() } else { Ok(()) };
         match slot.outcome.take() {
-            Some(Outcome::Answer(incoming)) => {
+            Some(Outcome::Answer(mut incoming)) => {
                 self.leave();
-                Some(self.connection.answer(incoming))
+                Some(self.connection.answer(&mut incoming))
             }
             Some(Outcome::TimedOut) => Some(Err(self.end(CallError::TimedOut))),
             Some(Outcome::PeerDied) => Some(Err(self.end(CallError::PeerDied))),

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::connection::Connection;
 use super::hello::Hello;
-use super::transport::{Failure, Incoming, Outgoing, Received, Transport};
+use super::transport::{Failure, Found, Incoming, Outgoing, Transport};
 use crate::Instant;
 use crate::abi::{
     BloomParameter, Cmd, CmdHello, Command, Errno, ItemType, ItemWriter, Items, Msg, MsgInfo, NameFlags,
@@ -135,11 +135,21 @@ impl Transport for Fake {
         Ok(())
     }
 
-    fn call(&self, _: &mut Outgoing<'_, u32>, _: Option<u32>) -> Result<Incoming<u32>, Failure> {
+    fn call_into(
+        &self,
+        _: &mut Outgoing<'_, u32>,
+        _: Option<u32>,
+        _: &mut Incoming<u32>,
+    ) -> Result<(), Failure> {
         Err(Failure::Refused(Errno::EOPNOTSUPP))
     }
 
-    fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<u32>, Failure> {
+    fn recv_into(
+        &self,
+        flags: RecvFlags,
+        priority: i64,
+        message: &mut Incoming<u32>,
+    ) -> Result<Found, Failure> {
         self.0.check()?;
         if let Some(errno) = self.0.unreceivable.get() {
             return Err(Failure::Refused(errno));
@@ -155,19 +165,20 @@ impl Transport for Fake {
         } else {
             Some(0)
         };
-        let Some(at) = at else { return Ok(Received { message: None, dropped }) };
+        let Some(at) = at else { return Ok(Found { message: false, dropped }) };
         if flags.contains(RecvFlags::PEEK) {
             let (offset, msg_size) = self.0.publish(queue[at].bytes.clone());
-            let info = MsgInfo { offset, msg_size, return_flags: 0 };
-            return Ok(Received { message: Some(Incoming { info, fds: heapless::Vec::new() }), dropped });
+            message.info = MsgInfo { offset, msg_size, return_flags: 0 };
+            return Ok(Found { message: true, dropped });
         }
         let Bytes { bytes, fds } = queue.remove(at).unwrap();
         if flags.contains(RecvFlags::DROP) {
-            return Ok(Received { message: None, dropped });
+            return Ok(Found { message: false, dropped });
         }
         let (offset, msg_size) = self.0.publish(bytes);
-        let info = MsgInfo { offset, msg_size, return_flags: 0 };
-        Ok(Received { message: Some(Incoming { info, fds: fds.into_iter().collect() }), dropped })
+        message.info = MsgInfo { offset, msg_size, return_flags: 0 };
+        message.fds.extend(fds);
+        Ok(Found { message: true, dropped })
     }
 
     fn slice(&self, offset: u64, size: u64) -> Option<Vec<u8>> {

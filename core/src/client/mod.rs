@@ -89,5 +89,5 @@ pub use registry::REGISTRY_SIZE;
 pub use serve::Request;
 pub use sleep::Ticks;
 pub use topic::{TOPIC_ELEMENTS_MAX, TOPIC_MAX, Topic, TopicError, TopicPattern};
-pub use transport::{Failure, Incoming, MESSAGE_FDS_MAX, Outgoing, Received, Transport, Wait};
+pub use transport::{Failure, Found, Incoming, MESSAGE_FDS_MAX, Outgoing, Received, Transport, Wait};
 pub use waiters::TASKS_MAX;

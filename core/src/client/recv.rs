@@ -151,7 +151,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         if self.peek_transport()?.is_none() {
             return Ok(false);
         }
-        self.receive(RecvFlags::DROP, 0)?;
+        self.receive(RecvFlags::DROP, 0, &mut Incoming::empty())?;
         Ok(true)
     }
 
@@ -205,7 +205,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub(super) fn pump(&self) -> Result<(), Failure> {
         let mut noise = 0;
         while self.waits_behind_messages() && !self.inbox.borrow().is_full() && noise <= NOISE_MAX {
-            let Some(mut incoming) = self.receive(RecvFlags::empty(), 0)? else { return Ok(()) };
+            let mut incoming = Incoming::empty();
+            if !self.receive(RecvFlags::empty(), 0, &mut incoming)? {
+                return Ok(());
+            }
             match self.sort(&mut incoming) {
                 Some(message) => self.keep(message),
                 None => noise += 1,
@@ -219,9 +222,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         for dropped in 0..NOISE_MAX {
             match self.peek_transport()? {
                 Some(peeked) if self.is_noise(&peeked) => {
-                    let Some(mut incoming) = self.receive(RecvFlags::empty(), 0)? else {
+                    let mut incoming = Incoming::empty();
+                    if !self.receive(RecvFlags::empty(), 0, &mut incoming)? {
                         return Ok(dropped > 0);
-                    };
+                    }
                     if let Some(message) = self.sort(&mut incoming) {
                         self.keep(message);
                         return Ok(dropped > 0);
@@ -256,12 +260,16 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         limit: i64,
         noise: &mut bool,
     ) -> Result<Option<Delivery<'_, T>>, RecvError> {
+        let mut incoming = Incoming::empty();
         for _ in 0..NOISE_MAX {
-            let Some(mut incoming) = self.receive(flags, limit)? else { return Ok(None) };
-            let message = self.sort(&mut incoming);
-            if message.is_some() {
-                return Ok(message);
+            if !self.receive(flags, limit, &mut incoming)? {
+                return Ok(None);
             }
+            // All of its descriptors go with the message.
+            if let Some(message) = self.sort(&mut incoming) {
+                return Ok(Some(message));
+            }
+            incoming.fds.clear();
         }
         *noise = true;
         Ok(None)
@@ -287,17 +295,25 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     #[inline]
-    fn receive(&self, flags: RecvFlags, priority: i64) -> Result<Option<Incoming<T::Fd>>, Failure> {
-        let received = self.link.transport.recv(flags, priority)?;
-        self.link.lost.set(self.link.lost.get().saturating_add(received.dropped));
-        Ok(received.message)
+    fn receive(
+        &self,
+        flags: RecvFlags,
+        priority: i64,
+        message: &mut Incoming<T::Fd>,
+    ) -> Result<bool, Failure> {
+        let found = self.link.transport.recv_into(flags, priority, message)?;
+        self.link.lost.set(self.link.lost.get().saturating_add(found.dropped));
+        Ok(found.message)
     }
 
     /// What stands at the transport's front; its slice is given back at once.
     fn peek_transport(&self) -> Result<Option<Peeked>, Failure> {
-        let Some(Incoming { info, .. }) = self.receive(RecvFlags::PEEK, 0)? else { return Ok(None) };
+        let mut incoming = Incoming::empty();
+        if !self.receive(RecvFlags::PEEK, 0, &mut incoming)? {
+            return Ok(None);
+        }
         // A peeked message brings no descriptors, so this one is only looked at.
-        let message = Delivery::new(&self.link.transport, &mut Incoming { info, fds: heapless::Vec::new() });
+        let message = Delivery::new(&self.link.transport, &mut incoming);
         Ok(Some(match message {
             Some(message) => Peeked {
                 header: *message.header(),
@@ -332,23 +348,43 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             self.link.count(|stats| stats.malformed += 1);
             return None;
         };
-        if self.link.is_monitor {
+        if self.is_for_application(&message) {
             return Some(message);
         }
+        self.take_answer(message);
+        None
+    }
+
+    /// Whether a message is for the application. Whoever waits for a name is woken, if it tells of one.
+    #[inline]
+    fn is_for_application(&self, message: &Delivery<'_, T>) -> bool {
+        let answers = message.cookie_reply() & OWN_COOKIES != 0;
+        match message.kind() {
+            _ if self.link.is_monitor => true,
+            Kind::Reply => !answers,
+            Kind::Notification => match message.notification() {
+                Some(Notification::ReplyTimeout { .. } | Notification::ReplyDead { .. }) => !answers,
+                Some(notification) if is_name_change(&notification) => {
+                    self.waiters.wake(Want::Name);
+                    self.hears_names.get()
+                }
+                _ => true,
+            },
+            _ => true,
+        }
+    }
+
+    /// Gives the end of a call to the call.
+    fn take_answer(&self, message: Delivery<'_, T>) {
         let cookie = message.cookie_reply();
-        let answers = cookie & OWN_COOKIES != 0;
         let outcome = match message.notification() {
-            Some(Notification::ReplyTimeout { .. }) if answers => Outcome::TimedOut,
-            Some(Notification::ReplyDead { .. }) if answers => Outcome::PeerDied,
-            Some(notification) if is_name_change(&notification) => {
-                self.waiters.wake(Want::Name);
-                return self.hears_names.get().then_some(message);
-            }
-            None if answers && message.kind() == Kind::Reply => Outcome::Answer(message.into_incoming()),
-            _ => return Some(message),
+            Some(Notification::ReplyTimeout { .. }) => Outcome::TimedOut,
+            Some(Notification::ReplyDead { .. }) => Outcome::PeerDied,
+            // A change of a name that nobody wants to hear of.
+            Some(_) => return,
+            None => Outcome::Answer(message.into_incoming()),
         };
-        let slot = self.calls.iter().find(|slot| slot.awaits(cookie));
-        match slot {
+        match self.calls.iter().find(|slot| slot.awaits(cookie)) {
             Some(slot) => slot.complete(outcome),
             None => {
                 crate::event!(debug, "an answer to {:#x} comes too late", cookie);
@@ -356,7 +392,6 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
                 self.discard(outcome);
             }
         }
-        None
     }
 
     /// Gives an answer's slice and descriptors back.

@@ -65,6 +65,24 @@ pub struct Incoming<F> {
     pub fds: heapless::Vec<F, MESSAGE_FDS_MAX>,
 }
 
+impl<F> Incoming<F> {
+    /// A place for a message.
+    #[must_use]
+    pub const fn empty() -> Self {
+        let info = MsgInfo { offset: 0, msg_size: 0, return_flags: 0 };
+        Self { info, fds: heapless::Vec::new() }
+    }
+}
+
+/// What one receive found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Whether a message was put into its place; false if none waits, or if it was dropped as asked.
+    pub message: bool,
+    /// Broadcasts lost since the last receive. Reported also when there is no message.
+    pub dropped: u64,
+}
+
 /// What one receive brought.
 #[derive(Debug)]
 pub struct Received<F> {
@@ -125,28 +143,62 @@ pub trait Transport {
     /// [`Failure`] with the bus' code.
     fn send(&self, message: &mut Outgoing<'_, Self::BorrowedFd<'_>>) -> Result<(), Failure>;
 
-    /// Sends a call and waits for its reply, which does not pass through the queue.
+    /// Sends a call, waits for its reply, which does not pass through the queue, and puts that into `reply`.
     ///
-    /// `cancel` ends the wait with `ECANCELED` as soon as it is readable.
+    /// `cancel` ends the wait with `ECANCELED` as soon as it is readable. The place is the caller's and
+    /// [empty](Incoming::empty) before, because moving one costs as much as a good part of a call by lane.
     ///
     /// # Errors
     ///
     /// [`Failure`] with the bus' code: `ETIMEDOUT` at the call's deadline, `EPIPE` if the peer died,
     /// `EOPNOTSUPP` where this transport cannot wait.
-    fn call(
+    fn call_into(
         &self,
         message: &mut Outgoing<'_, Self::BorrowedFd<'_>>,
         cancel: Option<Self::BorrowedFd<'_>>,
-    ) -> Result<Incoming<Self::Fd>, Failure>;
+        reply: &mut Incoming<Self::Fd>,
+    ) -> Result<(), Failure>;
 
-    /// Receives, peeks at or drops one message, without waiting. `priority` counts with `USE_PRIORITY`.
+    /// Receives, peeks at or drops one message, without waiting, and puts it into `message`, which is
+    /// [empty](Incoming::empty) before. `priority` counts with `USE_PRIORITY`.
     ///
     /// A peeked message brings no descriptors.
     ///
     /// # Errors
     ///
     /// [`Failure`]; no message is no error.
-    fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<Self::Fd>, Failure>;
+    fn recv_into(
+        &self,
+        flags: RecvFlags,
+        priority: i64,
+        message: &mut Incoming<Self::Fd>,
+    ) -> Result<Found, Failure>;
+
+    /// As [`call_into`](Self::call_into), with the reply in a place of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`call_into`](Self::call_into).
+    fn call(
+        &self,
+        message: &mut Outgoing<'_, Self::BorrowedFd<'_>>,
+        cancel: Option<Self::BorrowedFd<'_>>,
+    ) -> Result<Incoming<Self::Fd>, Failure> {
+        let mut reply = Incoming::empty();
+        self.call_into(message, cancel, &mut reply)?;
+        Ok(reply)
+    }
+
+    /// As [`recv_into`](Self::recv_into), with the message in a place of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_into`](Self::recv_into).
+    fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<Self::Fd>, Failure> {
+        let mut place = Incoming::empty();
+        let Found { message, dropped } = self.recv_into(flags, priority, &mut place)?;
+        Ok(Received { message: message.then_some(place), dropped })
+    }
 
     /// The bytes of a published slice, or `None` if the range is not in the pool.
     fn slice(&self, offset: u64, size: u64) -> Option<Self::Slice<'_>>;

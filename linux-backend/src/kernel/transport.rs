@@ -6,7 +6,7 @@ use kdbus_core::Instant;
 use kdbus_core::abi::{
     CmdFree, CmdHello, CmdRecv, Command, Errno, FLAG_NEGOTIATE, MsgInfo, RecvFlags, SendFlags,
 };
-use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport};
+use kdbus_core::client::{Failure, Found, Incoming, Outgoing, Transport};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -120,10 +120,12 @@ impl<S: Seam> KernelTransport<S> {
         self.pool.set(pool).map_err(|_| self.fail(Errno::EBADFD))
     }
 
-    /// The message at `info`, with its descriptors; `None` if there is none.
-    fn received(&self, info: MsgInfo) -> Option<Incoming<OwnedFd>> {
-        let slice = self.slice(info.offset, info.msg_size).filter(|slice| !slice.is_empty())?;
-        Some(Incoming { info, fds: map::take_fds(slice, &info) })
+    /// Puts the message at `info`, with its descriptors, into `place`; false if there is none.
+    fn received(&self, info: MsgInfo, place: &mut Incoming<OwnedFd>) -> bool {
+        let slice = self.slice(info.offset, info.msg_size).filter(|slice| !slice.is_empty());
+        let Some(slice) = slice else { return false };
+        *place = Incoming { info, fds: map::take_fds(slice, &info) };
+        true
     }
 }
 
@@ -153,18 +155,24 @@ impl<S: Seam> Transport for KernelTransport<S> {
 
     /// Ends with `EINTR` after a signal whose handler lacks `SA_RESTART`. The call is then still open: sending
     /// it again with the same cookie waits for the same reply, and the module may lose one that comes between.
-    fn call(
+    fn call_into(
         &self,
         message: &mut Outgoing<'_, BorrowedFd<'_>>,
         cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Incoming<OwnedFd>, Failure> {
+        reply: &mut Incoming<OwnedFd>,
+    ) -> Result<(), Failure> {
         let node = self.check()?;
         let sent = ioctl::send(&self.node.seam, node, SendFlags::SYNC_REPLY, message, cancel);
         let command = sent.map_err(|errno| self.refused(errno))?;
-        self.received(command.reply).ok_or_else(|| self.fail(Errno::EIO))
+        if self.received(command.reply, reply) { Ok(()) } else { Err(self.fail(Errno::EIO)) }
     }
 
-    fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<OwnedFd>, Failure> {
+    fn recv_into(
+        &self,
+        flags: RecvFlags,
+        priority: i64,
+        message: &mut Incoming<OwnedFd>,
+    ) -> Result<Found, Failure> {
         let node = self.check()?;
         let mut command = CmdRecv {
             size: size_of::<CmdRecv>() as u64,
@@ -176,18 +184,16 @@ impl<S: Seam> Transport for KernelTransport<S> {
         let dropped = command.dropped_msgs;
         match result {
             Ok(()) => {}
-            Err(Errno::EAGAIN) => return Ok(Received { message: None, dropped }),
+            Err(Errno::EAGAIN) => return Ok(Found { message: false, dropped }),
             Err(errno) => return Err(self.refused(errno)),
         }
         // kdbus: dropping wins over peeking, and reports no slice.
-        let mut message = if flags.contains(RecvFlags::DROP) { None } else { self.received(command.msg) };
-        if flags.contains(RecvFlags::PEEK)
-            && let Some(message) = &mut message
-        {
+        let received = !flags.contains(RecvFlags::DROP) && self.received(command.msg, message);
+        if flags.contains(RecvFlags::PEEK) {
             // The module installs descriptors for who only looks, too, and will install them again.
             message.fds.clear();
         }
-        Ok(Received { message, dropped })
+        Ok(Found { message: received, dropped })
     }
 
     fn slice(&self, offset: u64, size: u64) -> Option<&[u8]> {

@@ -23,12 +23,6 @@ pub(super) enum Taken {
     Message,
 }
 
-/// A place for a message.
-pub(super) const fn empty() -> Incoming<OwnedFd> {
-    let info = MsgInfo { offset: 0, msg_size: 0, return_flags: 0 };
-    Incoming { info, fds: heapless::Vec::new() }
-}
-
 impl LocalTransport {
     /// Puts the message that a command has received into `message`. False if it only dropped one.
     pub(super) fn received(
@@ -79,8 +73,7 @@ impl LocalTransport {
         Ok(received)
     }
 
-    /// Puts one message out of the lanes into `message`. The place is the caller's, because moving a message from one to
-    /// another costs more than the rest of a receive.
+    /// Puts one message out of the lanes into `message`.
     pub(super) fn next(
         &self,
         receiver: &mut Receiver<WordMap, WordMap>,

@@ -12,7 +12,7 @@ use super::calls::{Call, GRACE};
 use super::error::errno;
 use super::gate;
 use super::handle::check_cancel;
-use super::incoming::{Taken, empty};
+use super::incoming::Taken;
 use super::map::WordMap;
 use super::outward::OutLanes;
 use super::receive::{KDBUSD, Lanes, Receiver};
@@ -24,8 +24,8 @@ type Reader = Receiver<WordMap, WordMap>;
 enum Stand {
     /// It goes on.
     Open,
-    /// This is its reply.
-    Reply(Incoming<OwnedFd>),
+    /// Its reply is in its place.
+    Replied,
     /// It has no reply, and will have none.
     Over(Errno),
 }
@@ -36,7 +36,8 @@ impl LocalTransport {
         &self,
         message: &mut Outgoing<'_, BorrowedFd<'_>>,
         cancel: Option<BorrowedFd<'_>>,
-    ) -> Option<Result<Incoming<OwnedFd>, Failure>> {
+        reply: &mut Incoming<OwnedFd>,
+    ) -> Option<Result<(), Failure>> {
         gate()?;
         let mut receiver = self.receiver.borrow_mut();
         let receiver = receiver.as_mut()?;
@@ -46,10 +47,10 @@ impl LocalTransport {
             return None;
         }
         let call = outward.call(&self.handle, message)?;
-        let ended = self.await_end(receiver, outward, &call, cancel);
+        let ended = self.await_end(receiver, outward, &call, cancel, reply);
         outward.calls().stop_waiting();
         self.ring_for_the_rest(receiver, outward);
-        Some(ended.and_then(|reply| self.beat().map(|()| reply)))
+        Some(ended.and_then(|()| self.beat()))
     }
 
     /// Waits for the end of a call. Other messages that come in stay queued.
@@ -59,7 +60,8 @@ impl LocalTransport {
         outward: &mut OutLanes,
         call: &Call,
         mut cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Incoming<OwnedFd>, Failure> {
+        reply: &mut Incoming<OwnedFd>,
+    ) -> Result<(), Failure> {
         let mut seen = receiver.notices();
         // Why nobody waits any more, and until when a reply may come that was on its way by then.
         let mut given_up: Option<(Errno, Instant)> = None;
@@ -73,7 +75,7 @@ impl LocalTransport {
             if !found && !self.arm_for_reply(receiver, outward, &mut seen)? {
                 if receiver.is_stuck() {
                     // Behind messages without room, a reply makes nothing fresh.
-                    stand = self.look_at(receiver, outward, call, false)?;
+                    stand = self.look_at(receiver, outward, call, false, reply)?;
                 }
                 if matches!(stand, Stand::Open) {
                     self.with_spin(|spin| spin.slept(looked));
@@ -85,10 +87,10 @@ impl LocalTransport {
             if matches!(stand, Stand::Open) {
                 // Whoever was gone before the look has sent its reply by then.
                 let dead = outward.has_ended(call);
-                stand = self.look_at(receiver, outward, call, dead)?;
+                stand = self.look_at(receiver, outward, call, dead, reply)?;
             }
             let over = match stand {
-                Stand::Reply(reply) => return Ok(reply),
+                Stand::Replied => return Ok(()),
                 Stand::Over(errno) => Some(errno),
                 Stand::Open if woken == Woken::HungUp || !receiver.is_alive() => return Err(self.end()),
                 Stand::Open => {
@@ -141,20 +143,21 @@ impl LocalTransport {
         outward: &mut OutLanes,
         call: &Call,
         dead: bool,
+        reply: &mut Incoming<OwnedFd>,
     ) -> Result<Stand, Failure> {
         let Some(arena) = self.arena() else { return Ok(Stand::Over(Errno::EPIPE)) };
         if let Some((offset, msg_size)) =
             receiver.look_for_reply(&mut Lanes { arena, bell: &self.bell, outward: &mut *outward })
         {
-            let info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
-            return Ok(Stand::Reply(Incoming { info, fds: heapless::Vec::new() }));
+            reply.info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
+            return Ok(Stand::Replied);
         }
         let open = if dead { Stand::Over(Errno::EPIPE) } else { Stand::Open };
         match outward.state(call) {
             Some(CallState::Pending | CallState::Answered) => Ok(open),
             Some(CallState::Relayed) => {
-                if let Some(reply) = self.relayed(receiver, call)? {
-                    return Ok(Stand::Reply(reply));
+                if self.relayed(receiver, call, reply)? {
+                    return Ok(Stand::Replied);
                 }
                 let code = outward.word(call).and_then(|word| word.failure(call.name.number));
                 let error = code.map(|code| Errno::from_raw(code.into()).unwrap_or(Errno::EIO));
@@ -165,9 +168,14 @@ impl LocalTransport {
         }
     }
 
-    /// The reply to a call that kdbusd has brought, if it is there: it leaves the queue before its turn.
-    fn relayed(&self, receiver: &mut Reader, call: &Call) -> Result<Option<Incoming<OwnedFd>>, Failure> {
-        let Some(pool) = self.handle.pool() else { return Ok(None) };
+    /// Receives the reply to a call that kdbusd has brought, if it is there: it leaves the queue before its turn.
+    fn relayed(
+        &self,
+        receiver: &mut Reader,
+        call: &Call,
+        reply: &mut Incoming<OwnedFd>,
+    ) -> Result<bool, Failure> {
+        let Some(pool) = self.handle.pool() else { return Ok(false) };
         let answers = |arrived: &Arrived| {
             let mut header = Msg::default();
             // Only whoever takes the entry knows that it was not taken back meanwhile.
@@ -179,11 +187,10 @@ impl LocalTransport {
         };
         match receiver.find(answers) {
             Some(entry) => {
-                let mut reply = empty();
-                let taken = self.take_entry(receiver, &entry, RecvFlags::empty(), 0, &mut reply)?;
-                Ok((taken == Taken::Message).then_some(reply))
+                let taken = self.take_entry(receiver, &entry, RecvFlags::empty(), 0, reply)?;
+                Ok(taken == Taken::Message)
             }
-            None => Ok(None),
+            None => Ok(false),
         }
     }
 

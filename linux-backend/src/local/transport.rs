@@ -4,7 +4,7 @@ use core::cell::{Cell, OnceCell, RefCell};
 
 use kdbus_core::abi::{CmdFree, CmdHello, Command, Errno, HelloFlags, RecvFlags, SendFlags};
 use kdbus_core::channel::InboxReader;
-use kdbus_core::client::{Failure, Incoming, Outgoing, Received, Transport};
+use kdbus_core::client::{Failure, Found, Incoming, Outgoing, Transport};
 use kdbus_core::{Instant, WellKnownName};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
@@ -15,7 +15,7 @@ use super::detour::Detour;
 use super::error::{ConnectError, EPROTO, errno};
 use super::gate;
 use super::handle::{Attachments, Beside, Handle};
-use super::incoming::{Taken, empty};
+use super::incoming::Taken;
 use super::inward::InLanes;
 use super::map::{Block, WordMap};
 use super::options::{LANE_AFTER, Options};
@@ -350,13 +350,14 @@ impl Transport for LocalTransport {
         sent.map(|_| ()).map_err(|failure| self.refused(failure))
     }
 
-    fn call(
+    fn call_into(
         &self,
         message: &mut Outgoing<'_, BorrowedFd<'_>>,
         cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Incoming<OwnedFd>, Failure> {
+        reply: &mut Incoming<OwnedFd>,
+    ) -> Result<(), Failure> {
         self.check()?;
-        if let Some(ended) = self.call_by_lane(message, cancel) {
+        if let Some(ended) = self.call_by_lane(message, cancel, reply) {
             return ended;
         }
         let with = Attachments { payload: message.payload, fds: message.fds, cancel };
@@ -364,42 +365,36 @@ impl Transport for LocalTransport {
             .handle
             .send_message(message.message, SendFlags::SYNC_REPLY, with, self.open_calls())
             .map_err(|failure| self.refused(failure))?;
-        let mut reply = empty();
-        if self.received(command.reply, &mut answer, &mut reply) {
-            Ok(reply)
-        } else {
-            Err(self.handle.fail(EPROTO))
-        }
+        if self.received(command.reply, &mut answer, reply) { Ok(()) } else { Err(self.handle.fail(EPROTO)) }
     }
 
-    fn recv(&self, flags: RecvFlags, priority: i64) -> Result<Received<OwnedFd>, Failure> {
+    fn recv_into(
+        &self,
+        flags: RecvFlags,
+        priority: i64,
+        message: &mut Incoming<OwnedFd>,
+    ) -> Result<Found, Failure> {
         self.check()?;
         let mut receiver = self.receiver.borrow_mut();
         let malformed =
             flags.contains(RecvFlags::DROP | RecvFlags::USE_PRIORITY) || !RecvFlags::all().contains(flags);
-        let mut received = Received { message: Some(empty()), dropped: 0 };
-        let Some(message) = &mut received.message else { return Ok(received) };
-        let taken = match receiver.as_mut() {
+        match receiver.as_mut() {
             Some(receiver) if !malformed => {
                 if !receiver.is_alive() {
                     return Err(self.end());
                 }
                 match self.receive(receiver, flags, priority, message) {
-                    Ok(taken) => {
-                        received.dropped = receiver.dropped();
-                        taken == Taken::Message
-                    }
+                    Ok(taken) => Ok(Found { message: taken == Taken::Message, dropped: receiver.dropped() }),
                     // Once the connection has ended, each refusal is its end.
-                    Err(failure) => return Err(if receiver.is_alive() { failure } else { self.end() }),
+                    Err(failure) => Err(if receiver.is_alive() { failure } else { self.end() }),
                 }
             }
             // kdbusd knows what is wrong.
-            _ => self.receive_by_command(None, flags, priority, message)?,
-        };
-        if !taken {
-            received.message = None;
+            _ => {
+                let message = self.receive_by_command(None, flags, priority, message)?;
+                Ok(Found { message, dropped: 0 })
+            }
         }
-        Ok(received)
     }
 
     fn slice(&self, offset: u64, size: u64) -> Option<&[u8]> {
