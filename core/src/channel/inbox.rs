@@ -11,6 +11,7 @@
 //! | 5 | counts what the client asked to be woken for besides messages |
 //! | 6 | 1 while returns have to be reported at once |
 //! | 7 | returns that the bus has read so far |
+//! | 8 | entries shown so far: unchanged, it saves the look at all fresh bits |
 //! | 16 + 8 n | entry n: key, priority, offset, size, flags (1: with descriptors) |
 //!
 //! Both write the *shared* part:
@@ -26,6 +27,7 @@
 //! Fresh bits take the place of a ring of slots: a ring can be lapped by entries that come and are taken back
 //! while the client does not look, bits cannot. Bits and states start at multiples of eight words.
 
+use core::cell::Cell;
 use core::fmt;
 
 use super::entry::{Entry, Return};
@@ -37,7 +39,7 @@ pub const DEPTH_MAX: u32 = 1 << 16;
 pub const RETURNS_MAX: u32 = 1 << 17;
 
 /// "kdbus" and the version of this layout.
-const MAGIC: u64 = 0x6b64_6275_7300_0001;
+const MAGIC: u64 = 0x6b64_6275_7300_0002;
 
 const MAGIC_AT: usize = 0;
 const DEPTH_AT: usize = 1;
@@ -47,6 +49,7 @@ const LOST_AT: usize = 4;
 const NOTICES_AT: usize = 5;
 const WANTED_AT: usize = 6;
 const HEAD_AT: usize = 7;
+const SHOWN_AT: usize = 8;
 
 const ARMED_AT: usize = 0;
 const TAIL_AT: usize = 8;
@@ -175,6 +178,8 @@ pub struct InboxWriter<P, S> {
     /// Where the series of reads that is under way ends.
     series: Option<u64>,
     notices: u64,
+    /// Entries shown so far.
+    shown: u64,
     violated: bool,
 }
 
@@ -193,7 +198,7 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         posted.store(ALIVE_AT, 1);
         posted.store(MAGIC_AT, MAGIC);
         shared.store(ARMED_AT, 1);
-        Ok(Self { posted, shared, layout, head: 0, series: None, notices: 0, violated: false })
+        Ok(Self { posted, shared, layout, head: 0, series: None, notices: 0, shown: 0, violated: false })
     }
 
     /// Shows `entry`, in constant time. True if the bell has to be rung now.
@@ -215,6 +220,9 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         self.posted.store(at + 4, if entry.with_files { WITH_FILES } else { 0 });
         self.shared.store(self.layout.state_at(entry.slot), state(key, Phase::Queued));
         self.shared.set_bits(FIXED + (entry.slot / 64) as usize, 1 << (entry.slot % 64));
+        // Whoever sees this count finds the bit.
+        self.shown = self.shown.wrapping_add(1);
+        self.posted.store(SHOWN_AT, self.shown);
         self.wake()
     }
 
@@ -367,6 +375,10 @@ pub struct InboxReader<P, S> {
     tail: u64,
     /// Returns that the bus had read when it was last looked at.
     head: u64,
+    /// Entries that had been shown when the fresh bits were last looked at.
+    seen: Cell<u64>,
+    /// Some of those were not taken.
+    left: Cell<bool>,
 }
 
 impl<P: Words, S: Words> InboxReader<P, S> {
@@ -390,7 +402,7 @@ impl<P: Words, S: Words> InboxReader<P, S> {
         }
         let tail = shared.load(TAIL_AT);
         let head = posted.load(HEAD_AT);
-        Ok(Self { posted, shared, layout, tail, head })
+        Ok(Self { posted, shared, layout, tail, head, seen: Cell::new(0), left: Cell::new(false) })
     }
 
     /// Entries, and the bound of every slot number.
@@ -399,17 +411,24 @@ impl<P: Words, S: Words> InboxReader<P, S> {
         self.layout
     }
 
-    /// Whether anything was shown since [`fresh`](Self::fresh) last took it; looks at `depth / 64` words.
+    /// Whether anything may have been shown since [`fresh`](Self::fresh) last took it, in constant time.
     #[must_use]
+    #[inline]
     pub fn has_fresh(&self) -> bool {
-        (0..self.layout.fresh_words()).any(|word| self.shared.load(FIXED + word) != 0)
+        self.left.get() || self.posted.load(SHOWN_AT) != self.seen.get()
     }
 
     /// Hands each entry that was shown since the last time to `each`, in order of slots, not of keys.
     ///
     /// Entries that were taken back meanwhile are left out. One for which `each` says false is handed out
-    /// again the next time. Looks at `depth / 64` words and at each entry once.
+    /// again the next time. Looks at each entry once, and at `depth / 64` words if there are any.
     pub fn fresh(&self, mut each: impl FnMut(Entry) -> bool) {
+        if !self.has_fresh() {
+            return;
+        }
+        // Before the bits: one that is set later is counted later.
+        self.seen.set(self.posted.load(SHOWN_AT));
+        self.left.set(false);
         for word in 0..self.layout.fresh_words() {
             let at = FIXED + word;
             if self.shared.load(at) == 0 {
@@ -424,6 +443,7 @@ impl<P: Words, S: Words> InboxReader<P, S> {
                 later |= u64::from(refused) << bit;
             }
             if later != 0 {
+                self.left.set(true);
                 self.shared.set_bits(at, later);
             }
         }
