@@ -274,6 +274,8 @@ pub struct LaneReader<L, B, V> {
     head: u64,
     /// Words that were sent when it was last looked at: the sender's cache line is left alone while there are more.
     known: u64,
+    /// The words that said so.
+    seen: (u64, u64),
     /// The message at the head, as it was looked at first.
     peeked: Option<LaneHead>,
     /// Words of messages that were received.
@@ -298,6 +300,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             layout,
             head: 0,
             known: 0,
+            seen: (0, 0),
             peeked: None,
             returned: 0,
             wishes: 1,
@@ -319,7 +322,13 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             return Ok(self.peeked);
         }
         if self.head == self.known {
-            self.known = self.tail();
+            let words = self.tail_words();
+            // The same words as before say the same.
+            if words == self.seen {
+                return Ok(None);
+            }
+            self.seen = words;
+            self.known = tail(words);
             if self.head == self.known {
                 return Ok(None);
             }
@@ -353,7 +362,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     /// `from` is 0, or the end of the one that was found before. Cost: a look at each message that was not copied out.
     #[must_use]
     pub fn find_ahead(&self, from: u64, call: u64) -> Option<(u64, LaneHead)> {
-        let end = self.tail();
+        let end = tail(self.tail_words());
         if self.violated || end.wrapping_sub(self.returned) > self.layout.ring() {
             return None;
         }
@@ -439,13 +448,12 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         self.violated
     }
 
-    /// How far messages are sent.
-    fn tail(&self) -> u64 {
+    /// The control word and the verdict, which say how far messages are sent.
+    #[inline]
+    fn tail_words(&self) -> (u64, u64) {
         // The control word first: if the lane is open after that, it was open then.
-        let control = Verdict::from_word(self.lane.load(CONTROL_AT));
-        let verdict = Verdict::from_word(self.verdicts.load(self.at));
-        // Between two epochs the words differ, and the verdict has the final tail of the one before.
-        if verdict.is_open() && control.epoch == verdict.epoch { control.tail } else { verdict.tail }
+        let control = self.lane.load(CONTROL_AT);
+        (control, self.verdicts.load(self.at))
     }
 
     fn violation(&mut self) -> Violation {
@@ -453,4 +461,12 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         self.back.store(RETURNED_AT, ABANDONED);
         Violation
     }
+}
+
+/// How far messages are sent by what these words say.
+#[inline]
+const fn tail((control, verdict): (u64, u64)) -> u64 {
+    let (control, verdict) = (Verdict::from_word(control), Verdict::from_word(verdict));
+    // Between two epochs the words differ, and the verdict has the final tail of the one before.
+    if verdict.is_open() && control.epoch == verdict.epoch { control.tail } else { verdict.tail }
 }

@@ -3,6 +3,8 @@
 //! A lane carries header and items as its first part, up to the next multiple of 8, and the payload as its second.
 //! The receiver copies both to where they stay, and [`settle`] turns the copy into what a slice of the bus holds.
 
+use core::mem::offset_of;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::WellKnownName;
@@ -106,15 +108,20 @@ pub struct Sendable<'m> {
 pub fn sendable<'m>(message: &'m mut [u8], sender: u64, known: &[u8]) -> Option<Sendable<'m>> {
     match usual_run(message) {
         Some(at) => usual(message, at, sender, known),
-        None => examined(message, sender).map(|examined| Sendable {
-            header: examined.header,
-            route: examined.route,
-            name: examined.name.map(|name| name.as_str().as_bytes()),
-            is_known: false,
-            len: examined.len(),
-            payload: examined.payload,
-        }),
+        None => unusual(message, sender),
     }
+}
+
+/// What [`sendable`] says of a message that clients do not make.
+fn unusual(message: &mut [u8], sender: u64) -> Option<Sendable<'_>> {
+    examined(message, sender).map(|examined| Sendable {
+        header: examined.header,
+        route: examined.route,
+        name: examined.name.map(|name| name.as_str().as_bytes()),
+        is_known: false,
+        len: examined.len(),
+        payload: examined.payload,
+    })
 }
 
 /// Where the run of bytes stands in a message as clients make it: alone, or behind a name. `None` for all others.
@@ -211,8 +218,12 @@ pub fn settle(
 ) -> Result<Settled, Violation> {
     let (items, payload) = slice.split_at_mut_checked(place.base as usize).ok_or(Violation)?;
     let (sent, rest) = items.split_at_mut_checked(place.first as usize).ok_or(Violation)?;
-    let Sendable { header, route, name, is_known, len, payload: bytes } =
-        sendable(sent, terms.sender(), terms.name()).ok_or(Violation)?;
+    let run = usual_run(sent);
+    let sendable = match run {
+        Some(at) => usual(sent, at, terms.sender(), terms.name()),
+        None => unusual(sent, terms.sender()),
+    };
+    let Sendable { header, route, name, is_known, len, payload: bytes } = sendable.ok_or(Violation)?;
     let addressed = match name {
         Some(name) => is_known || name == terms.name(),
         None => header.dst_id == receiver,
@@ -220,10 +231,33 @@ pub fn settle(
     if !addressed || align8(len) != place.first || bytes != place.payload {
         return Err(Violation);
     }
-    let mut to = place.base;
+    match run {
+        Some(at) => {
+            put(sent, at + 8, &ItemType::PAYLOAD_OFF.0);
+            put(sent, at + ITEM_HEADER + 8, &place.base);
+        }
+        None => set_offsets(sent, len as usize, place.base),
+    }
+    put(sent, 0, &received_len(len, metadata_len(terms)));
+    put(sent, offset_of!(Msg, src_id), &terms.sender());
+    clear(sent, len);
+    if !rest.is_empty() {
+        attach(rest, terms, stamp);
+    }
+    clear(payload, place.payload);
+    Ok(Settled {
+        priority: header.priority,
+        cookie: header.cookie,
+        answers: if let Route::Reply(cookie) = route { cookie } else { 0 },
+        deadline: if route == Route::Call { header.timeout_ns() } else { 0 },
+    })
+}
+
+/// Turns addresses of runs into offsets: what lies in the slice from `to` on.
+fn set_offsets(sent: &mut [u8], len: usize, mut to: u64) {
     let mut at = Msg::SIZE;
     // Ends: each round goes on by an item, of which the examination has seen the size.
-    while let Some(size) = item_size(sent, at, len as usize) {
+    while let Some(size) = item_size(sent, at, len) {
         if get(sent, at + 8) == Some(ItemType::PAYLOAD_VEC.0) {
             let bytes = get(sent, at + ITEM_HEADER).unwrap_or(0);
             put(sent, at + 8, &ItemType::PAYLOAD_OFF.0);
@@ -232,20 +266,15 @@ pub fn settle(
         }
         at += align8(size) as usize;
     }
-    put(sent, 0, &Msg { size: received_len(len, metadata_len(terms)), src_id: terms.sender(), ..header });
-    if let Some(padding) = sent.get_mut(len as usize..) {
+}
+
+/// Clears what stands behind the first `len` bytes: padding, if there is any.
+fn clear(bytes: &mut [u8], len: u64) {
+    if len != bytes.len() as u64
+        && let Some(padding) = bytes.get_mut(len as usize..)
+    {
         padding.fill(0);
     }
-    attach(rest, terms, stamp);
-    if let Some(padding) = payload.get_mut(place.payload as usize..) {
-        padding.fill(0);
-    }
-    Ok(Settled {
-        priority: header.priority,
-        cookie: header.cookie,
-        answers: if let Route::Reply(cookie) = route { cookie } else { 0 },
-        deadline: if route == Route::Call { header.timeout_ns() } else { 0 },
-    })
 }
 
 /// Bytes of the notification that a call has no reply.

@@ -81,6 +81,7 @@ impl InLane {
     /// # Errors
     ///
     /// [`Violation`] of its sender, from here on always.
+    #[inline]
     pub fn peek(&mut self) -> Result<Option<LaneHead>, Violation> {
         self.reader.peek()
     }
