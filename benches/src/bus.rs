@@ -3,9 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kdbus_core::abi::NameFlags;
 use kdbus_core::client::{
@@ -43,6 +41,9 @@ const LARGEST_POOL: u64 = 16 << 20;
 
 /// A connection to the bus under measurement.
 pub type Bus = Connection<LocalTransport>;
+
+/// How long a client looks that is to look instead of sleeping: longer than any answer takes.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Buffers of a slab.
 const BUFFERS: u32 = 4;
@@ -173,15 +174,21 @@ pub fn daemon(job: &Job) -> io::Result<()> {
 ///
 /// What failed.
 pub fn connect(dir: &Path, pool_size: u64, prefault: bool, lanes: usize) -> io::Result<Bus> {
+    let mut options = Options::new().prefault(prefault).lanes(lanes);
+    if !prefault {
+        options = options.staging(0);
+    }
+    connect_with(dir, pool_size, options)
+}
+
+/// As [`connect`], with these options.
+fn connect_with(dir: &Path, pool_size: u64, options: Options) -> io::Result<Bus> {
     let root = dir.join("bus");
     let environment =
         Environment::current().with_root(root.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     let name = format!("{}-{BUS}", rustix::process::geteuid().as_raw());
     let until = Instant::now() + PATIENCE;
-    let mut options = Options::new().environment(environment).prefault(prefault).lanes(lanes);
-    if !prefault {
-        options = options.staging(0);
-    }
+    let options = options.environment(environment);
     loop {
         match options.connect(&name) {
             Ok(transport) => {
@@ -189,7 +196,7 @@ pub fn connect(dir: &Path, pool_size: u64, prefault: bool, lanes: usize) -> io::
                 return Connection::hello(transport, &hello).map_err(io::Error::other);
             }
             Err(error) if Instant::now() > until => return Err(error.into()),
-            Err(_) => std::thread::sleep(std::time::Duration::from_millis(2)),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
 }
@@ -231,7 +238,11 @@ impl BusClient {
     ///
     /// What failed.
     pub fn new(dir: &Path, case: &Case) -> io::Result<Self> {
-        let bus = connect(dir, pool_size(case), true, lanes(case))?;
+        let mut options = Options::new().lanes(lanes(case));
+        if case.spins() {
+            options = options.spin(LOOK);
+        }
+        let bus = connect_with(dir, pool_size(case), options)?;
         let slabs = if case.system == System::Loan { Some(Slabs::of_client(&bus, case)?) } else { None };
         if uses_lanes(case) {
             bus.wait_for_name_blocking(service()?, PATIENCE).map_err(io::Error::other)?;
@@ -249,24 +260,7 @@ impl BusClient {
     where
         'c: 'm,
     {
-        if self.case.spins() {
-            return self.spin(message);
-        }
         self.bus.call_blocking(message, CALL_TIMEOUT).map_err(io::Error::other)
-    }
-
-    fn spin<'c, 'm>(&'c self, message: &Message<'m, Borrowed<'m>>) -> io::Result<Delivery<'c, LocalTransport>>
-    where
-        'c: 'm,
-    {
-        let mut call = pin!(self.bus.call(message, CALL_TIMEOUT));
-        let mut context = Context::from_waker(Waker::noop());
-        loop {
-            if let Poll::Ready(reply) = call.as_mut().poll(&mut context) {
-                return reply.map_err(io::Error::other);
-            }
-            std::hint::spin_loop();
-        }
     }
 }
 
