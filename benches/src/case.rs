@@ -28,6 +28,11 @@ pub enum System {
     #[serde(rename = "shm+futex")]
     #[value(name = "shm-futex")]
     ShmFutex,
+    /// Shared memory, and a byte in a pipe that an edge-triggered epoll set tells of: the wake-up of our channel, and nothing
+    /// else of it.
+    #[serde(rename = "shm+pipe")]
+    #[value(name = "shm-pipe")]
+    ShmPipe,
     /// Shared memory that both look at all the time.
     #[serde(rename = "shm spin")]
     #[value(name = "shm-spin")]
@@ -106,12 +111,13 @@ pub struct Case {
 
 impl System {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Channel,
         Self::SlowPath,
         Self::Memfd,
         Self::Loan,
         Self::ShmFutex,
+        Self::ShmPipe,
         Self::ShmSpin,
         Self::Seqpacket,
         Self::SeqpacketRelay,
@@ -131,6 +137,7 @@ impl System {
             Self::Memfd => "kdbus-rt memfd",
             Self::Loan => "kdbus-rt loan",
             Self::ShmFutex => "shm+futex",
+            Self::ShmPipe => "shm+pipe",
             Self::ShmSpin => "shm spin",
             Self::Seqpacket => "seqpacket",
             Self::SeqpacketRelay => "seqpacket relay",
@@ -197,7 +204,7 @@ impl Place {
 
 impl Case {
     /// Whether the system can do this at all: spinning takes two CPUs, one that only spins is no use with eight
-    /// receivers, and these get copies.
+    /// receivers, and these get copies; a pipe wakes one.
     #[must_use]
     pub fn is_possible(&self) -> bool {
         match self.kind {
@@ -205,7 +212,7 @@ impl Case {
             Kind::CallSpin => self.system.can_spin() && self.place == Place::TwoCpus,
             Kind::Stream => !self.system.only_spins() || self.place == Place::TwoCpus,
             Kind::Broadcast => {
-                let is_copied = !matches!(self.system, System::Memfd | System::Loan);
+                let is_copied = !matches!(self.system, System::Memfd | System::Loan | System::ShmPipe);
                 is_copied && !self.system.only_spins() && self.bytes <= 65_536
             }
         }

@@ -121,8 +121,8 @@ pub fn server(job: &Job, shared: &Rc<Shared>) -> io::Result<Box<dyn Server>> {
     let case = &job.case;
     Ok(match case.system {
         System::Channel | System::SlowPath | System::Memfd | System::Loan => Box::new(BusServer::new(job)?),
-        System::ShmFutex | System::ShmSpin => {
-            Box::new(PacketEnd::new(floor::end(shared, case, false), case.bytes))
+        System::ShmFutex | System::ShmPipe | System::ShmSpin => {
+            Box::new(PacketEnd::new(floor::end(shared, case, &job.dir, false)?, case.bytes))
         }
         System::Seqpacket => Box::new(PacketEnd::new(Socket::connect(&job.dir, socket::CLIENT)?, case.bytes)),
         System::SeqpacketRelay => {
@@ -150,8 +150,8 @@ fn client(
         (System::Channel | System::SlowPath | System::Memfd | System::Loan, _) => {
             Box::new(BusClient::new(dir, case)?)
         }
-        (System::ShmFutex | System::ShmSpin, _) => {
-            Box::new(PacketEnd::new(floor::end(shared, case, true), 0))
+        (System::ShmFutex | System::ShmPipe | System::ShmSpin, _) => {
+            Box::new(PacketEnd::new(floor::end(shared, case, dir, true)?, 0))
         }
         (System::Seqpacket, Some(node)) if case.kind == Kind::Broadcast => {
             let sockets = (0..servers).map(|_| node.accept()).collect::<io::Result<_>>()?;
@@ -197,7 +197,7 @@ impl Contender {
             System::DbusDaemon => Some(Role::DbusDaemon),
             System::DbusBroker | System::Zbus => Some(Role::DbusBroker),
             System::SeqpacketRelay => Some(Role::Relay),
-            System::Seqpacket | System::ShmFutex | System::ShmSpin => None,
+            System::Seqpacket | System::ShmFutex | System::ShmPipe | System::ShmSpin => None,
             System::IceoryxEvents | System::IceoryxPolling => None,
         };
         if matches!(case.system, System::Seqpacket | System::SeqpacketRelay) {
@@ -402,7 +402,7 @@ impl Drop for Processes {
 const fn area(case: &Case) -> usize {
     match (case.system, case.kind) {
         (System::ShmFutex | System::ShmSpin, Kind::Broadcast) => PAGE + case.bytes,
-        (System::ShmFutex | System::ShmSpin, _) => floor::area(case),
+        (System::ShmFutex | System::ShmPipe | System::ShmSpin, _) => floor::area(case),
         _ => 0,
     }
 }
