@@ -195,14 +195,14 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     fn answer(&self, incoming: &mut Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {
-        let Some(reply) = Delivery::new(&self.link.transport, incoming) else {
-            self.link.count(|stats| stats.malformed += 1);
-            return Err(CallError::Undeliverable(Errno::EIO));
-        };
-        if reply.payload_type() == PAYLOAD_ERROR {
-            return Err(CallError::Remote(ErrorReply::from_payload(reply.payload())));
+        match Delivery::new(&self.link.transport, incoming) {
+            Some(reply) if reply.payload_type() != PAYLOAD_ERROR => Ok(reply),
+            Some(error) => Err(CallError::Remote(ErrorReply::from_payload(error.payload()))),
+            None => {
+                self.link.count(|stats| stats.malformed += 1);
+                Err(CallError::Undeliverable(Errno::EIO))
+            }
         }
-        Ok(reply)
     }
 }
 

@@ -103,11 +103,13 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         let until = self.until(deadline.into());
         loop {
             let mut noise = false;
-            match self.pull(&mut noise)? {
-                Some(message) => return Ok(message),
-                None if noise => {}
-                None if until != Instant::FAR && self.now() >= until => return Err(RecvError::TimedOut),
-                None => self.wait(until)?,
+            let message = self.pull(&mut noise);
+            match message {
+                Ok(Some(message)) => return Ok(message),
+                Err(error) => return Err(error),
+                Ok(None) if noise => {}
+                Ok(None) if until != Instant::FAR && self.now() >= until => return Err(RecvError::TimedOut),
+                Ok(None) => self.wait(until)?,
             }
         }
     }
@@ -265,11 +267,16 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             if !self.receive(flags, limit, &mut incoming)? {
                 return Ok(None);
             }
-            // All of its descriptors go with the message.
-            if let Some(message) = self.sort(&mut incoming) {
+            // As `sort`, which would move the message once more.
+            let Some(message) = Delivery::new(&self.link.transport, &mut incoming) else {
+                self.drop_malformed();
+                incoming.fds.clear();
+                continue;
+            };
+            if self.is_for_application(&message) {
                 return Ok(Some(message));
             }
-            incoming.fds.clear();
+            self.take_answer(message);
         }
         *noise = true;
         Ok(None)
@@ -341,11 +348,9 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 
     /// Gives an answer to its call, and what nobody waits for back to the pool; returns what is for the
     /// application.
-    #[inline]
     fn sort(&self, incoming: &mut Incoming<T::Fd>) -> Option<Delivery<'_, T>> {
         let Some(message) = Delivery::new(&self.link.transport, incoming) else {
-            crate::event!(warn, "a message is malformed and goes");
-            self.link.count(|stats| stats.malformed += 1);
+            self.drop_malformed();
             return None;
         };
         if self.is_for_application(&message) {
@@ -353,6 +358,12 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         }
         self.take_answer(message);
         None
+    }
+
+    #[cold]
+    fn drop_malformed(&self) {
+        crate::event!(warn, "a message is malformed and goes");
+        self.link.count(|stats| stats.malformed += 1);
     }
 
     /// Whether a message is for the application. Whoever waits for a name is woken, if it tells of one.

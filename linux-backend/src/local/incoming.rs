@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 use super::handle::Answer;
 use super::map::WordMap;
 use super::point::{self, Point};
-use super::receive::{KDBUSD, Lanes, Receiver};
+use super::receive::{KDBUSD, Lanes, Only, Receiver};
 use super::transport::LocalTransport;
 
 /// What a look at the queue has brought.
@@ -85,12 +85,16 @@ impl LocalTransport {
         let mut outward = self.outward.borrow_mut();
         let mut lanes =
             arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, bell: &self.bell, outward });
-        if let (true, Some(lanes)) = (flags.is_empty(), &mut lanes)
-            && let Some(held) = receiver.take_only(lanes)
-        {
-            let offset = self.arena_base() + held.offset;
-            message.info = MsgInfo { offset, msg_size: held.size, return_flags: 0 };
-            return Ok(Taken::Message);
+        if let (true, Some(lanes)) = (flags.is_empty(), &mut lanes) {
+            match receiver.take_only(lanes) {
+                Only::Message(held) => {
+                    let offset = self.arena_base() + held.offset;
+                    message.info = MsgInfo { offset, msg_size: held.size, return_flags: 0 };
+                    return Ok(Taken::Message);
+                }
+                Only::Nothing => return Ok(Taken::Nothing),
+                Only::Unsure => {}
+            }
         }
         // Each round returns or removes an entry.
         while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {

@@ -315,9 +315,6 @@ impl InLanes {
     /// Receives the next message of the only lane that has any, and nothing if several have, or none: then their order is
     /// for the queue to find. `now` was read before. Nobody waits for the end of a call.
     pub(super) fn take_only(&mut self, now: Instant, order: &mut Order, arena: &Arena) -> Option<Held> {
-        if self.is_stuck() || self.has_cold() {
-            return None;
-        }
         let mut fresh = None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
             if let Some(inward) = inward

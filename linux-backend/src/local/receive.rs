@@ -32,6 +32,17 @@ pub(super) struct Lanes<'a> {
     pub(super) outward: &'a mut OutLanes,
 }
 
+/// What a look for one message has found.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Only {
+    /// This one, which is received.
+    Message(Held),
+    /// Nothing came in.
+    Nothing,
+    /// That is for [`Receiver::next`] to find out.
+    Unsure,
+}
+
 /// What waits for one connection: kdbusd's shared queue and the lanes into it, merged into one queue.
 #[derive(Debug)]
 pub(super) struct Receiver<P, S> {
@@ -107,21 +118,23 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Receives the message that came first if it came by lane, nothing is queued and no other lane has any: it does not pass
-    /// through the queue. Where that is not sure, `None`: it is for [`next`](Self::next) to find out.
+    /// through the queue.
     #[inline]
-    pub(super) fn take_only(&mut self, lanes: &mut Lanes<'_>) -> Option<Held> {
-        gate()?;
-        let inward = self.lanes.as_mut()?;
-        let is_plain = self.head.is_empty() && lanes.outward.calls().is_empty();
-        if !is_plain || self.inbox.notices() != self.looked || !inward.has_fresh() {
-            return None;
+    pub(super) fn take_only(&mut self, lanes: &mut Lanes<'_>) -> Only {
+        let Some(inward) = self.lanes.as_mut().filter(|_| gate().is_some()) else { return Only::Unsure };
+        let is_plain = self.head.is_empty() && lanes.outward.calls().is_empty() && !inward.has_cold();
+        if !is_plain || self.inbox.notices() != self.looked || inward.is_stuck() {
+            return Only::Unsure;
+        }
+        if !inward.has_fresh() {
+            return if self.inbox.has_fresh() { Only::Unsure } else { Only::Nothing };
         }
         // The clock comes before the looks that count.
         let now = bell::now();
         if self.inbox.has_fresh() {
-            return None;
+            return Only::Unsure;
         }
-        inward.take_only(now, &mut self.order, lanes.arena)
+        inward.take_only(now, &mut self.order, lanes.arena).map_or(Only::Unsure, Only::Message)
     }
 
     /// Receives `message`, which [`next`](Self::next) has returned. `Ok(None)` if its sender or kdbusd took
