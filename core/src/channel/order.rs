@@ -54,12 +54,19 @@ impl Order {
         Batch { floor, cut: self.cut, room, len: 0 }
     }
 
-    /// What a message with this key counts as old as if no lane has another one: a look that took that one alone. `now` is
-    /// read before any lane is. `None` if it was queued after that, and has to wait for the next look.
-    pub fn time_of_only(&mut self, now: Instant, key: u64) -> Option<u64> {
-        let floor = self.cut;
-        self.cut = floor.max(now.as_nanos());
-        (key <= self.cut).then_some(key.max(floor))
+    /// What a message with this key counts as old as that is received alone, because no other lane has any: nothing that is
+    /// received later counts as older. `now` is read before any lane is. `None` if it was queued after that, and has to wait
+    /// for the next look.
+    pub fn take_only(&mut self, now: Instant, key: u64) -> Option<u64> {
+        let time = self.time_beside(now, key)?;
+        self.cut = time;
+        Some(time)
+    }
+
+    /// The same for one that passes others by: they keep their times.
+    #[must_use]
+    pub fn time_beside(&self, now: Instant, key: u64) -> Option<u64> {
+        (key <= self.cut.max(now.as_nanos())).then_some(key.max(self.cut))
     }
 }
 
@@ -166,6 +173,17 @@ mod tests {
         assert_eq!(merge(&mut order, 20, [arrived(0, 20)]), ([20], 0));
         // Lane 1 says 1, which is before the last cut: as old as the cut itself, and behind lane 0's equal.
         assert_eq!(merge(&mut order, 40, [arrived(1, 1), arrived(0, 20), arrived(0, 39)]), ([20, 1, 39], 0));
+    }
+
+    #[test]
+    fn messages_that_are_taken_one_by_one_keep_their_times() {
+        let mut order = Order::new();
+        let now = Instant::from_nanos(50);
+        assert_eq!([10, 20, 60].map(|key| order.take_only(now, key)), [Some(10), Some(20), None]);
+        assert_eq!((order.time_beside(now, 40), order.time_beside(now, 5)), (Some(40), Some(20)));
+        // What comes later is no older than what was taken.
+        assert_eq!(merge(&mut order, 90, [arrived(1, 15), arrived(0, 30)]), ([15, 30], 0));
+        assert_eq!(order.take_only(now, 89), Some(90));
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl<'c, T: Transport> Delivery<'c, T> {
     /// Checks what a transport received. `None` if it does not hold together; then its slice is free again.
     ///
     /// It is left without its descriptors: passing it by reference saves a move of the room for them.
-    #[inline(always)]
+    #[inline]
     pub(super) fn new(transport: &'c T, incoming: &mut Incoming<T::Fd>) -> Option<Self> {
         let info = incoming.info;
         let slice = Slice::new(transport, info.offset, info.msg_size)?;

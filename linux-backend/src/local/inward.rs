@@ -326,7 +326,7 @@ impl InLanes {
         }
         let (at, head) = fresh?;
         let inward = self.lanes.get_mut(at)?.as_mut()?;
-        let time = order.time_of_only(now, head.key)?;
+        let time = order.take_only(now, head.key)?;
         // What finds no room is left to the queue's turn.
         let copied = match inward.copy_in(&head, time, &mut Clocks::at(now), self.receiver, arena) {
             Ok(copied) => copied?,
@@ -358,7 +358,7 @@ impl InLanes {
     pub(super) fn take_waited(
         &mut self,
         now: Instant,
-        order: &mut Order,
+        order: &Order,
         arena: &Arena,
         calls: &mut Calls,
     ) -> Option<Held> {
@@ -368,7 +368,7 @@ impl InLanes {
             if head.call != waited {
                 continue;
             }
-            let time = order.time_of_only(now, head.key)?;
+            let time = order.time_beside(now, head.key)?;
             let copied = match inward.copy_in(&head, time, &mut Clocks::at(now), self.receiver, arena) {
                 Ok(copied) => copied?,
                 Err(Violation) => {

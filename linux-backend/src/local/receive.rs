@@ -257,7 +257,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             && let Some(inward) = &mut self.lanes
             && inward.has_fresh()
             && let Some(held) =
-                inward.take_waited(bell::now(), &mut self.order, lanes.arena, lanes.outward.calls())
+                inward.take_waited(bell::now(), &self.order, lanes.arena, lanes.outward.calls())
         {
             return Some((held.offset, held.size));
         }
