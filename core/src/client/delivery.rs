@@ -208,6 +208,14 @@ impl<'c, T: Transport> Delivery<'c, T> {
         self.items().find_map(|item| Notification::from_item(&item, self.header.cookie_reply()))
     }
 
+    /// The item by which the bus announces something, if this is a notification.
+    pub(super) fn announces(&self) -> Option<ItemType> {
+        let is_announcement =
+            |kind: &ItemType| (ItemType::NAME_ADD.0..=ItemType::REPLY_DEAD.0).contains(&kind.0);
+        let announces = self.kind() == Kind::Notification;
+        self.items().map(|item| item.kind).find(is_announcement).filter(|_| announces)
+    }
+
     /// What the bus tells about the sender.
     #[must_use]
     pub fn metadata(&self) -> Metadata<'_> {

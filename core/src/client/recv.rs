@@ -10,11 +10,10 @@ use super::delivery::{Delivery, Head, Kind};
 use super::error::RecvError;
 use super::error_reply::ErrorReply;
 use super::message::{OWN_COOKIES, ReplyTo};
-use super::notification::Notification;
 use super::transport::{Failure, Incoming, Transport, Wait};
 use super::waiters::{Seat, Want};
 use crate::Instant;
-use crate::abi::{Msg, RecvFlags};
+use crate::abi::{ItemType, Msg, RecvFlags};
 use zerocopy::FromBytes;
 
 /// Answers and notifications for the connection itself that one receive passes over before it gives up for
@@ -207,13 +206,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub(super) fn pump(&self) -> Result<(), Failure> {
         let mut noise = 0;
         while self.waits_behind_messages() && !self.inbox.borrow().is_full() && noise <= NOISE_MAX {
-            let mut incoming = Incoming::empty();
-            if !self.receive(RecvFlags::empty(), 0, &mut incoming)? {
-                return Ok(());
-            }
-            match self.sort(&mut incoming) {
-                Some(message) => self.keep(message),
-                None => noise += 1,
+            match self.keep_next()? {
+                None => return Ok(()),
+                Some(true) => {}
+                Some(false) => noise += 1,
             }
         }
         Ok(())
@@ -224,12 +220,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         for dropped in 0..NOISE_MAX {
             match self.peek_transport()? {
                 Some(peeked) if self.is_noise(&peeked) => {
-                    let mut incoming = Incoming::empty();
-                    if !self.receive(RecvFlags::empty(), 0, &mut incoming)? {
-                        return Ok(dropped > 0);
-                    }
-                    if let Some(message) = self.sort(&mut incoming) {
-                        self.keep(message);
+                    if self.keep_next()? != Some(false) {
                         return Ok(dropped > 0);
                     }
                 }
@@ -255,7 +246,6 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         self.pull_from(RecvFlags::empty(), 0, noise)
     }
 
-    #[inline]
     fn pull_from(
         &self,
         flags: RecvFlags,
@@ -267,16 +257,15 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             if !self.receive(flags, limit, &mut incoming)? {
                 return Ok(None);
             }
-            // As `sort`, which would move the message once more.
             let Some(message) = Delivery::new(&self.link.transport, &mut incoming) else {
                 self.drop_malformed();
                 incoming.fds.clear();
                 continue;
             };
-            if self.is_for_application(&message) {
-                return Ok(Some(message));
+            match self.fate(&message) {
+                Fate::Received => return Ok(Some(message)),
+                fate => self.end_call(message, fate),
             }
-            self.take_answer(message);
         }
         *noise = true;
         Ok(None)
@@ -301,7 +290,6 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         }
     }
 
-    #[inline]
     fn receive(
         &self,
         flags: RecvFlags,
@@ -325,7 +313,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             Some(message) => Peeked {
                 header: *message.header(),
                 malformed: false,
-                name_change: message.notification().is_some_and(|notification| is_name_change(&notification)),
+                name_change: message.announces().is_some_and(is_name_change),
             },
             None => Peeked { header: Msg::default(), malformed: true, name_change: false },
         }))
@@ -346,18 +334,25 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         waits || self.calls.iter().any(Slot::is_pending)
     }
 
-    /// Gives an answer to its call, and what nobody waits for back to the pool; returns what is for the
-    /// application.
-    fn sort(&self, incoming: &mut Incoming<T::Fd>) -> Option<Delivery<'_, T>> {
-        let Some(message) = Delivery::new(&self.link.transport, incoming) else {
-            self.drop_malformed();
-            return None;
-        };
-        if self.is_for_application(&message) {
-            return Some(message);
+    /// Takes the next message out of the transport, and keeps it if it is for the application. Whether it is; `None` if none
+    /// waits. Else its call has got it, or nobody.
+    fn keep_next(&self) -> Result<Option<bool>, Failure> {
+        let mut incoming = Incoming::empty();
+        if !self.receive(RecvFlags::empty(), 0, &mut incoming)? {
+            return Ok(None);
         }
-        self.take_answer(message);
-        None
+        let Some(message) = Delivery::new(&self.link.transport, &mut incoming) else {
+            self.drop_malformed();
+            return Ok(Some(false));
+        };
+        match self.fate(&message) {
+            Fate::Received => self.keep(message),
+            fate => {
+                self.end_call(message, fate);
+                return Ok(Some(false));
+            }
+        }
+        Ok(Some(true))
     }
 
     #[cold]
@@ -366,34 +361,33 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         self.link.count(|stats| stats.malformed += 1);
     }
 
-    /// Whether a message is for the application. Whoever waits for a name is woken, if it tells of one.
-    #[inline]
-    fn is_for_application(&self, message: &Delivery<'_, T>) -> bool {
+    /// What becomes of a message. Whoever waits for a name is woken, if it tells of one.
+    fn fate(&self, message: &Delivery<'_, T>) -> Fate {
         let answers = message.cookie_reply() & OWN_COOKIES != 0;
         match message.kind() {
-            _ if self.link.is_monitor => true,
-            Kind::Reply => !answers,
-            Kind::Notification => match message.notification() {
-                Some(Notification::ReplyTimeout { .. } | Notification::ReplyDead { .. }) => !answers,
-                Some(notification) if is_name_change(&notification) => {
+            _ if self.link.is_monitor => Fate::Received,
+            Kind::Reply if answers => Fate::Answer,
+            Kind::Notification => match message.announces() {
+                Some(ItemType::REPLY_TIMEOUT) if answers => Fate::TimedOut,
+                Some(ItemType::REPLY_DEAD) if answers => Fate::PeerDied,
+                Some(kind) if is_name_change(kind) => {
                     self.waiters.wake(Want::Name);
-                    self.hears_names.get()
+                    if self.hears_names.get() { Fate::Received } else { Fate::Unwanted }
                 }
-                _ => true,
+                _ => Fate::Received,
             },
-            _ => true,
+            _ => Fate::Received,
         }
     }
 
-    /// Gives the end of a call to the call.
-    fn take_answer(&self, message: Delivery<'_, T>) {
+    /// Gives the end of a call to the call, and drops what nobody wants.
+    fn end_call(&self, message: Delivery<'_, T>, fate: Fate) {
         let cookie = message.cookie_reply();
-        let outcome = match message.notification() {
-            Some(Notification::ReplyTimeout { .. }) => Outcome::TimedOut,
-            Some(Notification::ReplyDead { .. }) => Outcome::PeerDied,
-            // A change of a name that nobody wants to hear of.
-            Some(_) => return,
-            None => Outcome::Answer(message.into_incoming()),
+        let outcome = match fate {
+            Fate::TimedOut => Outcome::TimedOut,
+            Fate::PeerDied => Outcome::PeerDied,
+            Fate::Answer => Outcome::Answer(message.into_incoming()),
+            Fate::Received | Fate::Unwanted => return,
         };
         match self.calls.iter().find(|slot| slot.awaits(cookie)) {
             Some(slot) => slot.complete(outcome),
@@ -413,6 +407,21 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 }
 
+/// What becomes of a message.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// The application gets it.
+    Received,
+    /// It answers a call of the connection's.
+    Answer,
+    /// It ends one that has no answer in time,
+    TimedOut,
+    /// or whose callee is gone.
+    PeerDied,
+    /// It is for nobody.
+    Unwanted,
+}
+
 /// What a look at the front of the transport's queue shows.
 struct Peeked {
     header: Msg,
@@ -420,11 +429,8 @@ struct Peeked {
     name_change: bool,
 }
 
-const fn is_name_change(notification: &Notification<'_>) -> bool {
-    matches!(
-        notification,
-        Notification::NameAdd { .. } | Notification::NameChange { .. } | Notification::NameRemove { .. }
-    )
+const fn is_name_change(kind: ItemType) -> bool {
+    matches!(kind, ItemType::NAME_ADD | ItemType::NAME_REMOVE | ItemType::NAME_CHANGE)
 }
 
 #[cfg(test)]
@@ -435,9 +441,9 @@ mod tests {
 
     use super::super::fake::{Script, connect, message, notification, plain, reply};
     use super::super::message::Message;
+    use super::super::notification::Notification;
     use super::*;
-    use crate::abi::Errno;
-    use crate::abi::{IdChange, ItemType, MsgFlags};
+    use crate::abi::{Errno, IdChange, MsgFlags};
     use core::pin::pin;
     use core::task::Waker;
     use core::time::Duration;
