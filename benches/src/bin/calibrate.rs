@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kdbus_benches::calibrate::{Effort, board, compare, part, pin_to_one_cpu};
+use kdbus_benches::calibrate::{Comparison, Effort, measure, part, pin_to_one_cpu};
 use kdbus_sim::Board;
 
 /// Bytes of a message at most.
@@ -37,10 +37,10 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [64, 4_096, 16_384])]
     size: Vec<usize>,
     /// Times that each thing is done in a round
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 300)]
     times: usize,
     /// Rounds; the one with the lowest median counts
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 60)]
     rounds: usize,
 }
 
@@ -63,9 +63,15 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     if arguments.one_cpu {
         pin_to_one_cpu()?;
     }
-    let board = match &arguments.board {
-        Some(path) => Board::from_toml(&std::fs::read_to_string(path)?).map_err(io::Error::other)?,
-        None => board(&arguments.name, effort)?,
+    let sizes = if arguments.compare { &arguments.size[..] } else { &[] };
+    let given = match &arguments.board {
+        Some(path) => Some(Board::from_toml(&std::fs::read_to_string(path)?).map_err(io::Error::other)?),
+        None => None,
+    };
+    let measured = measure(sizes, effort)?;
+    let board = match given {
+        Some(board) => board,
+        None => measured.costs.board(&arguments.name)?,
     };
     match &arguments.output {
         Some(path) => std::fs::write(path, board.to_toml())?,
@@ -74,19 +80,19 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     }
     if arguments.compare {
         writeln!(io::stdout(), "# a call over kdbusd and back, median in ns: measured, simulated, error")?;
-        for size in &arguments.size {
-            let result = compare(&board, *size, effort)?;
-            let error = result.error_permille();
-            writeln!(
-                io::stdout(),
-                "# {size:6} B {:8} {:8} {}{}.{} %",
-                result.measured_ns,
-                result.simulated_ns,
-                if error < 0 { "-" } else { "+" },
-                error.abs() / 10,
-                error.abs() % 10
-            )?;
-        }
+    }
+    for (size, measured_ns) in sizes.iter().zip(measured.calls) {
+        let result = Comparison::of(measured_ns, *size, &board)?;
+        let error = result.error_permille();
+        writeln!(
+            io::stdout(),
+            "# {size:6} B {:8} {:8} {}{}.{} %",
+            result.measured_ns,
+            result.simulated_ns,
+            if error < 0 { "-" } else { "+" },
+            error.abs() / 10,
+            error.abs() % 10
+        )?;
     }
     Ok(())
 }
