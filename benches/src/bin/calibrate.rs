@@ -13,8 +13,8 @@ const MESSAGE_MAX: usize = 1 << 20;
 
 /// Measures what things cost on this machine and writes it down as a board for the simulator.
 ///
-/// System calls, context switches, wake-ups, timers, copies, page faults and commands over kdbusd, each by itself. The
-/// less the machine does beside it, the better.
+/// System calls, context switches, wake-ups, timers, copies, page faults and commands over kdbusd, each by itself, in many
+/// short rounds. The less the machine does beside it, the better.
 #[derive(Debug, Parser)]
 #[command(name = "calibrate")]
 struct Arguments {
@@ -30,7 +30,7 @@ struct Arguments {
     /// Measure calls over kdbusd as well, and show them beside what the simulator foretells
     #[arg(long)]
     compare: bool,
-    /// Compare with the board in this file instead of measuring one
+    /// Compare with the board in this file and not with the one that is measured
     #[arg(long, value_name = "FILE", requires = "compare")]
     board: Option<PathBuf>,
     /// Bytes of the messages to compare with
