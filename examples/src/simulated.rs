@@ -1,10 +1,11 @@
 //! The pipeline on a simulated machine: the same stages as tasks, in virtual time.
 
 use std::cell::RefCell;
-use std::fmt;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use hdrhistogram::Histogram;
 use kdbus_core::Instant;
@@ -120,6 +121,25 @@ struct Heard {
     hops: Vec<HopRecorder>,
     counts: Counts,
     failures: Vec<(Stage, String)>,
+}
+
+/// The machine called `name`: a preset, or else a file.
+///
+/// # Errors
+///
+/// If it is neither, or the file is no board.
+pub fn board(name: &str) -> Result<Board, SimulationError> {
+    match Board::preset(name) {
+        Some(board) => Ok(board),
+        None if Path::new(name).exists() => {
+            let text = fs::read_to_string(name).map_err(|error| SimulationError::new(&error))?;
+            Board::from_toml(&text).map_err(|error| SimulationError::new(&error))
+        }
+        None => Err(SimulationError(format!(
+            "{name} is neither a preset ({}) nor a file",
+            Board::PRESETS.join(", ")
+        ))),
+    }
 }
 
 /// Plays `setup` to its end.
