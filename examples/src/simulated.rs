@@ -129,17 +129,26 @@ struct Heard {
 ///
 /// If it is neither, or the file is no board.
 pub fn board(name: &str) -> Result<Board, SimulationError> {
-    match Board::preset(name) {
-        Some(board) => Ok(board),
-        None if Path::new(name).exists() => {
-            let text = fs::read_to_string(name).map_err(|error| SimulationError::new(&error))?;
-            Board::from_toml(&text).map_err(|error| SimulationError::new(&error))
-        }
-        None => Err(SimulationError(format!(
-            "{name} is neither a preset ({}) nor a file",
-            Board::PRESETS.join(", ")
-        ))),
+    if let Some(board) = Board::preset(name) {
+        return Ok(board);
     }
+    if !Path::new(name).exists() {
+        let presets = Board::PRESETS.join(", ");
+        return Err(SimulationError(format!("{name} is neither a preset ({presets}) nor a file")));
+    }
+    let text = fs::read_to_string(name)
+        .map_err(|error| SimulationError(format!("cannot read the board '{name}': {error}")))?;
+    Board::from_toml(&text).map_err(|error| SimulationError(format!("'{name}' is {error}")))
+}
+
+/// Writes `bytes`, which came of a run, into the file at `path`.
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), SimulationError> {
+    fs::write(path, bytes)
+        .map_err(|error| SimulationError(format!("cannot write '{}': {error}", path.display())))
 }
 
 /// Plays `setup` to its end.

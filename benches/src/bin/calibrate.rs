@@ -1,7 +1,8 @@
 //! Measures what things cost on this machine and writes it down as a board for the simulator.
 
+use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -65,7 +66,10 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     }
     let sizes = if arguments.compare { &arguments.size[..] } else { &[] };
     let given = match &arguments.board {
-        Some(path) => Some(Board::from_toml(&std::fs::read_to_string(path)?).map_err(io::Error::other)?),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| named(path, &error))?;
+            Some(Board::from_toml(&text).map_err(|error| named(path, &error))?)
+        }
         None => None,
     };
     let measured = measure(sizes, effort)?;
@@ -74,7 +78,7 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         None => measured.costs.board(&arguments.name)?,
     };
     match &arguments.output {
-        Some(path) => std::fs::write(path, board.to_toml())?,
+        Some(path) => std::fs::write(path, board.to_toml()).map_err(|error| named(path, &error))?,
         None if arguments.board.is_none() => write!(io::stdout(), "{}", board.to_toml())?,
         None => {}
     }
@@ -95,4 +99,9 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// An error with the file that it is about.
+fn named(path: &Path, error: &dyn fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", path.display()))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use kdbus_examples::process::Controls;
-use kdbus_examples::simulated::{Load, Setup, board, simulate};
+use kdbus_examples::simulated::{Load, Setup, board, simulate, write};
 use kdbus_sim::{Fault, Policy};
 
 /// Plays the audio pipeline on a simulated machine, in virtual time
@@ -82,10 +82,10 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     let simulated = simulate(&setup)?;
     if let Some(trace) = &simulated.trace {
         if let Some(path) = &arguments.trace {
-            std::fs::write(path, trace.timeline())?;
+            write(path, trace.timeline())?;
         }
         if let Some(path) = &arguments.log {
-            std::fs::write(path, trace.log())?;
+            write(path, trace.log())?;
         }
     }
     if arguments.json {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use kdbus_examples::sensor::channel::Threshold;
 use kdbus_examples::sensor::simulated::{Setup, simulate};
-use kdbus_examples::simulated::board;
+use kdbus_examples::simulated::{board, write};
 use kdbus_sim::Fault;
 
 /// Runs the sensor pipeline on a simulated machine, in virtual time
@@ -75,11 +75,18 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         );
     }
     if let Some((tick, readings)) = arguments.burst {
+        if tick >= setup.plan.ticks {
+            return Err(format!(
+                "no burst at tick {tick}: the last one of this run is {}",
+                setup.plan.ticks - 1
+            )
+            .into());
+        }
         setup.burst(tick, readings);
     }
     let simulated = simulate(&setup)?;
     if let Some(path) = &arguments.csv {
-        std::fs::write(path, &simulated.record)?;
+        write(path, &simulated.record)?;
     }
     if arguments.json {
         println!("{}", simulated.report.json());
