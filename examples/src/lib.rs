@@ -28,6 +28,7 @@ pub mod hop;
 pub mod interrupts;
 pub mod limiter;
 pub mod piece;
+pub mod played;
 pub mod plot;
 pub mod process;
 pub mod progress;

@@ -3,23 +3,11 @@
 use std::fmt;
 
 use crate::block::Block;
+use crate::played::Played;
 
 /// A card, of which there is none.
 #[derive(Clone, Copy, Debug)]
 pub enum SoundCard {}
-
-/// What a card did, in frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Played {
-    /// Frames that the card took.
-    pub frames: u64,
-    /// Frames that were not there when the card wanted them.
-    pub missing: u64,
-    /// Frames for which there was no room any more.
-    pub dropped: u64,
-    /// Whether the card failed on the way.
-    pub is_broken: bool,
-}
 
 impl SoundCard {
     /// Opens none.

@@ -69,6 +69,19 @@ pub fn svg(report: &Report) -> Result<String, PlotError> {
     Ok(text)
 }
 
+/// Looks for the directory of a picture that is drawn later at `path`.
+///
+/// # Errors
+///
+/// [`PlotError`] when there is none.
+pub fn find_place(path: &Path) -> Result<(), PlotError> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    if directory.is_none_or(Path::is_dir) {
+        return Ok(());
+    }
+    Err(PlotError { path: Some(path.to_owned()), why: "there is no such directory".to_owned() })
+}
+
 /// Draws `report` into the file at `path`, which is made or replaced.
 ///
 /// # Errors
@@ -414,8 +427,11 @@ mod tests {
     #[test]
     fn a_place_that_cannot_be_written_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        write_svg(&report(), &directory.path().join("plot.svg")).unwrap();
-        let error = write_svg(&report(), &directory.path().join("none").join("plot.svg")).unwrap_err();
-        assert!(error.to_string().contains("plot.svg'"));
+        let (there, nowhere) = (directory.path().join("plot.svg"), directory.path().join("none/plot.svg"));
+        find_place(&there).and_then(|()| write_svg(&report(), &there)).unwrap();
+        for error in [find_place(&nowhere), write_svg(&report(), &nowhere)] {
+            assert!(error.unwrap_err().to_string().contains("plot.svg'"));
+        }
+        find_place(Path::new("plot.svg")).unwrap();
     }
 }

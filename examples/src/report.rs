@@ -227,7 +227,7 @@ impl Report {
 }
 
 /// A time in the unit that suits it, to three significant digits.
-pub(crate) fn duration(ns: u64) -> String {
+pub fn duration(ns: u64) -> String {
     let (unit, name) = match ns {
         0..1_000 => return format!("{ns} ns"),
         1_000..999_500 => (1e3, "µs"),

@@ -1,10 +1,11 @@
 //! The pipeline on a simulated machine: the same stages as tasks, in virtual time.
 
 use std::cell::RefCell;
-use std::fmt;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use hdrhistogram::Histogram;
 use kdbus_core::Instant;
@@ -120,6 +121,34 @@ struct Heard {
     hops: Vec<HopRecorder>,
     counts: Counts,
     failures: Vec<(Stage, String)>,
+}
+
+/// The machine called `name`: a preset, or else a file.
+///
+/// # Errors
+///
+/// If it is neither, or the file is no board.
+pub fn board(name: &str) -> Result<Board, SimulationError> {
+    if let Some(board) = Board::preset(name) {
+        return Ok(board);
+    }
+    if !Path::new(name).exists() {
+        let presets = Board::PRESETS.join(", ");
+        return Err(SimulationError(format!("{name} is neither a preset ({presets}) nor a file")));
+    }
+    let text = fs::read_to_string(name)
+        .map_err(|error| SimulationError(format!("cannot read the board '{name}': {error}")))?;
+    Board::from_toml(&text).map_err(|error| SimulationError(format!("'{name}' is {error}")))
+}
+
+/// Writes `bytes`, which came of a run, into the file at `path`.
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), SimulationError> {
+    fs::write(path, bytes)
+        .map_err(|error| SimulationError(format!("cannot write '{}': {error}", path.display())))
 }
 
 /// Plays `setup` to its end.

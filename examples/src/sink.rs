@@ -6,7 +6,8 @@ use kdbus_core::client::{Connection, RecvError, Transport};
 
 use crate::block::Block;
 use crate::hop::HopRecorder;
-use crate::sound_card::{Played, SoundCard};
+use crate::played::Played;
+use crate::sound_card::SoundCard;
 use crate::stage::{AUDIO_PAYLOAD, Pace, SILENCE, Stage, StageError};
 use crate::wav::WavWriter;
 

@@ -12,6 +12,7 @@ use kdbus_linux::rt::{self, Class};
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::block::{Block, SAMPLE_RATE};
+use crate::played::Played;
 use crate::stage::Stage;
 
 /// Channels of a card.
@@ -42,19 +43,6 @@ struct Shared {
     played: AtomicU64,
     missing: AtomicU64,
     is_broken: AtomicBool,
-}
-
-/// What a card did, in frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Played {
-    /// Frames that the card took.
-    pub frames: u64,
-    /// Frames that were not there when the card wanted them.
-    pub missing: u64,
-    /// Frames for which there was no room any more.
-    pub dropped: u64,
-    /// Whether the card failed on the way.
-    pub is_broken: bool,
 }
 
 impl SoundCard {

@@ -33,10 +33,10 @@ pub const WINDOW: u64 = 64;
 /// equaliser would wait for the next one while the controller waits for the equaliser.
 pub const CONTROL_WINDOW: usize = 8;
 
-/// How long a stage waits for another one to appear.
+/// How long a stage, or a part of the sensor pipeline, waits for another one to appear.
 pub const APPEARANCE: Duration = Duration::from_secs(10);
 
-/// After which silence a stage gives up. The coordinator knows of a dead stage long before.
+/// After which silence a stage or a part gives up. The coordinator knows of a dead one long before.
 pub const SILENCE: Duration = Duration::from_secs(30);
 
 /// Bytes of a receive pool. One user can have a sixth of it waiting: enough for the 256 messages that the bus allows.
@@ -58,14 +58,14 @@ pub enum Stage {
     Controller,
 }
 
-const fn well_known(name: &'static str) -> WellKnownName<'static> {
+pub(crate) const fn well_known(name: &'static str) -> WellKnownName<'static> {
     match WellKnownName::parse(name) {
         Ok(name) => name,
         Err(_) => panic!("a constant is not a well-known name"),
     }
 }
 
-const fn node(name: &'static str) -> NodeName<'static> {
+pub(crate) const fn node(name: &'static str) -> NodeName<'static> {
     match NodeName::parse(name) {
         Ok(name) => name,
         Err(_) => panic!("a constant is not a node name"),

@@ -1,68 +1,49 @@
 //! The pipeline as people start it: real processes over a bus of their own.
 
+mod common;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::{Place, report, stderr};
 use kdbus_examples::block::{Block, FRAMES, Frame};
 use kdbus_examples::control::Schedule;
 use kdbus_examples::equaliser::Equaliser;
 use kdbus_examples::piece::{Piece, play_without_bus};
 use kdbus_examples::wav::{Depth, Format, WavWriter};
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+
+const PIPELINE: &str = env!("CARGO_BIN_EXE_audio-pipeline");
 
 /// How long anything may take that does not take long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A directory with a bus of its own.
-struct Place {
-    directory: TempDir,
+/// The first `blocks` blocks of the built-in piece as a file, and half a block more.
+fn piece(place: &Place, name: &str, blocks: u64) -> PathBuf {
+    let path = place.path(name);
+    let mut writer = WavWriter::create(&path, Format { depth: Depth::Float32, channels: 2 }).unwrap();
+    let (mut piece, mut block) = (Piece::open(None).unwrap(), Block::new(0));
+    for at in 0..=blocks {
+        assert!(piece.next_block(&mut block).unwrap());
+        if at == blocks {
+            block.set_last(FRAMES / 2);
+        }
+        writer.write(&block).unwrap();
+    }
+    writer.finish().unwrap();
+    path
 }
 
-impl Place {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// The first `blocks` blocks of the built-in piece as a file, and half a block more.
-    fn piece(&self, name: &str, blocks: u64) -> PathBuf {
-        let path = self.path(name);
-        let mut writer = WavWriter::create(&path, Format { depth: Depth::Float32, channels: 2 }).unwrap();
-        let (mut piece, mut block) = (Piece::open(None).unwrap(), Block::new(0));
-        for at in 0..=blocks {
-            assert!(piece.next_block(&mut block).unwrap());
-            if at == blocks {
-                block.set_last(FRAMES / 2);
-            }
-            writer.write(&block).unwrap();
-        }
-        writer.finish().unwrap();
-        path
-    }
-
-    fn pipeline(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_audio-pipeline"));
-        command.env("KDBUS_ROOT", self.path("bus")).env_remove("KDBUS_BUS");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// What is in the directory, sorted.
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.directory.path()).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
+/// What is in the directory, sorted.
+fn names(place: &Place) -> Vec<String> {
+    let entries = fs::read_dir(place.directory()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 /// A child of the process `parent` with `word` as its second argument, and `more` as the third if there is one.
@@ -113,15 +94,6 @@ fn ended(mut pipeline: Child) -> Output {
     pipeline.wait_with_output().unwrap()
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn report(output: &Output) -> serde_json::Value {
-    assert!(output.status.success(), "{:?}: {}", output.status, stderr(output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 /// All samples that a run without any bus writes, as a file.
 fn expected(place: &Place, input: &Path) -> Vec<u8> {
     let path = place.path("expected.wav");
@@ -137,8 +109,8 @@ fn expected(place: &Place, input: &Path) -> Vec<u8> {
 
 #[test]
 fn a_fast_run_equals_one_without_a_bus_to_the_bit() {
-    let place = Place::new();
-    let input = place.piece("in.wav", 2_000);
+    let place = Place::new(PIPELINE);
+    let input = piece(&place, "in.wav", 2_000);
     let output = place.path("out.wav");
     let run = place
         .pipeline()
@@ -165,15 +137,15 @@ fn a_fast_run_equals_one_without_a_bus_to_the_bit() {
     }
     assert!(stderr(&run).contains("no bus is running: started one"), "{}", stderr(&run));
     // The tree of the bus is gone with it.
-    let names = place.names();
+    let names = names(&place);
     assert!(names.iter().all(|name| !name.contains("part")), "{names:?}");
     assert!(!place.path("bus/0-system").exists() && !place.path("bus/control").exists());
 }
 
 #[test]
 fn a_run_in_time_plays_every_block_and_its_controls_overtake_the_queue() {
-    let place = Place::new();
-    let input = place.piece("in.wav", 600);
+    let place = Place::new(PIPELINE);
+    let input = piece(&place, "in.wav", 600);
     let output = place.path("out.wav");
     let run = place
         .pipeline()
@@ -198,8 +170,8 @@ fn a_run_in_time_plays_every_block_and_its_controls_overtake_the_queue() {
 
 #[test]
 fn a_killed_stage_is_named_and_takes_the_others_with_it() {
-    let place = Place::new();
-    let input = place.piece("in.wav", 6_000);
+    let place = Place::new(PIPELINE);
+    let input = piece(&place, "in.wav", 6_000);
     for stage in ["source", "equaliser", "sink", "controller"] {
         let pipeline =
             place.pipeline().arg("-i").arg(&input).arg("-o").arg(place.path("out.wav")).spawn().unwrap();
@@ -226,8 +198,8 @@ fn a_killed_stage_is_named_and_takes_the_others_with_it() {
 
 #[test]
 fn an_interrupt_ends_the_piece_in_order() {
-    let place = Place::new();
-    let input = place.piece("in.wav", 15_000);
+    let place = Place::new(PIPELINE);
+    let input = piece(&place, "in.wav", 15_000);
     let output = place.path("out.wav");
     let pipeline =
         place.pipeline().arg("--json").arg("-i").arg(&input).arg("-o").arg(&output).spawn().unwrap();
@@ -247,8 +219,8 @@ fn an_interrupt_ends_the_piece_in_order() {
 
 #[test]
 fn a_killed_coordinator_leaves_no_process_behind() {
-    let place = Place::new();
-    let input = place.piece("in.wav", 15_000);
+    let place = Place::new(PIPELINE);
+    let input = piece(&place, "in.wav", 15_000);
     let mut pipeline = place.pipeline().arg("-i").arg(&input).spawn().unwrap();
     let parent = pipeline.id();
     let mut pids = vec![wait_for("the bus", || child_of(parent, "as-bus", None))];
@@ -263,11 +235,11 @@ fn a_killed_coordinator_leaves_no_process_behind() {
 
 #[test]
 fn a_bus_that_runs_is_used_and_stays() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     let uid = rustix::process::geteuid().as_raw();
     let config = kdbusd::config::Config::new(uid, place.path("bus"));
     let running = kdbusd::Running::start(&config).unwrap();
-    let input = place.piece("in.wav", 200);
+    let input = piece(&place, "in.wav", 200);
     let output = place.pipeline().args(["--fast", "--json", "-i"]).arg(&input).output().unwrap();
     assert_eq!(report(&output)["hops"][0]["messages"], 201);
     assert!(stderr(&output).contains("playing over"), "{}", stderr(&output));
@@ -276,7 +248,7 @@ fn a_bus_that_runs_is_used_and_stays() {
 
 #[test]
 fn inputs_that_cannot_be_played_are_refused_before_anything_starts() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     let refused = |arguments: &[&Path]| {
         let output = place.pipeline().arg("-i").args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -305,7 +277,7 @@ fn inputs_that_cannot_be_played_are_refused_before_anything_starts() {
     let text = refused(&[&slow]);
     assert!(text.contains("44100") && text.contains("48000"), "{text}");
 
-    let good = place.piece("good.wav", 4);
+    let good = piece(&place, "good.wav", 4);
     let text = refused(&[&good, Path::new("-o"), &good]);
     assert!(text.contains("good.wav"), "{text}");
     assert_eq!(Piece::open(Some(&good)).unwrap().blocks(), 5);
@@ -313,8 +285,8 @@ fn inputs_that_cannot_be_played_are_refused_before_anything_starts() {
 
 #[test]
 fn an_output_that_cannot_be_written_is_the_sinks_error() {
-    let place = Place::new();
-    let input = place.piece("in.wav", 50);
+    let place = Place::new(PIPELINE);
+    let input = piece(&place, "in.wav", 50);
     let output = place
         .pipeline()
         .args(["--fast", "-i"])
@@ -328,7 +300,7 @@ fn an_output_that_cannot_be_written_is_the_sinks_error() {
 
 #[test]
 fn silence_and_the_shortest_pieces_come_to_their_end() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     for frames in [0usize, 1, 64, 65] {
         let path = place.path("short.wav");
         let format = Format { depth: Depth::Pcm16, channels: 1 };
@@ -354,7 +326,7 @@ fn silence_and_the_shortest_pieces_come_to_their_end() {
 #[cfg(not(feature = "sound-card"))]
 #[test]
 fn a_program_without_sound_cards_says_how_to_have_them() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     for arguments in [&["--device", "default"][..], &["--list-devices"]] {
         let output = place.pipeline().args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -368,7 +340,7 @@ fn a_program_without_sound_cards_says_how_to_have_them() {
 #[cfg(feature = "sound-card")]
 #[test]
 fn a_sound_card_is_given_every_sample() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     let (config, raw, output) = (place.path("alsa.conf"), place.path("card.raw"), place.path("out.wav"));
     let text = format!(
         "pcm.!default {{ type file slave.pcm {{ type null }} file \"{}\" format raw hint {{ show on }} }}\n",
@@ -383,7 +355,7 @@ fn a_sound_card_is_given_every_sample() {
     let list = pipeline().arg("--list-devices").output().unwrap();
     assert!(String::from_utf8_lossy(&list.stdout).starts_with("default "), "{}", stderr(&list));
 
-    let input = place.piece("in.wav", 600);
+    let input = piece(&place, "in.wav", 600);
     let run =
         pipeline().args(["--device", "default", "--json", "-i"]).arg(&input).arg("-o").arg(&output).output();
     let run = run.unwrap();

@@ -1,42 +1,14 @@
 //! The sensor pipeline as people start it: real processes over a bus of their own, and the real sensors of this machine.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 
+use common::{Place, report, stderr};
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
-/// A directory with a bus of its own.
-struct Place {
-    directory: TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn pipeline(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sensor-pipeline"));
-        command.env("KDBUS_ROOT", self.path("bus")).env_remove("KDBUS_BUS");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn report(output: &Output) -> serde_json::Value {
-    assert!(output.status.success(), "{:?}: {}", output.status, stderr(output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+const PIPELINE: &str = env!("CARGO_BIN_EXE_sensor-pipeline");
 
 fn hop<'r>(report: &'r serde_json::Value, name: &str) -> &'r serde_json::Value {
     report["hops"].as_array().unwrap().iter().find(|hop| hop["name"] == name).unwrap()
@@ -58,7 +30,7 @@ fn number(field: &str) -> f64 {
 
 #[test]
 fn everything_that_was_measured_is_recorded_and_alarms_overtake_it() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     let csv = place.path("record.csv");
     // Some memory is always used, and some time passes between two switches.
     let run = place
@@ -125,7 +97,7 @@ fn everything_that_was_measured_is_recorded_and_alarms_overtake_it() {
 
 #[test]
 fn an_interrupt_ends_in_order_and_what_was_measured_is_there() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     let csv = place.path("record.csv");
     let mut pipeline = place
         .pipeline()
@@ -157,7 +129,7 @@ fn an_interrupt_ends_in_order_and_what_was_measured_is_there() {
 
 #[test]
 fn what_cannot_be_measured_is_said_before_anything_starts() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     let refused = |arguments: &[&str]| {
         let output = place.pipeline().args(["--seconds", "1"]).args(arguments).output().unwrap();
         assert!(!output.status.success() && output.stdout.is_empty());
@@ -177,7 +149,7 @@ fn what_cannot_be_measured_is_said_before_anything_starts() {
 
 #[test]
 fn a_record_that_cannot_be_written_is_the_recorders_error() {
-    let place = Place::new();
+    let place = Place::new(PIPELINE);
     let run = place.pipeline().args(["--seconds", "1", "--csv", "/proc/no/record.csv"]).output().unwrap();
     assert_eq!(run.status.code(), Some(1));
     let text = stderr(&run);

@@ -46,7 +46,7 @@ pub struct Board {
     pub timer_latency_ns: u64,
     /// How much later a timer of a task under the normal policy may be.
     pub timer_slack_ns: u64,
-    /// Copying one byte, in picoseconds.
+    /// Copying one byte of a message, as often as it is copied on its way, in picoseconds.
     pub copy_ps: u64,
     /// The first access to a page.
     pub page_fault_ns: u64,

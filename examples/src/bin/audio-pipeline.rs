@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{ArgGroup, Parser, Subcommand};
 use kdbus_examples::bus::{DaemonArguments, run_daemon};
 use kdbus_examples::coordinator::{Options, Subcommands, run};
-use kdbus_examples::plot::write_svg;
+use kdbus_examples::plot::{find_place, write_svg};
 use kdbus_examples::process::{Controls, StageArguments, run_stage};
 use kdbus_examples::sound_card::SoundCard;
 
@@ -99,6 +99,9 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
 fn coordinate(arguments: &Arguments) -> ExitCode {
     // What cannot be had at all is said before anything starts.
     if let Some(Err(error)) = arguments.device.as_ref().map(|_| SoundCard::names()) {
+        return failed(&error);
+    }
+    if let Some(Err(error)) = arguments.plot.as_deref().map(find_place) {
         return failed(&error);
     }
     let options = Options {

@@ -1,13 +1,13 @@
 //! Plays the audio pipeline on a simulated machine, in virtual time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use kdbus_examples::process::Controls;
-use kdbus_examples::simulated::{Load, Setup, simulate};
-use kdbus_sim::{Board, Fault, Policy};
+use kdbus_examples::simulated::{Load, Setup, board, simulate, write};
+use kdbus_sim::{Fault, Policy};
 
 /// Plays the audio pipeline on a simulated machine, in virtual time
 ///
@@ -82,10 +82,10 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     let simulated = simulate(&setup)?;
     if let Some(trace) = &simulated.trace {
         if let Some(path) = &arguments.trace {
-            std::fs::write(path, trace.timeline())?;
+            write(path, trace.timeline())?;
         }
         if let Some(path) = &arguments.log {
-            std::fs::write(path, trace.log())?;
+            write(path, trace.log())?;
         }
     }
     if arguments.json {
@@ -94,14 +94,6 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         print!("{simulated}");
     }
     Ok(simulated.failures.is_empty())
-}
-
-fn board(name: &str) -> Result<Board, Box<dyn std::error::Error>> {
-    match Board::preset(name) {
-        Some(board) => Ok(board),
-        None if Path::new(name).exists() => Ok(Board::from_toml(&std::fs::read_to_string(name)?)?),
-        None => Err(format!("{name} is neither a preset ({}) nor a file", Board::PRESETS.join(", ")).into()),
-    }
 }
 
 fn load(text: &str) -> Result<Load, String> {

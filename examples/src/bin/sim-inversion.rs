@@ -11,6 +11,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use kdbus_examples::report::duration;
 use kdbus_examples::simulated::{Load, Setup, Simulated, SimulationError, simulate};
 use kdbus_examples::stage::Stage;
 use kdbus_sim::{Board, Policy};
@@ -54,9 +55,9 @@ fn misses(run: &Simulated) -> u64 {
     run.report.hops().iter().find(|hop| hop.name() == "source → sink").map_or(0, |hop| hop.missed())
 }
 
-fn longest_wait(run: &Simulated, task: &str) -> Duration {
-    let wait = run.scheduling.iter().find(|(name, _)| name == task).map_or(0, |(_, wait)| wait.max());
-    Duration::from_nanos(wait)
+/// In nanoseconds.
+fn longest_wait(run: &Simulated, task: &str) -> u64 {
+    run.scheduling.iter().find(|(name, _)| name == task).map_or(0, |(_, wait)| wait.max())
 }
 
 fn run() -> Result<bool, SimulationError> {
@@ -70,7 +71,7 @@ fn run() -> Result<bool, SimulationError> {
     println!("  seed {seed}: {} blocks come too late to be played", misses(&found));
     println!("  the longest that each task waited for the core when it could have run:");
     for task in ["sink", "equaliser", "source"] {
-        println!("    {task:10} {:?}", longest_wait(&found, task));
+        println!("    {task:10} {}", duration(longest_wait(&found, task)));
     }
     println!(
         "  the equaliser waits for somebody less urgent than the sink, and the sink waits for the equaliser"

@@ -1,13 +1,14 @@
 //! Runs the sensor pipeline on a simulated machine, in virtual time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use kdbus_examples::sensor::channel::Threshold;
 use kdbus_examples::sensor::simulated::{Setup, simulate};
-use kdbus_sim::{Board, Fault};
+use kdbus_examples::simulated::{board, write};
+use kdbus_sim::Fault;
 
 /// Runs the sensor pipeline on a simulated machine, in virtual time
 ///
@@ -74,11 +75,18 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         );
     }
     if let Some((tick, readings)) = arguments.burst {
+        if tick >= setup.plan.ticks {
+            return Err(format!(
+                "no burst at tick {tick}: the last one of this run is {}",
+                setup.plan.ticks - 1
+            )
+            .into());
+        }
         setup.burst(tick, readings);
     }
     let simulated = simulate(&setup)?;
     if let Some(path) = &arguments.csv {
-        std::fs::write(path, &simulated.record)?;
+        write(path, &simulated.record)?;
     }
     if arguments.json {
         println!("{}", simulated.report.json());
@@ -86,14 +94,6 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         print!("{simulated}");
     }
     Ok(simulated.failures.is_empty())
-}
-
-fn board(name: &str) -> Result<Board, Box<dyn std::error::Error>> {
-    match Board::preset(name) {
-        Some(board) => Ok(board),
-        None if Path::new(name).exists() => Ok(Board::from_toml(&std::fs::read_to_string(name)?)?),
-        None => Err(format!("{name} is neither a preset ({}) nor a file", Board::PRESETS.join(", ")).into()),
-    }
 }
 
 fn burst(text: &str) -> Result<(u64, u64), String> {

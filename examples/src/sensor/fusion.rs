@@ -11,10 +11,11 @@ use super::message::{
     ALARM_PAYLOAD, Alarm, END_PAYLOAD, QUESTION_PAYLOAD, READING_PRIORITY, Reading, SMOOTH_PAYLOAD,
     STATE_PAYLOAD, STATE_PRIORITY, STATE_TOPIC, State,
 };
-use super::part::{Part, PartError, SILENCE, next_urgent, tell_end};
+use super::part::{Part, PartError, next_urgent, tell_end};
 use super::plan::Plan;
 use super::tally::{Range, Tally};
 use crate::hop::HopRecorder;
+use crate::stage::SILENCE;
 
 /// The hop of readings, in the order of the tally.
 const READINGS: usize = 0;

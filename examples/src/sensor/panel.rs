@@ -11,10 +11,11 @@ use super::channel::Value;
 use super::message::{
     ALARM_PAYLOAD, Alarm, END_PAYLOAD, QUESTION_PAYLOAD, STATE_PAYLOAD, STATE_PRIORITY, State,
 };
-use super::part::{Part, PartError, SILENCE, next_urgent};
+use super::part::{Part, PartError, next_urgent};
 use super::plan::Plan;
 use super::tally::Tally;
 use crate::hop::HopRecorder;
+use crate::stage::SILENCE;
 
 /// From one question to the next.
 const EVERY: Duration = Duration::from_millis(250);

@@ -1,7 +1,6 @@
 //! The five processes of the pipeline, and what they have in common on the bus.
 
 use std::fmt;
-use std::time::Duration;
 
 use kdbus_core::abi::{AttachFlags, NameFlags};
 use kdbus_core::client::{
@@ -11,12 +10,7 @@ use kdbus_core::client::{
 use kdbus_core::{Instant, NodeName, WellKnownName};
 
 use super::message::{END_PAYLOAD, READING_PRIORITY, STATE_TOPIC};
-
-/// How long a part waits for another one to appear.
-pub const APPEARANCE: Duration = Duration::from_secs(10);
-
-/// After which silence a part gives up. The coordinator knows of a dead part long before.
-pub const SILENCE: Duration = Duration::from_secs(30);
+use crate::stage::{APPEARANCE, SILENCE, node, well_known};
 
 /// Bytes of a receive pool. One user can have a sixth of it waiting: more than the 256 messages that the bus allows.
 const POOL: u64 = 1 << 20;
@@ -34,20 +28,6 @@ pub enum Part {
     Recorder,
     /// Watches, and asks for the state.
     Panel,
-}
-
-const fn well_known(name: &'static str) -> WellKnownName<'static> {
-    match WellKnownName::parse(name) {
-        Ok(name) => name,
-        Err(_) => panic!("a constant is not a well-known name"),
-    }
-}
-
-const fn node(name: &'static str) -> NodeName<'static> {
-    match NodeName::parse(name) {
-        Ok(name) => name,
-        Err(_) => panic!("a constant is not a node name"),
-    }
 }
 
 impl Part {

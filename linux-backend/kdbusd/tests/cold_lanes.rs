@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Bus, Client};
+use common::{Bus, Client, exchange};
 use kdbus_core::Instant;
 use kdbus_core::client::{Connection, Hello, Message, Transport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -114,19 +114,15 @@ fn what_the_dead_have_sent_and_not_rung_for_is_received() {
     use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
     use kdbus_core::channel::{LaneHead, LaneLayout, LaneWriter, Words};
     use kdbus_linux::local::map::WordMap;
-    use kdbus_linux::local::socket::{self, Descriptors, Wait};
+    use kdbus_linux::local::socket::{self, Wait};
     use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
     use zerocopy::IntoBytes;
 
     let bus = bus();
     let (receiver, _senders) = around(&bus, 9);
     let victim = bus.connect_without_lanes();
-    let kdbusd = victim.transport().handle().socket();
     let ask = Header { key: receiver.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
-    socket::send(kdbusd, &ask, &[], &[], Wait::Yes).unwrap();
-    let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
-    socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
-    let number = <Header as zerocopy::FromBytes>::ref_from_prefix(&bytes).unwrap().0.slot;
+    let (answer, fds) = exchange(&victim, &ask, &[]);
     let [lane, back, page, _calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
     let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
     let lane = WordMap::writable(&lane, words).unwrap();
@@ -134,8 +130,8 @@ fn what_the_dead_have_sent_and_not_rung_for_is_received() {
     let page = WordMap::read_only(&page, PAGE_WORDS).unwrap();
     let layout = LaneLayout::of_words(words).unwrap();
     let mut writer = LaneWriter::new(&lane, &back, &page, VERDICT_AT, layout).unwrap();
-    let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
-    socket::send(kdbusd, &mapped, &[], &[], Wait::Yes).unwrap();
+    let mapped = Header { slot: answer.slot, ..Header::new(Kind::LaneMapped, 0) };
+    socket::send(victim.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
     let _ = victim.transport().handle().command(0, &mut [0; 8]);
     assert!(lane.count() > 0 && receiver.try_recv().unwrap().is_none());
 

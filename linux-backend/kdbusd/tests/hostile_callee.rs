@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Bus, Client};
+use common::{Bus, Client, exchange};
 use kdbus_core::Instant;
 use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, Vec as PayloadVec};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
@@ -14,7 +14,7 @@ use kdbus_core::channel::{
 };
 use kdbus_core::client::{Connection, Hello, Message};
 use kdbus_linux::local::map::WordMap;
-use kdbus_linux::local::socket::{self, Descriptors, Wait};
+use kdbus_linux::local::socket::{self, Wait};
 use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
@@ -50,12 +50,7 @@ struct Attacker {
 impl Attacker {
     fn new(bus: &Bus) -> Self {
         let client = bus.connect_without_lanes();
-        let kdbusd = client.transport().handle().socket();
-        let tell = |header: &Header| socket::send(kdbusd, header, &[], &[], Wait::Yes).unwrap();
-        tell(&Header::new(Kind::BringLane, 1 << 40));
-        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
-        socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
-        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+        let (answer, fds) = exchange(&client, &Header::new(Kind::BringLane, 1 << 40), &[]);
         answer.result().unwrap();
         let number = answer.slot;
         let [lane, back, page, calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
@@ -68,7 +63,8 @@ impl Attacker {
             LaneLayout::of_words(words).unwrap(),
         );
         let calls = WordMap::writable(&calls, CALL_WORDS).unwrap();
-        tell(&Header { slot: number, ..Header::new(Kind::LaneMapped, 0) });
+        let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+        socket::send(client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
         // Its answer comes when the lane is ready.
         let _ = client.transport().handle().command(0, &mut [0; 8]);
         Self { number, lane, words, calls, reader: reader.unwrap(), _bell: bell, client }
@@ -111,12 +107,7 @@ impl Attacker {
             slot: self.number,
             ..Header::new(Kind::Command, 1 << 41)
         };
-        let kdbusd = self.client.transport().handle().socket();
-        socket::send(kdbusd, &header, &[command.as_bytes(), &reply, b"an answr"], &[], Wait::Yes).unwrap();
-        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
-        socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
-        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
-        answer.result()
+        exchange(&self.client, &header, &[command.as_bytes(), &reply, b"an answr"]).0.result()
     }
 }
 

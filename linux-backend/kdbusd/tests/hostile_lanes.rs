@@ -4,13 +4,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Bus, Client};
+use common::{Bus, Client, exchange};
 use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneWriter, Verdict, Words};
 use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
 use kdbus_linux::local::map::WordMap;
-use kdbus_linux::local::socket::{self, Descriptors, Wait};
+use kdbus_linux::local::socket::{self, Wait};
 use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
@@ -36,12 +36,8 @@ struct Attacker {
 impl Attacker {
     fn new(bus: &Bus, victim: &Client) -> Self {
         let client = bus.connect_without_lanes();
-        let kdbusd = client.transport().handle().socket();
         let ask = Header { key: victim.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
-        socket::send(kdbusd, &ask, &[], &[], Wait::Yes).unwrap();
-        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
-        socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
-        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+        let (answer, fds) = exchange(&client, &ask, &[]);
         answer.result().unwrap();
         let number = answer.slot;
         let [lane, back, page, calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
@@ -336,11 +332,7 @@ fn who_was_called_by_lane_answers_that_call_and_no_other() {
             key: call,
             ..Header::new(Kind::Command, 1 << 41)
         };
-        let parts = [command.as_bytes(), &reply, b"an answr"];
-        socket::send(handle.socket(), &header, &parts, &[], Wait::Yes).unwrap();
-        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
-        socket::recv(handle.socket(), &mut bytes, &mut fds, Wait::Yes).unwrap();
-        zerocopy::FromBytes::ref_from_prefix(&bytes).map(|(header, _): (&Header, _)| header.result()).unwrap()
+        exchange(&callee, &header, &[command.as_bytes(), &reply, b"an answr"]).0.result()
     };
     assert_eq!(answer(9), Err(Errno::EBADSLT), "that one was asked of somebody else");
     assert!(caller.try_recv().unwrap().is_none());
@@ -402,10 +394,7 @@ fn questions_about_lanes_that_are_none_are_refused() {
     for len in [1, 47, 49] {
         let header = Header { key: b.id(), arg_size: len, ..Header::new(Kind::Pairs, 1 << 40) };
         let bytes = [0xff; 64];
-        socket::send(handle.socket(), &header, &[&bytes[..len as usize]], &[], Wait::Yes).unwrap();
-        let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
-        socket::recv(handle.socket(), &mut bytes, &mut fds, Wait::Yes).unwrap();
-        let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+        let (answer, _) = exchange(&a, &header, &[&bytes[..len as usize]]);
         assert_eq!(answer.result(), Err(Errno::EINVAL));
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bus, Client};
+use common::{Bus, Client, exchange};
 use kdbus_core::WellKnownName;
 use kdbus_core::abi::{Cmd, Command, Errno, NameFlags};
 use kdbus_core::channel::NotByLane;
@@ -136,17 +136,14 @@ fn nobody_says_goodbye_with_a_message_in_a_lane() {
 
 #[test]
 fn a_sender_whose_receiver_ends_before_the_lane_is_mapped_goes_on() {
-    use kdbus_linux::local::socket::{self, Descriptors, Wait};
+    use kdbus_linux::local::socket::{self, Wait};
     use kdbus_linux::local::wire::{Header, Kind};
     let bus = bus();
     let (a, b) = (bus.connect_without_lanes(), bus.connect_without_lanes());
     let _inward = b.transport().handle().bring_lane().unwrap();
     let kdbusd = a.transport().handle().socket();
     let ask = Header { key: b.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
-    socket::send(kdbusd, &ask, &[], &[], Wait::Yes).unwrap();
-    let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
-    socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
-    let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
+    let (answer, _lane) = exchange(&a, &ask, &[]);
     answer.result().unwrap();
     drop(b);
     // The daemon has seen that end when it answers.

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use kdbus_core::client::{Connection, Hello};
+use kdbus_linux::local::socket::{self, Descriptors, Wait};
+use kdbus_linux::local::wire::Header;
 use kdbus_linux::local::{ConnectError, Environment, LocalTransport, Options};
 use kdbusd::Running;
 use kdbusd::config::{BusConfig, Config};
@@ -88,4 +90,13 @@ impl Bus {
     pub(crate) fn hello(&self, hello: &Hello<'_>) -> Client {
         Connection::with_capacities(self.open(), hello).unwrap()
     }
+}
+
+/// Sends a packet behind the back of `client`, and returns what kdbusd answers, with the descriptors in it.
+pub(crate) fn exchange(client: &Client, header: &Header, parts: &[&[u8]]) -> (Header, Descriptors) {
+    let kdbusd = client.transport().handle().socket();
+    socket::send(kdbusd, header, parts, &[], Wait::Yes).unwrap();
+    let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
+    socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
+    (zerocopy::FromBytes::read_from_prefix(&bytes).unwrap().0, fds)
 }
