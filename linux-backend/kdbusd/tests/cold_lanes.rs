@@ -115,7 +115,7 @@ fn what_the_dead_have_sent_and_not_rung_for_is_received() {
     use kdbus_core::channel::{LaneHead, LaneLayout, LaneWriter, Words};
     use kdbus_linux::local::map::WordMap;
     use kdbus_linux::local::socket::{self, Descriptors, Wait};
-    use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
+    use kdbus_linux::local::wire::{Header, Kind, LANE_OUT_FDS};
     use zerocopy::IntoBytes;
 
     let bus = bus();
@@ -127,7 +127,7 @@ fn what_the_dead_have_sent_and_not_rung_for_is_received() {
     let (mut bytes, mut fds) = ([0; 4096], Descriptors::new());
     socket::recv(kdbusd, &mut bytes, &mut fds, Wait::Yes).unwrap();
     let number = <Header as zerocopy::FromBytes>::ref_from_prefix(&bytes).unwrap().0.slot;
-    let [lane, back, page, _calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+    let [lane, back, page, _calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
     let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
     let lane = WordMap::writable(&lane, words).unwrap();
     let back = WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap();

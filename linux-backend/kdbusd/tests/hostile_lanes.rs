@@ -11,7 +11,7 @@ use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, 
 use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
-use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
+use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_OUT_FDS};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -44,7 +44,7 @@ impl Attacker {
         let answer: &Header = zerocopy::FromBytes::ref_from_prefix(&bytes).unwrap().0;
         answer.result().unwrap();
         let number = answer.slot;
-        let [lane, back, page, calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+        let [lane, back, page, calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
         let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
         let layout = LaneLayout::of_words(words).unwrap();
         let map = || WordMap::writable(&lane, words).unwrap();
@@ -229,7 +229,7 @@ fn a_lane_that_was_closed_stays_closed_whatever_its_sender_writes() {
     // As its writer would: the message, then the control word, open and further on.
     let at = Verdict::from_word(open).tail;
     for (place, word) in [first.len() as u64, 8, now(), 0].into_iter().enumerate() {
-        attacker.lane.store(144 + at as usize + place, word);
+        attacker.lane.store(16 + at as usize + place, word);
     }
     let further = Verdict { tail: at + 40, ..Verdict::from_word(open) };
     attacker.lane.store(0, further.word());

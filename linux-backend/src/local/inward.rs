@@ -13,10 +13,11 @@ use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
-use super::calls::{Answers, Calls, GRACE, Owed};
+use super::calls::{Answers, GRACE, Owed};
 use super::hot::HotSet;
 use super::lane::InLane;
 use super::map::{Block, WordMap};
+use super::outward::OutLanes;
 use super::point::{self, Point};
 use super::{Gate, gate};
 
@@ -176,7 +177,13 @@ impl InLanes {
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
     /// sender breaks a rule is not looked at again. `now` is when the look began.
-    pub(super) fn drain(&mut self, now: Instant, batch: &mut Batch<'_>, arena: &Arena, calls: &mut Calls) {
+    pub(super) fn drain(
+        &mut self,
+        now: Instant,
+        batch: &mut Batch<'_>,
+        arena: &Arena,
+        outward: &mut OutLanes,
+    ) {
         if self.hot.count_look() {
             self.cool(true);
         }
@@ -238,7 +245,7 @@ impl InLanes {
                 };
                 let call = CallName::from_word(head.call);
                 if settled.answers != 0 {
-                    let answers = calls.answered(call, terms.sender(), settled.answers);
+                    let answers = outward.answered(call, terms.sender(), settled.answers);
                     if answers == Answers::Waited {
                         // It passes by the queue.
                         arena.show(held);
@@ -283,8 +290,8 @@ impl InLanes {
 
     /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
     /// Cost: a look at each message in the lanes from its callee.
-    pub(super) fn look_ahead(&mut self, now: Instant, arena: &Arena, calls: &mut Calls) {
-        let Some(call) = calls.waited().copied() else { return };
+    pub(super) fn look_ahead(&mut self, now: Instant, arena: &Arena, outward: &mut OutLanes) {
+        let Some(call) = outward.calls().waited().copied() else { return };
         let receiver = self.receiver;
         for inward in self.lanes.iter_mut().flatten() {
             let Inward { lane, terms, .. } = inward;
@@ -309,7 +316,7 @@ impl InLanes {
                     settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
                 });
                 let Some(Ok((held, settled))) = filled else { break };
-                if calls.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
+                if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
                     == Answers::Waited
                 {
                     // In its turn, nobody waits for it any more.

@@ -2,7 +2,7 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::RecvFlags;
-use kdbus_core::channel::{Arrived, CallState, CallWord, InboxReader, Order, ReturnsFull, Words};
+use kdbus_core::channel::{Arrived, CallState, InboxReader, Order, ReturnsFull, Words};
 use kdbus_core::engine::Return;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
@@ -225,7 +225,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.look(Some(lanes));
         let inward = self.lanes()?;
         if inward.is_stuck() {
-            inward.look_ahead(bell::now(), lanes.arena, lanes.outward.calls());
+            inward.look_ahead(bell::now(), lanes.arena, lanes.outward);
         }
         inward.take_reply()
     }
@@ -270,38 +270,33 @@ impl<P: Words, S: Words> Receiver<P, S> {
     fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: Option<usize>, now: Instant) {
         // Ends: each round ends a call or puts it off.
         while let Some(call) = lanes.outward.calls().due(now) {
-            let end = |word: CallWord<_>| word.end(call.name.number, CallState::Expired);
-            let expired = lanes.outward.word(&call).is_none_or(end);
-            match lanes.outward.state(&call) {
-                _ if expired => {
-                    point::pass(Point::CallExpired);
-                    self.call_ended(lanes, call.cookie, false, now);
-                }
+            let expired = lanes.outward.end(&call);
+            if expired {
+                point::pass(Point::CallExpired);
+            } else if lanes.outward.state(&call) != Some(CallState::Relayed)
+                && lanes.outward.calls().put_off(call.name, now, self.is_stuck())
+            {
                 // The reply is about to be sent, or was taken back just now.
-                Some(CallState::Answered | CallState::Pending)
-                    if lanes.outward.calls().put_off(call.name, now, self.is_stuck()) =>
-                {
-                    continue;
-                }
-                Some(CallState::Relayed) => {}
-                _ => self.call_ended(lanes, call.cookie, false, now),
+                continue;
             }
-            lanes.outward.calls().close(call.name);
+            if lanes.outward.close(&call) || expired {
+                self.call_ended(lanes, call.cookie, false, now);
+            }
         }
         // Whoever drops a call ends it as if its time were over, and this connection closes those that it ends so itself.
         while let Some(call) = lanes.outward.dropped_call() {
-            self.call_ended(lanes, call.cookie, true, now);
-            lanes.outward.calls().close(call.name);
+            if lanes.outward.close(&call) {
+                self.call_ended(lanes, call.cookie, true, now);
+            }
         }
         // Replies that came by lane and were not looked at come first, also those for which there is no room yet.
         let Some(dead) = dead.filter(|_| !self.lanes().is_some_and(InLanes::has_fresh)) else { return };
         while !self.is_stuck()
             && let Some(call) = lanes.outward.calls().by_lane(dead)
         {
-            if lanes.outward.state(&call) != Some(CallState::Relayed) {
+            if lanes.outward.close(&call) {
                 self.call_ended(lanes, call.cookie, true, now);
             }
-            lanes.outward.calls().close(call.name);
         }
     }
 
@@ -360,7 +355,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 && let (Some(inward), Some(Lanes { arena, outward, .. })) =
                     (&mut self.lanes, lanes.as_deref_mut())
             {
-                inward.drain(now, &mut batch, arena, outward.calls());
+                inward.drain(now, &mut batch, arena, outward);
             }
             let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
             for arrived in batch.sorted() {

@@ -47,7 +47,7 @@ impl LocalTransport {
         }
         let call = outward.call(&self.handle, message)?;
         let ended = self.await_end(receiver, outward, &call, cancel);
-        outward.calls().stop_waiting();
+        outward.stop_waiting();
         self.ring_for_the_rest(receiver, outward);
         Some(ended.and_then(|reply| self.beat().map(|()| reply)))
     }
@@ -156,7 +156,7 @@ impl LocalTransport {
                 if let Some(reply) = self.relayed(receiver, call)? {
                     return Ok(Stand::Reply(reply));
                 }
-                let code = outward.word(call).and_then(|word| word.failure(call.name.number));
+                let code = outward.record(call).and_then(|record| record.failure());
                 let error = code.map(|code| Errno::from_raw(code.into()).unwrap_or(Errno::EIO));
                 Ok(error.map_or(open, Stand::Over))
             }
