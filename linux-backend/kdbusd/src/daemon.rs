@@ -149,6 +149,7 @@ impl Daemon {
         let ring = config.memory.lane.0 / 8;
         let lanes = LaneTable::new(
             lanes as usize,
+            capacity.handles,
             config.capacity.lanes_per_connection as usize,
             config.capacity.lanes_per_user as usize,
             u32::try_from(ring).ok().and_then(LaneLayout::new),

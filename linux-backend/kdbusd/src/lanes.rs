@@ -18,6 +18,7 @@ use rustix::fs::{self, Mode, OFlags};
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::bans::Bans;
 use crate::clients::no_memory;
 
 /// Bytes of the longest name.
@@ -83,8 +84,8 @@ pub(crate) struct LaneTable {
     per_connection: usize,
     per_user: usize,
     layout: Option<LaneLayout>,
-    /// Senders that have broken the rules of a lane to a receiver, with that receiver: as many as there are lanes.
-    banned: Vec<(HandleId, HandleId)>,
+    /// Senders that have broken the rules of a lane to a receiver.
+    bans: Bans,
     /// The lane that was given last.
     pub(crate) given: u32,
     /// Id of its receiver.
@@ -94,17 +95,18 @@ pub(crate) struct LaneTable {
 }
 
 impl LaneTable {
-    /// Room for `count` lanes of `layout`, `per_connection` of them into each connection and `per_user` into those
-    /// of one user.
+    /// Room for `count` lanes of `layout` between `handles`, `per_connection` of them into each connection and `per_user` into
+    /// those of one user.
     pub(crate) fn new(
         count: usize,
+        handles: usize,
         per_connection: usize,
         per_user: usize,
         layout: Option<LaneLayout>,
     ) -> Self {
         let lanes = (0..count).map(|_| None).collect();
-        let banned = Vec::with_capacity(count);
-        Self { lanes, per_connection, per_user, layout, banned, given: 0, given_to: 0, given_files: None }
+        let bans = Bans::new(if count == 0 { 0 } else { handles });
+        Self { lanes, per_connection, per_user, layout, bans, given: 0, given_to: 0, given_files: None }
     }
 
     /// Makes a lane into a connection. Returns its number and what the receiver gets of it.
@@ -164,7 +166,7 @@ impl LaneTable {
         if self.lanes.is_empty() {
             return Err(NoLane::Off);
         }
-        if self.is_banned(grant.from, grant.to) {
+        if self.bans.has(grant.from, grant.to) {
             return Err(NoLane::Banned);
         }
         let into = |lane: &Lane| lane.receiver == grant.to;
@@ -236,10 +238,8 @@ impl LaneTable {
         let broke_rules = lane.sender.filter(|_| !terms::has_ended(lane.gate.page()));
         terms::end(lane.gate.page());
         *place = None;
-        if let Some(sender) = broke_rules
-            && self.banned.len() < self.lanes.len()
-        {
-            self.banned.push((sender, receiver));
+        if let Some(sender) = broke_rules {
+            self.bans.add(sender, receiver);
         }
         true
     }
@@ -273,7 +273,7 @@ impl LaneTable {
 
     /// Whether a sender has broken the rules of a lane to a receiver.
     pub(crate) fn is_banned(&self, sender: HandleId, receiver: HandleId) -> bool {
-        self.banned.contains(&(sender, receiver))
+        self.bans.has(sender, receiver)
     }
 
     /// How many lanes a connection brought, and how many of them nobody has.
@@ -338,7 +338,7 @@ impl LaneTable {
     /// Closes lanes, and hands whoever has to look at one now to `woken`.
     pub(crate) fn close(&mut self, which: Lanes, mut woken: impl FnMut(HandleId)) {
         if let Lanes::Of(end) = which {
-            self.banned.retain(|(sender, receiver)| *sender != end && *receiver != end);
+            self.bans.forget(end);
         }
         for lane in self.lanes.iter_mut().flatten() {
             let meant = match which {
@@ -445,7 +445,7 @@ mod tests {
     const TERMS: Terms<'static> = Terms { sender: 1, attach: AttachFlags::empty(), name: b"", metadata: b"" };
 
     fn table() -> LaneTable {
-        LaneTable::new(3, 2, 3, LaneLayout::new(512))
+        LaneTable::new(3, 4, 2, 3, LaneLayout::new(512))
     }
 
     fn grant(from: HandleId, to: HandleId) -> LaneGrant {
@@ -531,7 +531,7 @@ mod tests {
 
     #[test]
     fn without_a_budget_there_are_no_lanes() {
-        let mut table = LaneTable::new(0, 8, 8, LaneLayout::new(512));
+        let mut table = LaneTable::new(0, 4, 8, 8, LaneLayout::new(512));
         assert_eq!(table.bring(A, 0).err(), Some(io::Errno::OPNOTSUPP));
         assert_eq!(table.give(grant(B, A), &TERMS), Err(NoLane::Off));
     }

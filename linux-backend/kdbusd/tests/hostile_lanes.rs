@@ -160,6 +160,34 @@ fn messages_that_the_bus_would_refuse_are_not_received() {
 }
 
 #[test]
+fn misdeeds_of_many_pairs_let_no_other_pair_through() {
+    let bus = bus();
+    // More pairs than there are lanes, each with a receiver that says that its sender broke the rules.
+    let accomplices: Vec<Client> = (0..6).map(|_| bus.connect_without_lanes()).collect();
+    let mut pairs = 0;
+    for to in &accomplices {
+        for from in accomplices.iter().filter(|from| from.id() != to.id()) {
+            let (to, from) = (to.transport().handle(), (from.transport().handle(), to.id()));
+            let lane = to.bring_lane().unwrap();
+            // Its answer comes when the lane is ready.
+            let _ = to.command(0, &mut [0; 8]);
+            from.0.open_lane(from.1, &[]).unwrap();
+            to.drop_lane(lane).unwrap();
+            pairs += 1;
+        }
+    }
+    assert!(pairs > 16);
+    let victim = client(&bus);
+    for _ in 0..2 {
+        let mut attacker = Attacker::new(&bus, &victim);
+        attacker.send(u64::MAX, 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+        unharmed(&bus, &victim);
+        let again = attacker.client.transport().handle().open_lane(victim.id(), &[]);
+        assert_eq!(again.err(), Some(Failure::Refused(Errno::EOPNOTSUPP)));
+    }
+}
+
+#[test]
 fn the_name_of_another_is_no_address() {
     let bus = bus();
     let victim = client(&bus);
