@@ -5,14 +5,19 @@ mod common;
 use std::time::Duration;
 
 use common::{Bus, Client};
-use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec};
+use kdbus_core::abi::{
+    AttachFlags, CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec,
+};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneWriter, Verdict, Words};
 use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
 use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_OUT_FDS};
+use kdbusd::config::Bytes;
 use rustix::fd::OwnedFd;
+use rustix::process::Gid;
+use rustix::thread::set_thread_groups;
 use zerocopy::IntoBytes;
 
 fn bus() -> Bus {
@@ -35,7 +40,10 @@ struct Attacker {
 
 impl Attacker {
     fn new(bus: &Bus, victim: &Client) -> Self {
-        let client = bus.connect_without_lanes();
+        Self::by(bus.connect_without_lanes(), victim)
+    }
+
+    fn by(client: Client, victim: &Client) -> Self {
         let kdbusd = client.transport().handle().socket();
         let ask = Header { key: victim.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
         socket::send(kdbusd, &ask, &[], &[], Wait::Yes).unwrap();
@@ -185,6 +193,60 @@ fn misdeeds_of_many_pairs_let_no_other_pair_through() {
         let again = attacker.client.transport().handle().open_lane(victim.id(), &[]);
         assert_eq!(again.err(), Some(Failure::Refused(Errno::EOPNOTSUPP)));
     }
+}
+
+#[test]
+fn what_others_send_leaves_room_for_the_awaited_reply() {
+    const LONG: Duration = Duration::from_secs(5);
+    let bus = Bus::with(|config| {
+        config.capacity.lanes = 16;
+        config.memory.lane = Bytes(4096);
+    });
+    let transport = bus.options().lanes(4).connect(&bus.name()).unwrap();
+    let hello = Hello::new().ask_metadata(AttachFlags::AUXGROUPS);
+    let victim = Connection::with_capacities(transport, &hello).unwrap();
+    let callee = client(&bus);
+    victim.transport().open_lane(callee.id()).unwrap();
+    callee.transport().open_lane(victim.id()).unwrap();
+    // Each message takes far more at its receiver than in its lane: groups count for the thread that connects.
+    let many: Vec<Gid> = (5000..5064).map(Gid::from_raw).collect();
+    if !std::thread::scope(|scope| scope.spawn(|| set_thread_groups(&many).is_ok()).join().unwrap()) {
+        return println!("skipped: needs root for a client of many groups");
+    }
+    let connect = || {
+        set_thread_groups(&many).unwrap();
+        bus.connect_without_lanes()
+    };
+    let flooding: Vec<Attacker> = (0..3)
+        .map(|_| {
+            let flooder = std::thread::scope(|scope| scope.spawn(connect).join().unwrap());
+            let mut attacker = Attacker::by(flooder, &victim);
+            let first = message(victim.id(), |_, _| {});
+            let head = LaneHead { first: first.len() as u64, second: 8, key: now(), call: 0 };
+            while attacker.writer.reserve(head).is_ok() {
+                attacker.send(now(), 0, &first, &[0; 8]);
+            }
+            attacker
+        })
+        .collect();
+    let id = callee.id();
+    let serving = std::thread::spawn(move || {
+        let question = callee.recv_blocking(LONG).unwrap().reply_to();
+        callee.send(&Message::reply(question).payload(&[7; 3000])).unwrap();
+        assert_eq!(callee.transport().handle().stats(callee.id()).unwrap().stats.sent, 0, "by lane");
+        callee
+    });
+    let answer = victim.call_blocking(&Message::to(id).payload(b"question"), LONG).unwrap();
+    assert_eq!((answer.sender(), answer.payload().len()), (id, 3000));
+    drop(answer);
+    let _callee = serving.join().unwrap();
+    // None of the others was lost.
+    let mut received = 0;
+    while let Some(message) = victim.try_recv().unwrap() {
+        assert!(flooding.iter().any(|attacker| attacker.client.id() == message.sender()));
+        received += 1;
+    }
+    assert!(received > 3 * 20, "{received}");
 }
 
 #[test]

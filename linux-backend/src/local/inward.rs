@@ -62,6 +62,8 @@ struct Inward {
     hot: bool,
     /// Something came since idle lanes were last made cold.
     used: bool,
+    /// There was no room for its next message: it is not looked at before something is given back.
+    full: bool,
     rings: Rings,
     owed: Owed,
 }
@@ -74,6 +76,7 @@ impl Inward {
             waiting: 0,
             hot: false,
             used: false,
+            full: false,
             rings: Rings::new(),
             owed: Owed::new(),
         }
@@ -93,8 +96,8 @@ pub(super) struct InLanes {
     free_len: usize,
     /// Id of the connection.
     receiver: u64,
-    /// There was no room for a message: nothing is looked at before something is given back.
-    starved: bool,
+    /// A lane is full.
+    stuck: bool,
     /// The reply that the connection waits for. The application has its bytes.
     reply: Option<Held>,
     _gate: Gate,
@@ -112,7 +115,8 @@ impl InLanes {
         let mut lanes = lanes.into_iter();
         let lanes = Block::new(count, || {
             let lane = lanes.next()?;
-            bytes += 2 * lane.bytes();
+            // The largest message has room whatever else it is to show, and others with it.
+            bytes = bytes.max(2 * lane.bytes());
             Some(Inward::new(lane))
         })?;
         let room = WAITING * count;
@@ -121,7 +125,7 @@ impl InLanes {
             number += 1;
             number - 1
         })?;
-        let arena = Arena::new(BLOCKS * count, bytes, RECORDS * count)?;
+        let arena = Arena::new(BLOCKS * count, count, bytes, RECORDS)?;
         let waiting = Block::new(room, || None)?;
         Ok((
             Self {
@@ -132,7 +136,7 @@ impl InLanes {
                 free,
                 free_len: room,
                 receiver,
-                starved: false,
+                stuck: false,
                 reply: None,
                 _gate,
             },
@@ -154,10 +158,10 @@ impl InLanes {
     pub(super) fn has_fresh(&mut self) -> bool {
         let Self { lanes, hot, .. } = self;
         let fresh = |number: usize| match lanes.get_mut(number) {
-            Some(Some(inward)) => matches!(inward.lane.peek(), Ok(Some(_))),
+            Some(Some(inward)) => !inward.full && matches!(inward.lane.peek(), Ok(Some(_))),
             _ => false,
         };
-        self.free_len > 0 && !self.starved && (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
+        self.free_len > 0 && (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
     }
 
     /// Whether a look has to take the rings before it: some lanes are cold.
@@ -190,13 +194,19 @@ impl InLanes {
         let mut offset = None;
         for place in 0..self.hot.len() {
             let Some(at) = self.hot.get(place) else { return };
-            let Some(Some(Inward { lane, terms, waiting, hot, used, owed, .. })) = self.lanes.get_mut(at)
+            let Some(Some(Inward { lane, terms, waiting, hot, used, full, owed, .. })) =
+                self.lanes.get_mut(at)
             else {
                 continue;
             };
             // Ends: a lane holds a bounded number of messages that were not received.
             while let Ok(Some(head)) = lane.peek() {
                 (*hot, *used) = (true, true);
+                // Each lane has places of its own, so that none takes those of the others.
+                if *full || *waiting as usize >= WAITING {
+                    (*full, self.stuck) = (true, true);
+                    break;
+                }
                 let Some(last) = self.free_len.checked_sub(1) else { return };
                 let Some(slot) = self.free.get(last).copied() else { return };
                 if !batch.takes(head.key) {
@@ -224,7 +234,7 @@ impl InLanes {
                     realtime_ns: key.saturating_add_signed(offset),
                 };
                 let receiver = self.receiver;
-                let filled = arena.fill(place.size(), |words| {
+                let filled = arena.fill(Some(at), place.size(), |words| {
                     let (first, second) = place.parts(words).ok_or(None)?;
                     let taken = lane.copy_out(first, second).ok_or(None)?;
                     let settled = settle(words.as_mut_bytes(), &place, terms, receiver, stamp);
@@ -239,7 +249,7 @@ impl InLanes {
                     }
                     // It stays where it is until something is given back.
                     None => {
-                        self.starved = true;
+                        (*full, self.stuck) = (true, true);
                         break;
                     }
                 };
@@ -285,7 +295,7 @@ impl InLanes {
 
     /// Whether messages stay in their lanes because there is no room for them.
     pub(super) const fn is_stuck(&self) -> bool {
-        self.free_len == 0 || self.starved
+        self.free_len == 0 || self.stuck
     }
 
     /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
@@ -310,7 +320,8 @@ impl InLanes {
                 let time = head.key;
                 let realtime_ns = time.saturating_add_signed(bell::realtime_offset(now));
                 let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
-                let filled = arena.fill(place.size(), |words| {
+                // Its callee may have filled what its lane may have.
+                let filled = arena.fill(None, place.size(), |words| {
                     let (first, second) = place.parts(words).ok_or(Violation)?;
                     lane.copy_ahead(at, &head, first, second).ok_or(Violation)?;
                     settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
@@ -358,7 +369,7 @@ impl InLanes {
             *place = slot;
             self.free_len += 1;
         }
-        self.starved = false;
+        self.relieve();
         if let Some(Some(inward)) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
             inward.waiting = inward.waiting.saturating_sub(1);
             point::pass(Point::Received);
@@ -368,8 +379,14 @@ impl InLanes {
     }
 
     /// Something was given back, so there may be room again. True if messages had none.
-    pub(super) const fn relieve(&mut self) -> bool {
-        core::mem::replace(&mut self.starved, false)
+    pub(super) fn relieve(&mut self) -> bool {
+        let was_stuck = core::mem::take(&mut self.stuck);
+        if was_stuck {
+            for inward in self.lanes.iter_mut().flatten() {
+                inward.full = false;
+            }
+        }
+        was_stuck
     }
 
     /// The notification that the call with this cookie has no reply, for the queue. It is lost without a trace if there
@@ -387,7 +404,7 @@ impl InLanes {
         let realtime_ns = key.saturating_add_signed(bell::realtime_offset(now));
         let stamp = Timestamp { seqnum: key, monotonic_ns: key, realtime_ns };
         let receiver = self.receiver;
-        let filled = arena.fill(CALL_ENDED_SIZE, |words| {
+        let filled = arena.fill(None, CALL_ENDED_SIZE, |words| {
             call_ended(words.as_mut_bytes(), receiver, cookie, dead, stamp);
             Ok::<_, core::convert::Infallible>(())
         });
