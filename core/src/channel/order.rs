@@ -29,6 +29,10 @@ pub struct Arrived {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Order {
     cut: u64,
+    /// What a message of the next look is at least as old as.
+    floor: u64,
+    /// What one of the last look was.
+    before: u64,
 }
 
 /// One look at all lanes.
@@ -44,14 +48,24 @@ impl Order {
     /// A receiver that has merged nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { cut: 0 }
+        Self { cut: 0, floor: 0, before: 0 }
     }
 
     /// Starts a look at all lanes, for as many messages as `room` holds. `now` is read before any lane is.
     pub fn batch<'a>(&mut self, now: Instant, room: &'a mut [Arrived]) -> Batch<'a> {
-        let floor = self.cut;
-        self.cut = floor.max(now.as_nanos());
-        Batch { floor, cut: self.cut, room, len: 0 }
+        self.before = self.floor;
+        self.cut = self.cut.max(now.as_nanos());
+        self.floor = self.cut;
+        Batch { floor: self.before, cut: self.cut, room, len: 0 }
+    }
+
+    /// The look that was started last leaves a message with this key in its lane, for want of room: at the next look, it is
+    /// as old as it says.
+    pub const fn leave(&mut self, key: u64) {
+        let key = if key < self.before { self.before } else { key };
+        if key < self.floor {
+            self.floor = key;
+        }
     }
 }
 
@@ -165,6 +179,21 @@ mod tests {
         let mut order = Order::new();
         assert_eq!(merge(&mut order, 50, [arrived(0, 50)]), ([50], 0));
         assert_eq!(merge(&mut order, 10, [arrived(0, 45)]), ([45], 0));
+    }
+
+    #[test]
+    fn what_found_no_room_keeps_its_time_and_its_place() {
+        let mut order = Order::new();
+        assert_eq!(merge(&mut order, 20, [arrived(1, 10)]), ([10], 0));
+        order.leave(15);
+        order.leave(18);
+        assert_eq!(
+            merge(&mut order, 40, [arrived(0, 17), arrived(1, 15), arrived(1, 18)]),
+            ([15, 17, 18], 0)
+        );
+        order.leave(3);
+        // Before the look before all the same: no older than what that one had.
+        assert_eq!(merge(&mut order, 60, [arrived(1, 3), arrived(0, 15)]), ([15, 3], 0));
     }
 
     #[test]

@@ -250,6 +250,37 @@ fn what_others_send_leaves_room_for_the_awaited_reply() {
 }
 
 #[test]
+fn whoever_keeps_sending_does_not_hide_the_death_of_a_callee() {
+    let bus = bus();
+    let victim = client(&bus);
+    let (first, second) = (client(&bus), client(&bus));
+    let callees = [first.id(), second.id()];
+    for (callee, cookie) in callees.into_iter().zip(1..) {
+        victim.transport().open_lane(callee).unwrap();
+        let question = Message::to(callee).payload(b"question").cookie(cookie);
+        victim.send(&question.expect_reply(victim.now().after(Duration::from_secs(3600)))).unwrap();
+    }
+    let mut attacker = Attacker::new(&bus, &victim);
+    drop((first, second));
+    let first_part = message(victim.id(), |_, _| {});
+    let mut dead = Vec::new();
+    let give_up = now() + 20_000_000_000;
+    while dead.len() < 2 && now() < give_up {
+        // There is always something that came after the victim has begun to look.
+        if attacker.writer.reserve(LaneHead { first: 512, ..LaneHead::default() }).is_ok() {
+            attacker.send(now() + 900_000, 0, &first_part, &[0; 8]);
+        }
+        if let Some(message) = victim.try_recv().unwrap()
+            && message.sender() == 0
+        {
+            dead.push(message.cookie_reply());
+        }
+    }
+    dead.sort_unstable();
+    assert_eq!(dead, [1, 2]);
+}
+
+#[test]
 fn the_name_of_another_is_no_address() {
     let bus = bus();
     let victim = client(&bus);

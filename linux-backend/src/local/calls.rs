@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use kdbus_core::Instant;
+use kdbus_core::abi::Msg;
 use kdbus_core::channel::{CALLS_MAX, CallName};
 
 /// The word of the call that the connection waits for: it has one at a time, and keeps it out of the others' way.
@@ -38,6 +39,13 @@ pub(super) struct Call {
     pub(super) deadline: Instant,
     /// How often that was put off.
     pub(super) looks: u8,
+}
+
+impl Call {
+    /// Whether a message is its reply, by what kdbusd says of it.
+    pub(super) const fn is_answered_by(&self, header: &Msg) -> bool {
+        header.src_id == self.callee && !header.expects_reply() && header.timeout_or_reply == self.cookie
+    }
 }
 
 /// The calls that this connection has sent by lane and that have not ended.

@@ -91,8 +91,9 @@ impl LocalTransport {
         // Each round returns or removes an entry.
         let arena = self.arena();
         let mut outward = self.outward.borrow_mut();
+        let (pool, bell) = (self.handle.pool(), &self.bell);
         let mut lanes =
-            arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, bell: &self.bell, outward });
+            arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, pool, bell, outward });
         while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
             if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {
                 if let Some(lane) = receiver.take_from_lane(&entry, flags, arena) {

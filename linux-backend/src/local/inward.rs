@@ -1,10 +1,11 @@
 //! The lanes into one connection.
 
 use kdbus_core::Instant;
-use kdbus_core::abi::{AttachFlags, Timestamp};
+use kdbus_core::abi::{AttachFlags, Msg, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
-    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Place, Violation, call_ended, settle,
+    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Entry, Place, Violation, call_ended,
+    settle,
 };
 use kdbus_core::queue;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -13,10 +14,11 @@ use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
-use super::calls::{Answers, GRACE, Owed};
+use super::calls::{Answers, Call, GRACE, Owed};
+use super::held::HeldBack;
 use super::hot::HotSet;
 use super::lane::InLane;
-use super::map::{Block, WordMap};
+use super::map::{Block, ReadMap, WordMap};
 use super::outward::OutLanes;
 use super::point::{self, Point};
 use super::{Gate, gate};
@@ -98,6 +100,10 @@ pub(super) struct InLanes {
     receiver: u64,
     /// A lane is full.
     stuck: bool,
+    /// What kdbusd shows and what has to come after messages that found no room.
+    pub(super) held: HeldBack,
+    /// There was no room to tell of the end of a call.
+    mute: bool,
     /// The reply that the connection waits for. The application has its bytes.
     reply: Option<Held>,
     _gate: Gate,
@@ -137,6 +143,8 @@ impl InLanes {
                 free_len: room,
                 receiver,
                 stuck: false,
+                held: HeldBack::new(0)?,
+                mute: false,
                 reply: None,
                 _gate,
             },
@@ -161,7 +169,7 @@ impl InLanes {
             Some(Some(inward)) => !inward.full && matches!(inward.lane.peek(), Ok(Some(_))),
             _ => false,
         };
-        self.free_len > 0 && (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
+        (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
     }
 
     /// Whether a look has to take the rings before it: some lanes are cold.
@@ -180,20 +188,23 @@ impl InLanes {
     }
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
-    /// sender breaks a rule is not looked at again. `now` is when the look began.
+    /// sender breaks a rule is not looked at again. `now` is when the look began. Returns the key of the oldest message that
+    /// finds no room.
     pub(super) fn drain(
         &mut self,
         now: Instant,
         batch: &mut Batch<'_>,
         arena: &Arena,
         outward: &mut OutLanes,
-    ) {
+    ) -> Option<u64> {
         if self.hot.count_look() {
             self.cool(true);
         }
-        let mut offset = None;
+        self.held.clear();
+        let (mut offset, mut left) = (None, None);
+        let mut leave = |key: u64| left = Some(left.map_or(key, |oldest: u64| oldest.min(key)));
         for place in 0..self.hot.len() {
-            let Some(at) = self.hot.get(place) else { return };
+            let Some(at) = self.hot.get(place) else { break };
             let Some(Some(Inward { lane, terms, waiting, hot, used, full, owed, .. })) =
                 self.lanes.get_mut(at)
             else {
@@ -202,13 +213,13 @@ impl InLanes {
             // Ends: a lane holds a bounded number of messages that were not received.
             while let Ok(Some(head)) = lane.peek() {
                 (*hot, *used) = (true, true);
+                let last = self.free_len.checked_sub(1).filter(|_| !*full && (*waiting as usize) < WAITING);
                 // Each lane has places of its own, so that none takes those of the others.
-                if *full || *waiting as usize >= WAITING {
+                let Some((last, slot)) = last.and_then(|last| Some((last, *self.free.get(last)?))) else {
                     (*full, self.stuck) = (true, true);
+                    leave(head.key);
                     break;
-                }
-                let Some(last) = self.free_len.checked_sub(1) else { return };
-                let Some(slot) = self.free.get(last).copied() else { return };
+                };
                 if !batch.takes(head.key) {
                     // Sent since the look began. A time that has not come yet would keep this connection awake.
                     if head.key > bell::now().after(GRACE).as_nanos() {
@@ -250,6 +261,7 @@ impl InLanes {
                     // It stays where it is until something is given back.
                     None => {
                         (*full, self.stuck) = (true, true);
+                        leave(head.key);
                         break;
                     }
                 };
@@ -291,11 +303,63 @@ impl InLanes {
                 point::pass(Point::Copied);
             }
         }
+        left
     }
 
     /// Whether messages stay in their lanes because there is no room for them.
     pub(super) const fn is_stuck(&self) -> bool {
-        self.free_len == 0 || self.stuck
+        self.stuck
+    }
+
+    /// Whether an entry that kdbusd shows has to stay there for now, because an older message of its sender stays in a
+    /// lane. The reply that the connection waits for stays for nothing.
+    pub(super) fn holds_up(&mut self, entry: &Entry, pool: Option<&ReadMap>, waited: Option<&Call>) -> bool {
+        let mut header = Msg::default();
+        // Whether the entry was taken back, and its place is another's, tells whoever takes it.
+        let is_read =
+            self.stuck && pool.is_some_and(|pool| pool.read(entry.offset, header.as_mut_bytes()).is_ok());
+        if !is_read || waited.is_some_and(|call| call.is_answered_by(&header)) {
+            return false;
+        }
+        let is_older = |inward: &mut Inward| {
+            inward.full
+                && inward.terms.sender() == header.src_id
+                && matches!(inward.lane.peek(), Ok(Some(head)) if head.key <= entry.key)
+        };
+        let holds = self.lanes.iter_mut().flatten().any(is_older);
+        if holds {
+            self.held.add(entry.slot, entry.key);
+        }
+        holds
+    }
+
+    /// Whether some of what kdbusd shows is held up until something is given back.
+    pub(super) const fn holds_back(&self) -> bool {
+        self.stuck && self.held.is_any()
+    }
+
+    /// Whether something that connection `from` has sent, and it alone, is still in its lane. Of whoever is gone, the lane
+    /// is closed.
+    pub(super) fn awaits(&mut self, from: u64) -> bool {
+        self.lanes.iter_mut().flatten().any(|Inward { lane, terms, .. }| {
+            terms.refresh(lane.page());
+            terms.sender() == from && !lane.is_rejected() && !lane.is_drained()
+        })
+    }
+
+    /// Whether messages from connection `from` stay in their lane because there is no room for them.
+    pub(super) fn is_full_of(&self, from: u64) -> bool {
+        self.lanes.iter().flatten().any(|inward| inward.full && inward.terms.sender() == from)
+    }
+
+    /// Whether there was no room to tell of the end of a call, and nothing was given back since.
+    pub(super) const fn is_mute(&self) -> bool {
+        self.mute
+    }
+
+    /// There is no room to tell of the end of a call.
+    pub(super) const fn silence(&mut self) {
+        self.mute = true;
     }
 
     /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
@@ -386,7 +450,7 @@ impl InLanes {
                 inward.full = false;
             }
         }
-        was_stuck
+        core::mem::take(&mut self.mute) || was_stuck
     }
 
     /// The notification that the call with this cookie has no reply, for the queue. It is lost without a trace if there

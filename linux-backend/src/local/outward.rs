@@ -340,13 +340,16 @@ impl OutLanes {
         lane.is_none_or(|outward| outward.lane.has_ended())
     }
 
-    /// A call to somebody who is gone.
-    pub(super) fn call_to_the_dead(&self) -> Option<Call> {
+    /// A call to somebody who is gone, and of whom nothing is `awaited`.
+    pub(super) fn call_to_the_dead(&self, mut awaited: impl FnMut(u64) -> bool) -> Option<Call> {
         let gone = |lane: &Option<Outward>| lane.as_ref().is_some_and(|outward| outward.lane.has_ended());
         if self.calls.is_empty() {
             return None;
         }
-        (0..).zip(&*self.lanes).filter(|(_, lane)| gone(lane)).find_map(|(at, _)| self.calls.by_lane(at))
+        (0..)
+            .zip(&*self.lanes)
+            .filter(|(_, lane)| gone(lane))
+            .find_map(|(at, _)| self.calls.by_lane(at).filter(|call| !awaited(call.callee)))
     }
 
     /// Asks for a lane now, whatever was refused before.

@@ -1,7 +1,7 @@
 //! Calls by lane that their connection waits for.
 
 use kdbus_core::Instant;
-use kdbus_core::abi::{Errno, Msg, MsgFlags, MsgInfo, RecvFlags};
+use kdbus_core::abi::{Errno, Msg, MsgInfo, RecvFlags};
 use kdbus_core::channel::{Arrived, CallState};
 use kdbus_core::client::{Failure, Incoming, Outgoing};
 use rustix::fd::{BorrowedFd, OwnedFd};
@@ -143,9 +143,9 @@ impl LocalTransport {
         dead: bool,
     ) -> Result<Stand, Failure> {
         let Some(arena) = self.arena() else { return Ok(Stand::Over(Errno::EPIPE)) };
-        if let Some((offset, msg_size)) =
-            receiver.look_for_reply(&mut Lanes { arena, bell: &self.bell, outward: &mut *outward })
-        {
+        let pool = self.handle.pool();
+        let mut lanes = Lanes { arena, pool, bell: &self.bell, outward: &mut *outward };
+        if let Some((offset, msg_size)) = receiver.look_for_reply(&mut lanes) {
             let info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
             return Ok(Stand::Reply(Incoming { info, fds: heapless::Vec::new() }));
         }
@@ -173,9 +173,7 @@ impl LocalTransport {
             // Only whoever takes the entry knows that it was not taken back meanwhile.
             arrived.lane == KDBUSD
                 && pool.read(arrived.offset, header.as_mut_bytes()).is_ok()
-                && header.src_id == call.callee
-                && header.flags & MsgFlags::EXPECT_REPLY.bits() == 0
-                && header.timeout_or_reply == call.cookie
+                && call.is_answered_by(&header)
         };
         match receiver.find(answers) {
             Some(entry) => {
