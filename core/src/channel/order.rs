@@ -29,10 +29,6 @@ pub struct Arrived {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Order {
     cut: u64,
-    /// What a message of the next look is at least as old as.
-    floor: u64,
-    /// What one of the last look was.
-    before: u64,
 }
 
 /// One look at all lanes.
@@ -48,24 +44,14 @@ impl Order {
     /// A receiver that has merged nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { cut: 0, floor: 0, before: 0 }
+        Self { cut: 0 }
     }
 
     /// Starts a look at all lanes, for as many messages as `room` holds. `now` is read before any lane is.
     pub fn batch<'a>(&mut self, now: Instant, room: &'a mut [Arrived]) -> Batch<'a> {
-        self.before = self.floor;
-        self.cut = self.cut.max(now.as_nanos());
-        self.floor = self.cut;
-        Batch { floor: self.before, cut: self.cut, room, len: 0 }
-    }
-
-    /// The look that was started last leaves a message with this key in its lane, for want of room: at the next look, it is
-    /// as old as it says.
-    pub const fn leave(&mut self, key: u64) {
-        let key = if key < self.before { self.before } else { key };
-        if key < self.floor {
-            self.floor = key;
-        }
+        let floor = self.cut;
+        self.cut = floor.max(now.as_nanos());
+        Batch { floor, cut: self.cut, room, len: 0 }
     }
 }
 
@@ -80,6 +66,17 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub const fn time_of(&self, key: u64) -> u64 {
         if key < self.floor { self.floor } else { key }
+    }
+
+    /// Lets a message with this key be as old as it says: the look before has [left](Self::leave) it in its lane.
+    pub fn reach_back(&mut self, key: u64) {
+        self.floor = self.floor.min(key);
+    }
+
+    /// What to [reach back](Self::reach_back) to at the next look, because a message with this key finds no room at this one.
+    #[must_use]
+    pub const fn leave(&self, key: u64) -> u64 {
+        self.time_of(key)
     }
 
     /// Takes a message in. False if it has to stay in its lane until the next look: it was queued after this
@@ -184,16 +181,16 @@ mod tests {
     #[test]
     fn what_found_no_room_keeps_its_time_and_its_place() {
         let mut order = Order::new();
-        assert_eq!(merge(&mut order, 20, [arrived(1, 10)]), ([10], 0));
-        order.leave(15);
-        order.leave(18);
-        assert_eq!(
-            merge(&mut order, 40, [arrived(0, 17), arrived(1, 15), arrived(1, 18)]),
-            ([15, 17, 18], 0)
-        );
-        order.leave(3);
-        // Before the look before all the same: no older than what that one had.
-        assert_eq!(merge(&mut order, 60, [arrived(1, 3), arrived(0, 15)]), ([15, 3], 0));
+        let mut room = [Arrived::default(); 3];
+        let batch = order.batch(Instant::from_nanos(20), &mut room);
+        let left = batch.leave(15).min(batch.leave(18));
+        let mut batch = order.batch(Instant::from_nanos(40), &mut room);
+        batch.reach_back(left);
+        assert_eq!([3, 15, 17].map(|key| batch.time_of(key)), [15, 15, 17]);
+        assert!([(1, 18), (0, 17), (1, 15)].into_iter().all(|(lane, key)| batch.admit(arrived(lane, key))));
+        // What claims to be older than the look before reaches no further back for being left.
+        assert_eq!(batch.leave(3), 15);
+        assert_eq!(batch.sorted(), [arrived(1, 15), arrived(0, 17), arrived(1, 18)]);
     }
 
     #[test]

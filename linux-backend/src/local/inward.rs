@@ -100,6 +100,8 @@ pub(super) struct InLanes {
     receiver: u64,
     /// A lane is full.
     stuck: bool,
+    /// The time of the oldest message that the last look found no room for.
+    left: Option<u64>,
     /// What kdbusd shows and what has to come after messages that found no room.
     pub(super) held: HeldBack,
     /// There was no room to tell of the end of a call.
@@ -143,6 +145,7 @@ impl InLanes {
                 free_len: room,
                 receiver,
                 stuck: false,
+                left: None,
                 held: HeldBack::new(0)?,
                 mute: false,
                 reply: None,
@@ -188,23 +191,24 @@ impl InLanes {
     }
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
-    /// sender breaks a rule is not looked at again. `now` is when the look began. Returns the key of the oldest message that
-    /// finds no room.
+    /// sender breaks a rule is not looked at again. `now` is when the look began.
     pub(super) fn drain(
         &mut self,
         now: Instant,
         batch: &mut Batch<'_>,
         arena: &Arena,
         outward: &mut OutLanes,
-    ) -> Option<u64> {
+    ) {
         if self.hot.count_look() {
             self.cool(true);
         }
         self.held.clear();
-        let (mut offset, mut left) = (None, None);
-        let mut leave = |key: u64| left = Some(left.map_or(key, |oldest: u64| oldest.min(key)));
+        if let Some(left) = self.left.take() {
+            batch.reach_back(left);
+        }
+        let mut offset = None;
         for place in 0..self.hot.len() {
-            let Some(at) = self.hot.get(place) else { break };
+            let Some(at) = self.hot.get(place) else { return };
             let Some(Some(Inward { lane, terms, waiting, hot, used, full, owed, .. })) =
                 self.lanes.get_mut(at)
             else {
@@ -217,7 +221,8 @@ impl InLanes {
                 // Each lane has places of its own, so that none takes those of the others.
                 let Some((last, slot)) = last.and_then(|last| Some((last, *self.free.get(last)?))) else {
                     (*full, self.stuck) = (true, true);
-                    leave(head.key);
+                    let left = batch.leave(head.key);
+                    self.left = Some(self.left.map_or(left, |other| other.min(left)));
                     break;
                 };
                 if !batch.takes(head.key) {
@@ -261,7 +266,8 @@ impl InLanes {
                     // It stays where it is until something is given back.
                     None => {
                         (*full, self.stuck) = (true, true);
-                        leave(head.key);
+                        let left = batch.leave(head.key);
+                        self.left = Some(self.left.map_or(left, |other| other.min(left)));
                         break;
                     }
                 };
@@ -303,7 +309,6 @@ impl InLanes {
                 point::pass(Point::Copied);
             }
         }
-        left
     }
 
     /// Whether messages stay in their lanes because there is no room for them.

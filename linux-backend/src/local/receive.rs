@@ -366,8 +366,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 && let (Some(inward), Some(Lanes { arena, outward, .. })) =
                     (&mut self.lanes, lanes.as_deref_mut())
             {
-                let left = inward.drain(now, &mut batch, arena, outward);
-                left.inspect(|key| self.order.leave(*key));
+                inward.drain(now, &mut batch, arena, outward);
             }
             let mut inward = self.lanes.as_mut().filter(|_| gate().is_some());
             self.inbox.fresh(|entry| {
