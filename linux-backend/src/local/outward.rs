@@ -270,7 +270,7 @@ impl OutLanes {
 
     /// Calls by lane that have not ended, whether or not their replies were received. Cost: `O(CALLS_MAX)`.
     pub(super) fn waiting_calls(&self) -> u32 {
-        if self.calls.is_empty() {
+        if gate().is_none() || self.calls.is_empty() {
             return 0;
         }
         self.calls.iter().filter(|call| self.state(call) == Some(CallState::Pending)).count() as u32
