@@ -2,8 +2,8 @@
 //!
 //! Each call by lane has a word that caller, callee and bus can write. It names the call by a number that is
 //! not used twice while anybody may remember it, and says how the call stands. Whoever moves it away from
-//! *pending* has ended the call; all others learn that they came too late. A callee that changes it at will
-//! deceives its caller about its own replies, and nobody else.
+//! *pending* has ended the call; all others learn that they came too late. A callee can change it at will, so caller
+//! and bus go by their own [record](super::CallRecord) where it is about more than what the callee itself does.
 
 use super::words::Words;
 
@@ -13,11 +13,8 @@ pub const CALL_MAX: u64 = u64::MAX >> 2;
 /// Calls by one lane that can be open at a time.
 pub const CALLS_MAX: usize = 128;
 
-/// Words that hold them, a page: one for each call, then one for each that says why the bus could not bring its reply.
+/// Words that hold them: a page, of which each call has one.
 pub const CALL_WORDS: usize = 512;
-
-/// Where the words of replies that could not be brought begin.
-const FAILURES_AT: usize = CALLS_MAX;
 
 /// A call, as the head of its message names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,18 +111,6 @@ impl<W: Words> CallWord<W> {
         number <= CALL_MAX && self.words.replace(self.at, word(number, how), word(number, CallState::Pending))
     }
 
-    /// Says why the reply to call `number`, which the bus has [relayed](CallState::Relayed), will not come: a code from 1 to 255.
-    pub fn fail(&self, number: u64, code: u8) {
-        self.words.store(FAILURES_AT + self.at, number << u8::BITS | u64::from(code));
-    }
-
-    /// Why the reply to call `number` will not come, if the bus has said so.
-    #[must_use]
-    pub fn failure(&self, number: u64) -> Option<u8> {
-        let word = self.words.load(FAILURES_AT + self.at);
-        (word >> u8::BITS == number && word as u8 != 0).then_some(word as u8)
-    }
-
     /// How call `number` stands; `None` if this is another call's word.
     #[must_use]
     pub fn state(&self, number: u64) -> Option<CallState> {
@@ -187,16 +172,6 @@ mod tests {
         assert!(!call.end(7, CallState::Answered));
         assert_eq!((call.state(7), call.state(8)), (None, Some(CallState::Pending)));
         assert!(call.end(8, CallState::Answered));
-    }
-
-    #[test]
-    fn a_reply_that_cannot_be_brought_leaves_its_reason_for_that_call_alone() {
-        let words = [const { AtomicU64::new(0) }; CALL_WORDS];
-        let call = CallWord::new(&words[..], 5);
-        assert_eq!((call.failure(7), call.failure(0)), (None, None));
-        call.fail(7, 105);
-        assert_eq!((call.failure(7), call.failure(8)), (Some(105), None));
-        assert_eq!(CallWord::new(&words[..], 6).failure(7), None);
     }
 
     #[test]

@@ -418,6 +418,22 @@ impl<P: Words, S: Words> InboxReader<P, S> {
         self.left.get() || self.posted.load(SHOWN_AT) != self.seen.get()
     }
 
+    /// As [`has_fresh`](Self::has_fresh), for entries that are `wanted`; looks at each entry at most once besides.
+    #[must_use]
+    pub fn has_fresh_that(&self, mut wanted: impl FnMut(&Entry) -> bool) -> bool {
+        (0..self.layout.fresh_words()).any(|word| {
+            let mut bits = self.shared.load(FIXED + word);
+            while bits != 0 {
+                let bit = bits.trailing_zeros();
+                bits &= bits - 1;
+                if self.entry(word as u32 * 64 + bit).is_some_and(|entry| wanted(&entry)) {
+                    return true;
+                }
+            }
+            false
+        })
+    }
+
     /// Hands each entry that was shown since the last time to `each`, in order of slots, not of keys.
     ///
     /// Entries that were taken back meanwhile are left out. One for which `each` says false is handed out

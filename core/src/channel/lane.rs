@@ -7,8 +7,7 @@
 //! |---|---|
 //! | 0 | control: closed, epoch and tail, as a [`Verdict`] |
 //! | 8 | messages sent, for whoever looks on; nobody relies on it |
-//! | 16 … 143 | cookie of each open call, by its index: so nobody but the caller says what a reply may answer |
-//! | 144 … | ring of R words, a power of two |
+//! | 16 … | ring of R words, a power of two |
 //!
 //! The receiver alone writes the *way back*, and the bus alone a word of *verdicts*:
 //!
@@ -31,7 +30,6 @@
 
 use core::fmt;
 
-use super::call::CALLS_MAX;
 use super::verdict::{CLOSED, Verdict};
 use super::words::Words;
 
@@ -43,8 +41,7 @@ pub const RING_MAX: u32 = 1 << 20;
 pub(super) const CONTROL_AT: usize = 0;
 // Not beside the control word, which the receiver looks at.
 pub(super) const COUNT_AT: usize = 8;
-pub(super) const COOKIES_AT: usize = 16;
-const RING_AT: usize = COOKIES_AT + CALLS_MAX;
+const RING_AT: usize = 16;
 
 pub(super) const RETURNED_AT: usize = 0;
 pub(super) const WISH_AT: usize = 8;
@@ -215,11 +212,6 @@ impl<L: Words, V: Words> LaneGate<L, V> {
     pub fn holds_messages(&self, back: &impl Words) -> bool {
         let returned = back.load(RETURNED_AT);
         returned != self.verdict.tail && returned != ABANDONED
-    }
-
-    /// The cookie of the call with this index, by the sender's own word.
-    pub fn cookie(&self, call: usize) -> Option<u64> {
-        (call < CALLS_MAX).then(|| self.lane.load(COOKIES_AT + call))
     }
 
     /// What the lane has carried, as its two ends say: to look at, and nothing to decide by.

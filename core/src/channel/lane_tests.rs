@@ -17,7 +17,7 @@ struct Memory {
 
 const AT: usize = 2;
 /// Where the ring of a lane begins.
-const RING: usize = 144;
+const RING: usize = 16;
 
 type Reader<'a> = LaneReader<&'a [AtomicU64], &'a [AtomicU64], &'a [AtomicU64]>;
 type Writer<'a> = LaneWriter<&'a [AtomicU64], &'a [AtomicU64], &'a [AtomicU64]>;

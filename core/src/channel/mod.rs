@@ -4,7 +4,7 @@
 //! - [`InboxWriter`] and [`InboxReader`]: the queue in which a bus shows messages to a client, and the way back.
 //! - [`Ledger`]: buffers that one process lends to another, and that come back.
 //! - [`LaneWriter`], [`LaneReader`], [`LaneGate`]: messages from one client to another past the bus, and what
-//!   the bus does to let them and to stop them. [`CallWord`]: how a call ends, once.
+//!   the bus does to let them and to stop them. [`CallWord`], [`CallRecord`]: how a call ends, once.
 //! - [`terms`]: what the bus says of a lane. [`sendable`], [`settle`]: what goes by one, and what becomes of it.
 //! - [`Order`]: merges what several lanes brought by time, into one queue.
 //!
@@ -18,6 +18,7 @@ mod lane;
 mod loan;
 mod message;
 mod order;
+mod record;
 pub mod terms;
 mod verdict;
 mod words;
@@ -34,6 +35,7 @@ pub use lane::{
 pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
 pub use message::{CALL_ENDED_SIZE, Place, Sendable, Settled, call_ended, sendable, settle};
 pub use order::{Arrived, Batch, Order};
+pub use record::{CallRecord, RECORD_WORDS};
 pub use verdict::Verdict;
 pub use words::Words;
 pub use writer::{LaneWriter, Reserved};

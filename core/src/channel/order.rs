@@ -83,6 +83,17 @@ impl<'a> Batch<'a> {
         if key < self.floor { self.floor } else { key }
     }
 
+    /// Lets a message with this key be as old as it says: the look before has [left](Self::leave) it in its lane.
+    pub fn reach_back(&mut self, key: u64) {
+        self.floor = self.floor.min(key);
+    }
+
+    /// What to [reach back](Self::reach_back) to at the next look, because a message with this key finds no room at this one.
+    #[must_use]
+    pub const fn leave(&self, key: u64) -> u64 {
+        self.time_of(key)
+    }
+
     /// Takes a message in. False if it has to stay in its lane until the next look: it was queued after this
     /// one began, or there is no room.
     #[must_use = "a message that stays in its lane has to be looked at again"]
@@ -191,6 +202,21 @@ mod tests {
         let mut order = Order::new();
         assert_eq!(merge(&mut order, 50, [arrived(0, 50)]), ([50], 0));
         assert_eq!(merge(&mut order, 10, [arrived(0, 45)]), ([45], 0));
+    }
+
+    #[test]
+    fn what_found_no_room_keeps_its_time_and_its_place() {
+        let mut order = Order::new();
+        let mut room = [Arrived::default(); 3];
+        let batch = order.batch(Instant::from_nanos(20), &mut room);
+        let left = batch.leave(15).min(batch.leave(18));
+        let mut batch = order.batch(Instant::from_nanos(40), &mut room);
+        batch.reach_back(left);
+        assert_eq!([3, 15, 17].map(|key| batch.time_of(key)), [15, 15, 17]);
+        assert!([(1, 18), (0, 17), (1, 15)].into_iter().all(|(lane, key)| batch.admit(arrived(lane, key))));
+        // What claims to be older than the look before reaches no further back for being left.
+        assert_eq!(batch.leave(3), 15);
+        assert_eq!(batch.sorted(), [arrived(1, 15), arrived(0, 17), arrived(1, 18)]);
     }
 
     #[test]

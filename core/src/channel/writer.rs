@@ -1,8 +1,7 @@
 //! The sender's side of a [lane](super::lane).
 
-use super::call::CALLS_MAX;
 use super::lane::{
-    ABANDONED, CONTROL_AT, COOKIES_AT, COUNT_AT, HEAD, LaneHead, LaneLayout, NotByLane, RETURNED_AT, WISH_AT,
+    ABANDONED, CONTROL_AT, COUNT_AT, HEAD, LaneHead, LaneLayout, NotByLane, RETURNED_AT, WISH_AT,
 };
 use super::verdict::Verdict;
 use super::words::Words;
@@ -56,13 +55,6 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
     #[must_use]
     pub const fn page(&self) -> &V {
         &self.verdicts
-    }
-
-    /// Says what a reply to the call with this index answers, before anybody hears of the call.
-    pub fn set_cookie(&self, call: usize, cookie: u64) {
-        if call < CALLS_MAX {
-            self.lane.store(COOKIES_AT + call, cookie);
-        }
     }
 
     /// Starts a message of `head.first` and `head.second` bytes. Until [`Reserved::commit`] it is nothing.

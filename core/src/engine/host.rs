@@ -61,11 +61,13 @@ pub struct Spaces {
     pub pid: u32,
     /// Its root directory.
     pub root: u64,
+    /// Where its clock counts from. Only lanes ask for it: through the bus, time is the bus'.
+    pub times: u64,
 }
 
 impl Spaces {
     /// Those of the host.
-    pub const HOST: Self = Self { users: 0, pids: 0, pid: 0, root: 0 };
+    pub const HOST: Self = Self { users: 0, pids: 0, pid: 0, root: 0, times: 0 };
 }
 
 /// A user or a group, by the host's number.

@@ -88,7 +88,7 @@ pub enum NoLane {
     Denied,
     /// The sender shows credentials that are not its own.
     Faked,
-    /// The two have other numbers for users or processes.
+    /// The two have other numbers for users or processes, or other clocks.
     Namespaces,
     /// The receiver asks for metadata that is collected for each message.
     Metadata,
@@ -126,7 +126,7 @@ impl fmt::Display for NoLane {
             Self::Monitored => "a monitor watches the bus",
             Self::Denied => "the sender may not talk to the receiver",
             Self::Faked => "the sender shows credentials that are not its own",
-            Self::Namespaces => "the two have other numbers for users or processes",
+            Self::Namespaces => "the two have other numbers for users or processes, or other clocks",
             Self::Metadata => "the receiver asks for metadata that is collected for each message",
             Self::Activator => "an activator stands behind the name",
             Self::Terms => "what each message shows of its sender does not fit, or has changed",
@@ -243,7 +243,7 @@ impl Domain<'_> {
             return Err(NoLane::Faked);
         }
         let (from_creds, to_creds) = (self.conn_creds(sender), self.conn_creds(to));
-        let numbers = |creds: &Credentials| (creds.spaces.users, creds.spaces.pids);
+        let numbers = |creds: &Credentials| (creds.spaces.users, creds.spaces.pids, creds.spaces.times);
         if numbers(from_creds) != numbers(to_creds) {
             return Err(NoLane::Namespaces);
         }

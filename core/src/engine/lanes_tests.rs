@@ -95,7 +95,7 @@ fn what_the_bus_has_to_see_or_collect_has_no_lane() {
 }
 
 #[test]
-fn whoever_counts_users_or_processes_otherwise_has_no_lane() {
+fn whoever_counts_users_processes_or_time_otherwise_has_no_lane() {
     let mut bed = Bed::new();
     let a = bed.connect();
     let endpoint = bed.domain.endpoint("1000-test", "bus").unwrap();
@@ -103,6 +103,7 @@ fn whoever_counts_users_or_processes_otherwise_has_no_lane() {
         (Spaces { root: 7, pid: 3, ..Spaces::HOST }, Ok(())),
         (Spaces { users: 7, ..Spaces::HOST }, Err(NoLane::Namespaces)),
         (Spaces { pids: 7, ..Spaces::HOST }, Err(NoLane::Namespaces)),
+        (Spaces { times: 7, ..Spaces::HOST }, Err(NoLane::Namespaces)),
     ] {
         let handle = bed.domain.open(endpoint, &Credentials { spaces, ..user(OWNER) }).unwrap();
         let other = bed.hello(handle, HelloFlags::empty(), 4096, &[]).unwrap();

@@ -210,7 +210,7 @@ fn credentials(who: &Who) -> Credentials {
         label: who.label.iter().flat_map(|label| label.bytes()).collect(),
         privileged: who.uid == 0,
         spaces: if who.apart {
-            Spaces { users: 1, pids: who.pid.into(), pid: 1, root: 0 }
+            Spaces { users: 1, pids: who.pid.into(), pid: 1, ..Spaces::HOST }
         } else {
             Spaces::HOST
         },

@@ -67,8 +67,9 @@ capacities! {
     policy_records: 1..=1048576, 1024;
     /// Connections that wait for room at another one.
     watches: 1..=65536, 256;
-    /// Lanes, by which clients exchange messages past the daemon; 0 for none. Each costs `memory.lane` and three
-    /// pages of memory, and up to four descriptors of the daemon until its sender has mapped it.
+    /// Lanes, by which clients exchange messages past the daemon; 0 for none. Each costs `memory.lane` and five
+    /// pages of memory, and up to six descriptors of the daemon until its sender has mapped it. With
+    /// lanes, each pair of clients costs a bit.
     lanes: 0..=16384, 256;
     /// Lanes into one connection.
     lanes_per_connection: 0..=1024, 8;

@@ -5,7 +5,7 @@ use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::MESSAGE_FDS_MAX;
 use kdbus_core::engine::{FileId, HandleId};
 use kdbus_linux::local::map::{self, Seal, WordMap, WriteMap};
-use kdbus_linux::local::wire::{HELLO_FDS, LANE_FDS};
+use kdbus_linux::local::wire::{HELLO_FDS, LANE_OUT_FDS};
 use rustix::fd::OwnedFd;
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -63,7 +63,7 @@ pub(crate) struct Client {
     pub(crate) shared: Option<Shared>,
     /// The write end of its bell. It stays when the connection ends and its handle does not.
     pub(crate) bell: Option<OwnedFd>,
-    pub(crate) hello: heapless::Vec<OwnedFd, LANE_FDS>,
+    pub(crate) hello: heapless::Vec<OwnedFd, LANE_OUT_FDS>,
     /// Number of the lane by which it can send that it was given last, until it says that it has mapped it.
     pub(crate) lane_given: Option<u32>,
     /// Why it was refused another lane, when it asked last.

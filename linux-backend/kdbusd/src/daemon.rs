@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use kdbus_core::abi::{AttachFlags, Cmd, Command, Errno, ItemType, ItemWriter, MakeFlags};
 use kdbus_core::channel::{InboxLayout, LaneLayout};
 use kdbus_core::engine::{self, Allocate, Arrival, Credentials, Domain, HandleId, Outcome, Request, Storage};
-use kdbus_linux::local::wire::{LANE_FDS, PACKET_MAX};
+use kdbus_linux::local::wire::{LANE_OUT_FDS, PACKET_MAX};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -138,7 +138,7 @@ impl Daemon {
             );
         }
         // Lanes never take what clients need.
-        let spare = limit.map_or(u64::MAX, |limit| limit.saturating_sub(needed)) / LANE_FDS as u64;
+        let spare = limit.map_or(u64::MAX, |limit| limit.saturating_sub(needed)) / LANE_OUT_FDS as u64;
         let lanes = u64::from(config.capacity.lanes).min(spare);
         if lanes < u64::from(config.capacity.lanes) {
             log.line(
@@ -149,6 +149,7 @@ impl Daemon {
         let ring = config.memory.lane.0 / 8;
         let lanes = LaneTable::new(
             lanes as usize,
+            capacity.handles,
             config.capacity.lanes_per_connection as usize,
             config.capacity.lanes_per_user as usize,
             u32::try_from(ring).ok().and_then(LaneLayout::new),

@@ -178,6 +178,7 @@ pub struct Proc {
     pub(crate) root_directory: Option<(u64, u64)>,
     pub(crate) users: Option<(u64, u64)>,
     pub(crate) pids: Option<(u64, u64)>,
+    pub(crate) times: Option<(u64, u64)>,
     last_capability: Option<u32>,
 }
 
@@ -195,6 +196,7 @@ impl Proc {
             root_directory: file_number(numbers_of(&root, "/")),
             users: file_number(numbers_of(&root, "self/ns/user")),
             pids: file_number(numbers_of(&root, "self/ns/pid")),
+            times: file_number(numbers_of(&root, "self/ns/time")),
             last_capability: read(&root, "sys/kernel/cap_last_cap", &mut text).and_then(number),
             root,
         })

@@ -7,22 +7,25 @@ use core::fmt::Write;
 
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::terms::{self, PAGE_WORDS, Terms, VERDICT_AT};
-use kdbus_core::channel::{CALL_WORDS, CallName, CallState, CallWord, LaneGate, LaneLayout, LaneTraffic};
+use kdbus_core::channel::{
+    CALL_WORDS, CallName, CallRecord, CallState, CallWord, LaneGate, LaneLayout, LaneTraffic, RECORD_WORDS,
+};
 use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
 use kdbus_linux::local::map::{self, Seal, WordMap};
-use kdbus_linux::local::wire::LANE_FDS;
+use kdbus_linux::local::wire::LANE_OUT_FDS;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::bans::Bans;
 use crate::clients::no_memory;
 
 /// Bytes of the longest name.
 const NAME_MAX: usize = 255;
 
-/// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, calls, bell.
-pub(crate) type LaneFds = [OwnedFd; LANE_FDS];
+/// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, calls, bell; for its sender the record too.
+pub(crate) type LaneFds = heapless::Vec<OwnedFd, LANE_OUT_FDS>;
 
 /// Why a connection was refused another lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +67,14 @@ struct Lane {
     gate: LaneGate<WordMap, WordMap>,
     back: WordMap,
     calls: WordMap,
+    /// What its sender and kdbusd say of the calls, and its receiver never gets.
+    record: WordMap,
     /// Number of the terms that its page shows; 0 if none were written yet.
     terms: u64,
     attach: AttachFlags,
     name: heapless::Vec<u8, NAME_MAX>,
     /// What its sender is to get.
-    files: Option<LaneFds>,
+    files: Option<[OwnedFd; LANE_OUT_FDS]>,
 }
 
 /// All lanes, as many as the configuration allows.
@@ -79,8 +84,8 @@ pub(crate) struct LaneTable {
     per_connection: usize,
     per_user: usize,
     layout: Option<LaneLayout>,
-    /// Senders that have broken the rules of a lane to a receiver, with that receiver: as many as there are lanes.
-    banned: Vec<(HandleId, HandleId)>,
+    /// Senders that have broken the rules of a lane to a receiver.
+    bans: Bans,
     /// The lane that was given last.
     pub(crate) given: u32,
     /// Id of its receiver.
@@ -90,17 +95,18 @@ pub(crate) struct LaneTable {
 }
 
 impl LaneTable {
-    /// Room for `count` lanes of `layout`, `per_connection` of them into each connection and `per_user` into those
-    /// of one user.
+    /// Room for `count` lanes of `layout` between `handles`, `per_connection` of them into each connection and `per_user` into
+    /// those of one user.
     pub(crate) fn new(
         count: usize,
+        handles: usize,
         per_connection: usize,
         per_user: usize,
         layout: Option<LaneLayout>,
     ) -> Self {
         let lanes = (0..count).map(|_| None).collect();
-        let banned = Vec::with_capacity(count);
-        Self { lanes, per_connection, per_user, layout, banned, given: 0, given_to: 0, given_files: None }
+        let bans = Bans::new(if count == 0 { 0 } else { handles });
+        Self { lanes, per_connection, per_user, layout, bans, given: 0, given_to: 0, given_files: None }
     }
 
     /// Makes a lane into a connection. Returns its number and what the receiver gets of it.
@@ -127,6 +133,9 @@ impl LaneTable {
         let calls_file = file(c"kdbus-lane-calls", CALL_WORDS)?;
         let calls = WordMap::writable(&calls_file, CALL_WORDS).map_err(no_memory)?;
         map::seal(&calls_file, Seal::SizeFirst)?;
+        let record_file = file(c"kdbus-lane-record", RECORD_WORDS)?;
+        let record = WordMap::writable(&record_file, RECORD_WORDS).map_err(no_memory)?;
+        map::seal(&record_file, Seal::SizeFirst)?;
         // The ringing end goes to the sender and no other: kdbusd could be made to wait in it.
         let (bell, ringer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let clone = |file: &OwnedFd| io::fcntl_dupfd_cloexec(file, 0);
@@ -143,12 +152,13 @@ impl LaneTable {
             gate: LaneGate::new(lane, verdict, VERDICT_AT),
             back,
             calls,
+            record,
             terms: 0,
             attach: AttachFlags::empty(),
             name: heapless::Vec::new(),
-            files: Some([lane_file, back_file, verdict_file, calls_file, ringer]),
+            files: Some([lane_file, back_file, verdict_file, calls_file, ringer, record_file]),
         });
-        Ok((place as u32, received))
+        Ok((place as u32, received.into_iter().collect()))
     }
 
     /// Gives a lane to a sender, or opens the one it has; see [`given`](Self::given).
@@ -156,7 +166,7 @@ impl LaneTable {
         if self.lanes.is_empty() {
             return Err(NoLane::Off);
         }
-        if self.is_banned(grant.from, grant.to) {
+        if self.bans.has(grant.from, grant.to) {
             return Err(NoLane::Banned);
         }
         let into = |lane: &Lane| lane.receiver == grant.to;
@@ -175,14 +185,9 @@ impl LaneTable {
             return Err(NoLane::Terms);
         }
         if own.is_none() {
-            let copies = lane
-                .files
-                .as_ref()
-                .map(|files| files.each_ref().map(|file| io::fcntl_dupfd_cloexec(file, 0).ok()));
-            let [Some(a), Some(b), Some(c), Some(d), Some(e)] = copies.unwrap_or_default() else {
-                return Err(NoLane::Full);
-            };
-            self.given_files = Some([a, b, c, d, e]);
+            let files = lane.files.iter().flatten();
+            let copies: Result<LaneFds, _> = files.map(|file| io::fcntl_dupfd_cloexec(file, 0)).collect();
+            self.given_files = Some(copies.map_err(|_| NoLane::Full)?);
             lane.sender = Some(grant.from);
             lane.bus = grant.bus;
         } else if lane.sealed && !lane.gate.verdict().is_open() && !lane.gate.open() {
@@ -213,8 +218,9 @@ impl LaneTable {
         }
         if let Some(files) = lane.files.take() {
             // A receiver that has sealed it otherwise has a lane that never opens.
-            let sealed = [&files[0], &files[3]].map(|file| map::seal(file, Seal::SizeAndWriters).is_ok());
-            lane.sealed = sealed == [true; 2];
+            let own = [&files[0], &files[3], &files[5]];
+            let sealed = own.map(|file| map::seal(file, Seal::SizeAndWriters).is_ok());
+            lane.sealed = sealed == [true; 3];
             if lane.sealed && lane.granted {
                 lane.gate.open();
             }
@@ -232,10 +238,8 @@ impl LaneTable {
         let broke_rules = lane.sender.filter(|_| !terms::has_ended(lane.gate.page()));
         terms::end(lane.gate.page());
         *place = None;
-        if let Some(sender) = broke_rules
-            && self.banned.len() < self.lanes.len()
-        {
-            self.banned.push((sender, receiver));
+        if let Some(sender) = broke_rules {
+            self.bans.add(sender, receiver);
         }
         true
     }
@@ -269,7 +273,7 @@ impl LaneTable {
 
     /// Whether a sender has broken the rules of a lane to a receiver.
     pub(crate) fn is_banned(&self, sender: HandleId, receiver: HandleId) -> bool {
-        self.banned.contains(&(sender, receiver))
+        self.bans.has(sender, receiver)
     }
 
     /// How many lanes a connection brought, and how many of them nobody has.
@@ -287,9 +291,13 @@ impl LaneTable {
     /// Ends a call that came to `receiver` by one of its lanes, because kdbusd brings its reply. Returns the caller
     /// and the cookie, by the caller's own word; `None` if there is no such call, or none that waits.
     pub(crate) fn claim(&mut self, number: u32, receiver: HandleId, call: u64) -> Option<(HandleId, u64)> {
-        let (name, word, sender) = self.call(number, receiver, call)?;
-        let cookie = self.lanes.get(number as usize)?.as_ref()?.gate.cookie(name.index)?;
-        word.end(name.number, CallState::Relayed).then_some((sender, cookie))
+        let (sender, word, record, name) = self.call(number, receiver, call)?;
+        if !record.end(CallState::Relayed) {
+            return None;
+        }
+        // For the callee to see, who can write it too.
+        let _ = word.end(name.number, CallState::Relayed);
+        Some((sender, record.cookie()))
     }
 
     /// Says that the reply to a call that was [claimed](Self::claim) does not come, and why. Returns the caller, who has to
@@ -301,33 +309,36 @@ impl LaneTable {
         call: u64,
         why: Errno,
     ) -> Option<HandleId> {
-        let (name, word, sender) = self.call(number, receiver, call)?;
-        word.fail(name.number, u8::try_from(why.raw()).ok()?);
+        let (sender, _, record, _) = self.call(number, receiver, call)?;
+        record.fail(u8::try_from(why.raw()).ok()?);
         Some(sender)
     }
 
     /// Undoes a [claim](Self::claim): the reply was refused.
     pub(crate) fn give_claim_back(&mut self, number: u32, receiver: HandleId, call: u64) {
-        if let Some((name, word, _)) = self.call(number, receiver, call) {
+        if let Some((_, word, record, name)) = self.call(number, receiver, call) {
+            record.reopen(CallState::Relayed);
             let _ = word.reopen(name.number, CallState::Relayed);
         }
     }
 
+    /// A call that came to `receiver` by one of its lanes: its caller, its word and its record.
     fn call(
         &self,
         number: u32,
         receiver: HandleId,
         call: u64,
-    ) -> Option<(CallName, CallWord<&WordMap>, HandleId)> {
+    ) -> Option<(HandleId, CallWord<&WordMap>, CallRecord<&WordMap>, CallName)> {
         let lane = self.lanes.get(number as usize)?.as_ref().filter(|lane| lane.receiver == receiver)?;
         let name = CallName::from_word(call)?;
-        Some((name, CallWord::new(&lane.calls, name.index), lane.sender?))
+        let word = CallWord::new(&lane.calls, name.index);
+        Some((lane.sender?, word, CallRecord::new(&lane.record, name), name))
     }
 
     /// Closes lanes, and hands whoever has to look at one now to `woken`.
     pub(crate) fn close(&mut self, which: Lanes, mut woken: impl FnMut(HandleId)) {
         if let Lanes::Of(end) = which {
-            self.banned.retain(|(sender, receiver)| *sender != end && *receiver != end);
+            self.bans.forget(end);
         }
         for lane in self.lanes.iter_mut().flatten() {
             let meant = match which {
@@ -434,7 +445,7 @@ mod tests {
     const TERMS: Terms<'static> = Terms { sender: 1, attach: AttachFlags::empty(), name: b"", metadata: b"" };
 
     fn table() -> LaneTable {
-        LaneTable::new(3, 2, 3, LaneLayout::new(512))
+        LaneTable::new(3, 4, 2, 3, LaneLayout::new(512))
     }
 
     fn grant(from: HandleId, to: HandleId) -> LaneGrant {
@@ -520,7 +531,7 @@ mod tests {
 
     #[test]
     fn without_a_budget_there_are_no_lanes() {
-        let mut table = LaneTable::new(0, 8, 8, LaneLayout::new(512));
+        let mut table = LaneTable::new(0, 4, 8, 8, LaneLayout::new(512));
         assert_eq!(table.bring(A, 0).err(), Some(io::Errno::OPNOTSUPP));
         assert_eq!(table.give(grant(B, A), &TERMS), Err(NoLane::Off));
     }

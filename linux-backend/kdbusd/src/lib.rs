@@ -16,6 +16,7 @@
 
 pub mod activation;
 mod answers;
+mod bans;
 mod budget;
 mod bytes;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -40,6 +40,7 @@ pub(crate) fn of(process: &Process, proc: &Proc) -> (Spaces, Option<Box<Names>>)
         pids: other(&directory, "ns/pid", proc.pids),
         pid: 0,
         root: other(&directory, "root", proc.root_directory),
+        times: other(&directory, "ns/time", proc.times),
     };
     if spaces.pids != 0 {
         spaces.pid = own_number(&directory).unwrap_or(0);

@@ -10,18 +10,17 @@ use kdbus_core::Instant;
 use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, Vec as PayloadVec};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
-    CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord, LaneLayout, LaneReader, Words,
+    CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, Words,
 };
 use kdbus_core::client::{Connection, Hello, Message};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Wait};
-use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
-use rustix::fd::OwnedFd;
+use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS, LANE_OUT_FDS};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
 use zerocopy::IntoBytes;
 
 const LONG: Duration = Duration::from_secs(10);
-/// Where the cookies of calls stand in the lane part.
-const COOKIES_AT: usize = 16;
 
 fn bus() -> Bus {
     Bus::with(|config| config.capacity.lanes = 16)
@@ -40,8 +39,8 @@ fn after(span: Duration) -> Instant {
 struct Attacker {
     client: Client,
     number: u32,
-    lane: OwnedFd,
-    words: usize,
+    /// Lane part and calls, mapped before the caller has them. As kdbusd's own user, it can open both for writing.
+    early: [WordMap; 2],
     calls: WordMap,
     reader: LaneReader<WordMap, WordMap, WordMap>,
     _bell: OwnedFd,
@@ -62,12 +61,18 @@ impl Attacker {
             VERDICT_AT,
             LaneLayout::of_words(words).unwrap(),
         );
+        let early = [(&lane, words), (&calls, CALL_WORDS)].map(|(file, words)| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::chmod(&path, Mode::RUSR | Mode::WUSR).unwrap();
+            let file = rustix::fs::open(&path, OFlags::RDWR, Mode::empty()).unwrap();
+            WordMap::writable(&file, words).unwrap()
+        });
         let calls = WordMap::writable(&calls, CALL_WORDS).unwrap();
         let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
         socket::send(client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
         // Its answer comes when the lane is ready.
         let _ = client.transport().handle().command(0, &mut [0; 8]);
-        Self { number, lane, words, calls, reader: reader.unwrap(), _bell: bell, client }
+        Self { number, early, calls, reader: reader.unwrap(), _bell: bell, client }
     }
 
     /// The call that came by the lane.
@@ -80,8 +85,8 @@ impl Attacker {
         CallWord::new(&self.calls, call.index)
     }
 
-    /// Says to kdbusd that a message is the reply to `call`.
-    fn claim(&self, call: CallName, caller: u64, cookie: u64) -> Result<(), Errno> {
+    /// A reply to a call with this cookie, of eight bytes.
+    fn reply(caller: u64, cookie: u64) -> Vec<u8> {
         let vec = PayloadVec { size: 8, address: 64 };
         let header = Msg {
             dst_id: caller,
@@ -96,6 +101,12 @@ impl Attacker {
         writer.bytes(ItemType::PAYLOAD_VEC, vec.as_bytes()).unwrap();
         assert_eq!(writer.len(), Msg::SIZE + 32);
         reply[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        reply
+    }
+
+    /// Says to kdbusd that a message is the reply to `call`.
+    fn claim(&self, call: CallName, caller: u64, cookie: u64) -> Result<(), Errno> {
+        let reply = Self::reply(caller, cookie);
         let command = CmdSend { size: size_of::<CmdSend>() as u64, msg_address: 1, ..CmdSend::default() };
         let header = Header {
             number: Command::Send.request(),
@@ -109,31 +120,111 @@ impl Attacker {
         };
         exchange(&self.client, &header, &[command.as_bytes(), &reply, b"an answr"]).0.result()
     }
+
+    /// Says by lane that a message is the reply to `call`.
+    fn answer(&self, call: CallName, caller: u64, cookie: u64) {
+        let open = Header { key: caller, ..Header::new(Kind::OpenLane, 1 << 42) };
+        let (answer, fds) = exchange(&self.client, &open, &[]);
+        answer.result().unwrap();
+        let [lane, back, page, _calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
+        let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
+        let mut writer = LaneWriter::new(
+            WordMap::writable(&lane, words).unwrap(),
+            WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap(),
+            WordMap::read_only(&page, PAGE_WORDS).unwrap(),
+            VERDICT_AT,
+            LaneLayout::of_words(words).unwrap(),
+        )
+        .unwrap();
+        let mapped = Header { slot: answer.slot, ..Header::new(Kind::LaneMapped, 0) };
+        socket::send(self.client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
+        let _ = self.client.transport().handle().command(0, &mut [0; 8]);
+        let reply = Self::reply(caller, cookie);
+        let key = after(Duration::ZERO).as_nanos();
+        let head = LaneHead { first: reply.len() as u64, second: 8, key, call: call.word() };
+        let mut reserved = writer.reserve(head).unwrap();
+        reserved.put(&reply);
+        reserved.next_part();
+        reserved.put(b"an answr");
+        let _ = reserved.commit().unwrap();
+        let _ = rustix::io::write(&bell, &[1]);
+    }
 }
 
 #[test]
 fn a_callee_does_not_choose_which_call_it_answers() {
     let bus = bus();
     let mut callee = Attacker::new(&bus);
-    // Before the caller has mapped the lane, and kdbusd has sealed it.
-    let early = WordMap::writable(&callee.lane, callee.words);
     let (caller, other) = (client(&bus), client(&bus));
     caller.transport().open_lane(callee.client.id()).unwrap();
     let later = after(6 * LONG);
-    for (to, cookie) in [(callee.client.id(), 5), (other.id(), 9)] {
+    for (to, cookie) in [(callee.client.id(), 0x5555), (other.id(), 9)] {
         caller.send(&Message::to(to).payload(b"question").cookie(cookie).expect_reply(later)).unwrap();
     }
     let call = callee.call();
-    if let Ok(lane) = &early {
-        lane.store(COOKIES_AT + call.index, 9);
+    // The other call's cookie wherever its own one stands, in all that it can reach.
+    for part in &callee.early {
+        for at in (0..part.count()).filter(|at| part.load(*at) == 0x5555) {
+            part.store(at, 9);
+        }
     }
-    let _ = callee.claim(call, caller.id(), 9);
+    assert!(callee.claim(call, caller.id(), 9).is_err());
     assert!(caller.try_recv().unwrap().is_none(), "that one was asked of somebody else");
     let question = other.try_recv().unwrap().unwrap();
     other.send(&Message::reply(question.reply_to()).payload(b"honest")).unwrap();
     let reply = caller.recv_blocking(LONG).unwrap();
     assert_eq!((reply.sender(), reply.cookie_reply()), (other.id(), 9));
-    assert!(early.is_err(), "nobody but the caller writes it");
+}
+
+#[test]
+fn a_call_has_one_reply_whatever_way_its_callee_answers_again() {
+    // By kdbusd and by kdbusd; by lane, before and after its caller has looked, and by kdbusd.
+    for (by_lane, looked) in [(false, false), (true, false), (true, true)] {
+        let bus = bus();
+        let mut callee = Attacker::new(&bus);
+        let caller = client(&bus);
+        let (id, to) = (caller.id(), callee.client.id());
+        caller.transport().open_lane(to).unwrap();
+        let question = Message::to(to).payload(b"question").cookie(5);
+        caller.send(&question.expect_reply(after(6 * LONG))).unwrap();
+        let call = callee.call();
+        if by_lane {
+            callee.answer(call, id, 5);
+        } else {
+            callee.claim(call, id, 5).unwrap();
+        }
+        if looked {
+            assert_eq!(caller.recv_blocking(LONG).unwrap().cookie_reply(), 5);
+        }
+        // Whatever it says of the call, to whoever reads it.
+        callee.word(call).begin(call.number);
+        let again = callee.claim(call, id, 5);
+        assert_eq!(again.is_ok(), by_lane && !looked, "{again:?}");
+        if !looked {
+            assert_eq!(caller.recv_blocking(LONG).unwrap().cookie_reply(), 5);
+        }
+        callee.word(call).begin(call.number);
+        assert!(callee.claim(call, id, 5).is_err());
+        assert!(caller.try_recv().unwrap().is_none(), "by lane {by_lane}, looked {looked}");
+    }
+}
+
+#[test]
+fn a_call_that_has_timed_out_has_no_reply() {
+    let bus = bus();
+    let mut callee = Attacker::new(&bus);
+    let caller = client(&bus);
+    let to = callee.client.id();
+    caller.transport().open_lane(to).unwrap();
+    let question = Message::to(to).payload(b"question").cookie(5);
+    caller.send(&question.expect_reply(after(Duration::from_millis(5)))).unwrap();
+    let call = callee.call();
+    let ended = caller.recv_blocking(LONG).unwrap();
+    assert_eq!((ended.sender(), ended.cookie_reply()), (0, 5));
+    callee.word(call).begin(call.number);
+    assert_eq!(callee.claim(call, caller.id(), 5), Err(Errno::EBADSLT));
+    callee.answer(call, caller.id(), 5);
+    assert!(caller.try_recv().unwrap().is_none());
 }
 
 #[test]
@@ -196,8 +287,6 @@ fn whatever_a_callee_writes_to_the_words_of_calls_each_call_ends_and_the_next_on
         let at =
             if is_new || scramble().is_multiple_of(2) { waited } else { scramble() as usize % CALL_WORDS };
         callee.calls.store(at, word);
-        // Why a reply that kdbusd was to bring does not come.
-        callee.calls.store(CALLS_MAX + waited, (number << 8) | (scramble() % 256));
     }
     assert!(number > 50, "most calls were found");
     let caller = calling.join().unwrap();

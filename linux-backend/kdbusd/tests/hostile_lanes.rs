@@ -5,14 +5,19 @@ mod common;
 use std::time::Duration;
 
 use common::{Bus, Client, exchange};
-use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec};
+use kdbus_core::abi::{
+    AttachFlags, CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec,
+};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneWriter, Verdict, Words};
 use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Wait};
-use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
+use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_OUT_FDS};
+use kdbusd::config::Bytes;
 use rustix::fd::OwnedFd;
+use rustix::process::Gid;
+use rustix::thread::set_thread_groups;
 use zerocopy::IntoBytes;
 
 fn bus() -> Bus {
@@ -35,12 +40,15 @@ struct Attacker {
 
 impl Attacker {
     fn new(bus: &Bus, victim: &Client) -> Self {
-        let client = bus.connect_without_lanes();
+        Self::by(bus.connect_without_lanes(), victim)
+    }
+
+    fn by(client: Client, victim: &Client) -> Self {
         let ask = Header { key: victim.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
         let (answer, fds) = exchange(&client, &ask, &[]);
         answer.result().unwrap();
         let number = answer.slot;
-        let [lane, back, page, calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+        let [lane, back, page, calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
         let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
         let layout = LaneLayout::of_words(words).unwrap();
         let map = || WordMap::writable(&lane, words).unwrap();
@@ -156,6 +164,119 @@ fn messages_that_the_bus_would_refuse_are_not_received() {
 }
 
 #[test]
+fn misdeeds_of_many_pairs_let_no_other_pair_through() {
+    let bus = bus();
+    // More pairs than there are lanes, each with a receiver that says that its sender broke the rules.
+    let accomplices: Vec<Client> = (0..6).map(|_| bus.connect_without_lanes()).collect();
+    let mut pairs = 0;
+    for to in &accomplices {
+        for from in accomplices.iter().filter(|from| from.id() != to.id()) {
+            let (to, from) = (to.transport().handle(), (from.transport().handle(), to.id()));
+            let lane = to.bring_lane().unwrap();
+            // Its answer comes when the lane is ready.
+            let _ = to.command(0, &mut [0; 8]);
+            from.0.open_lane(from.1, &[]).unwrap();
+            to.drop_lane(lane).unwrap();
+            pairs += 1;
+        }
+    }
+    assert!(pairs > 16);
+    let victim = client(&bus);
+    for _ in 0..2 {
+        let mut attacker = Attacker::new(&bus, &victim);
+        attacker.send(u64::MAX, 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+        unharmed(&bus, &victim);
+        let again = attacker.client.transport().handle().open_lane(victim.id(), &[]);
+        assert_eq!(again.err(), Some(Failure::Refused(Errno::EOPNOTSUPP)));
+    }
+}
+
+#[test]
+fn what_others_send_leaves_room_for_the_awaited_reply() {
+    const LONG: Duration = Duration::from_secs(5);
+    let bus = Bus::with(|config| {
+        config.capacity.lanes = 16;
+        config.memory.lane = Bytes(4096);
+    });
+    let transport = bus.options().lanes(4).connect(&bus.name()).unwrap();
+    let hello = Hello::new().ask_metadata(AttachFlags::AUXGROUPS);
+    let victim = Connection::with_capacities(transport, &hello).unwrap();
+    let callee = client(&bus);
+    victim.transport().open_lane(callee.id()).unwrap();
+    callee.transport().open_lane(victim.id()).unwrap();
+    // Each message takes far more at its receiver than in its lane: groups count for the thread that connects.
+    let many: Vec<Gid> = (5000..5064).map(Gid::from_raw).collect();
+    if !std::thread::scope(|scope| scope.spawn(|| set_thread_groups(&many).is_ok()).join().unwrap()) {
+        return println!("skipped: needs root for a client of many groups");
+    }
+    let connect = || {
+        set_thread_groups(&many).unwrap();
+        bus.connect_without_lanes()
+    };
+    let flooding: Vec<Attacker> = (0..3)
+        .map(|_| {
+            let flooder = std::thread::scope(|scope| scope.spawn(connect).join().unwrap());
+            let mut attacker = Attacker::by(flooder, &victim);
+            let first = message(victim.id(), |_, _| {});
+            let head = LaneHead { first: first.len() as u64, second: 8, key: now(), call: 0 };
+            while attacker.writer.reserve(head).is_ok() {
+                attacker.send(now(), 0, &first, &[0; 8]);
+            }
+            attacker
+        })
+        .collect();
+    let id = callee.id();
+    let serving = std::thread::spawn(move || {
+        let question = callee.recv_blocking(LONG).unwrap().reply_to();
+        callee.send(&Message::reply(question).payload(&[7; 3000])).unwrap();
+        assert_eq!(callee.transport().handle().stats(callee.id()).unwrap().stats.sent, 0, "by lane");
+        callee
+    });
+    let answer = victim.call_blocking(&Message::to(id).payload(b"question"), LONG).unwrap();
+    assert_eq!((answer.sender(), answer.payload().len()), (id, 3000));
+    drop(answer);
+    let _callee = serving.join().unwrap();
+    // None of the others was lost.
+    let mut received = 0;
+    while let Some(message) = victim.try_recv().unwrap() {
+        assert!(flooding.iter().any(|attacker| attacker.client.id() == message.sender()));
+        received += 1;
+    }
+    assert!(received > 3 * 20, "{received}");
+}
+
+#[test]
+fn whoever_keeps_sending_does_not_hide_the_death_of_a_callee() {
+    let bus = bus();
+    let victim = client(&bus);
+    let (first, second) = (client(&bus), client(&bus));
+    let callees = [first.id(), second.id()];
+    for (callee, cookie) in callees.into_iter().zip(1..) {
+        victim.transport().open_lane(callee).unwrap();
+        let question = Message::to(callee).payload(b"question").cookie(cookie);
+        victim.send(&question.expect_reply(victim.now().after(Duration::from_secs(3600)))).unwrap();
+    }
+    let mut attacker = Attacker::new(&bus, &victim);
+    drop((first, second));
+    let first_part = message(victim.id(), |_, _| {});
+    let mut dead = Vec::new();
+    let give_up = now() + 20_000_000_000;
+    while dead.len() < 2 && now() < give_up {
+        // There is always something that came after the victim has begun to look.
+        if attacker.writer.reserve(LaneHead { first: 512, ..LaneHead::default() }).is_ok() {
+            attacker.send(now() + 900_000, 0, &first_part, &[0; 8]);
+        }
+        if let Some(message) = victim.try_recv().unwrap()
+            && message.sender() == 0
+        {
+            dead.push(message.cookie_reply());
+        }
+    }
+    dead.sort_unstable();
+    assert_eq!(dead, [1, 2]);
+}
+
+#[test]
 fn the_name_of_another_is_no_address() {
     let bus = bus();
     let victim = client(&bus);
@@ -225,7 +346,7 @@ fn a_lane_that_was_closed_stays_closed_whatever_its_sender_writes() {
     // As its writer would: the message, then the control word, open and further on.
     let at = Verdict::from_word(open).tail;
     for (place, word) in [first.len() as u64, 8, now(), 0].into_iter().enumerate() {
-        attacker.lane.store(144 + at as usize + place, word);
+        attacker.lane.store(16 + at as usize + place, word);
     }
     let further = Verdict { tail: at + 40, ..Verdict::from_word(open) };
     attacker.lane.store(0, further.word());

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use common::Bus;
 use kdbus_core::WellKnownName;
-use kdbus_core::abi::{AttachFlags, NameFlags};
-use kdbus_core::client::{CallError, Connection, Hello, Message, Notification, Rule};
+use kdbus_core::abi::{AttachFlags, Errno, NameFlags};
+use kdbus_core::client::{CallError, Connection, Failure, Hello, Message, Notification, Rule};
 use kdbus_linux::local::{ConnectError, Environment, LocalTransport, Options};
 use kdbusd::config::Access;
 
@@ -45,6 +45,7 @@ fn main() {
             "who_lives_in_other_namespaces_sees_its_own_numbers",
             who_lives_in_other_namespaces_sees_its_own_numbers,
         ),
+        ("who_lives_in_another_time_has_no_lane", who_lives_in_another_time_has_no_lane),
         ("modes_of_nodes_keep_others_out", modes_of_nodes_keep_others_out),
         ("the_program_starts_says_so_and_stops", the_program_starts_says_so_and_stops),
         ("a_second_daemon_is_told_of_the_first", a_second_daemon_is_told_of_the_first),
@@ -109,6 +110,16 @@ fn client(role: &str, path: &str) {
             // Stays until the other end has read, so that its process is there to be looked at.
             let _ = std::io::stdin().read(&mut [0]);
         }
+        // Asks for a lane to the service, sends to it either way, and says how that went.
+        "lane" => {
+            let name = WellKnownName::parse(SERVICE).unwrap();
+            let opened = bus.transport().open_lane_to_name(name);
+            for _ in 0..3 {
+                bus.send(&Message::to_name(name).payload(b"in time")).unwrap();
+            }
+            println!("{opened:?}");
+            let _ = std::io::stdin().read(&mut [0]);
+        }
         // Tells who calls it, as it sees that, and who it is itself.
         "apart" => {
             println!("ready {}", bus.id());
@@ -147,6 +158,14 @@ impl Process {
         command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
         command.arg(std::env::current_exe().unwrap());
         Self::by(command, role, bus, Some(user))
+    }
+
+    /// In a time namespace of its own, a day ahead.
+    fn ahead(role: &str, bus: &Path) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--time", "--monotonic", "86400", "--fork", "--kill-child"]);
+        command.arg(std::env::current_exe().unwrap());
+        Self::by(command, role, bus, None)
     }
 
     fn by(mut command: Command, role: &str, bus: &Path, user: Option<u32>) -> Self {
@@ -322,6 +341,30 @@ fn who_lives_in_other_namespaces_sees_its_own_numbers() -> Result<(), String> {
     // Nobody has a name for this process in there; what /proc says of it is told if it gives that out.
     assert_eq!(told, ["uid 65534 gid 65534 pid 0 named true", "uid 65534 gid 65534 pid 0 named false"]);
     assert_eq!(client.line(), "uid 0 pid 1 ppid 0");
+    Ok(())
+}
+
+fn who_lives_in_another_time_has_no_lane() -> Result<(), String> {
+    need_root()?;
+    let possible =
+        Command::new("unshare").args(["--time", "--monotonic", "86400", "--fork", "true"]).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        return Err("needs unshare, and a kernel with time namespaces".to_owned());
+    }
+    let bus = Bus::with(|config| config.capacity.lanes = 16);
+    let transport = bus.options().lanes(4).connect(&bus.name()).unwrap();
+    let service: common::Client = Connection::with_capacities(transport, &Hello::new()).unwrap();
+    service.acquire(WellKnownName::parse(SERVICE).unwrap(), NameFlags::empty()).unwrap();
+    let refused = format!("{:?}", Err::<(), _>(Failure::Refused(Errno::EOPNOTSUPP)));
+    for (mut sender, expected) in [
+        (Process::start("lane", &node(&bus), None), "Ok(())"),
+        (Process::ahead("lane", &node(&bus)), &refused),
+    ] {
+        assert_eq!(sender.line(), expected);
+        for _ in 0..3 {
+            assert_eq!(service.recv_blocking(SOON).unwrap().payload(), b"in time");
+        }
+    }
     Ok(())
 }
 

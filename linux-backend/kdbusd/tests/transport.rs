@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::{Bus, Client};
 use kdbus_core::abi::Errno;
 use kdbus_core::client::{
-    CALL_TIMEOUT, CallError, Deadline, Failure, Hello, Message, RecvError, Request, Transport, block_on,
+    CALL_TIMEOUT, CallError, Connection, Deadline, Failure, Hello, Message, RecvError, Request, Transport,
+    block_on,
 };
 use kdbus_linux::local::{ConnectError, LocalTransport, SealedMemfd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -100,9 +101,21 @@ fn many_more_messages_than_fit_the_pool_pass_through_it() {
 
 #[test]
 fn a_thread_that_waits_misses_nothing() {
-    const MESSAGES: u32 = 5_000;
     let bus = Bus::start();
-    let receiver = bus.connect();
+    receive_in_order(&bus, bus.connect());
+}
+
+#[test]
+fn messages_that_find_no_room_by_lane_are_not_overtaken_by_those_that_take_the_other_way() {
+    // One lane has more messages than may wait at its receiver.
+    let bus = Bus::start();
+    let transport = bus.options().lanes(1).connect(&bus.name()).unwrap();
+    receive_in_order(&bus, Connection::with_capacities(transport, &Hello::new()).unwrap());
+}
+
+/// Receives as many messages from a thread as that one sends, in their order.
+fn receive_in_order(bus: &Bus, receiver: Client) {
+    const MESSAGES: u32 = 5_000;
     let id = receiver.id();
     let sender = bus.connect();
     let sender = thread::spawn(move || {

@@ -1,7 +1,7 @@
 //! Where messages lie that came by lane, until the application gives them back.
 //!
-//! Memory of this process' own, in two parts: blocks of one size for the small messages, taken and given back in
-//! constant time, and a pool for the others.
+//! Memory of this process' own: blocks of one size for the small messages, taken and given back in constant time, and
+//! a pool for each lane for the others. What comes by one lane thus never takes the room of what comes by another.
 #![allow(unsafe_code)]
 
 use core::cell::RefCell;
@@ -22,7 +22,7 @@ pub(super) struct Held {
     pub(super) offset: u64,
     /// Bytes, a multiple of 8.
     pub(super) size: u64,
-    /// In the pool; `None` for a block.
+    /// In a pool; `None` for a block.
     slice: Option<SliceId>,
 }
 
@@ -47,37 +47,49 @@ struct Books {
     free: Block<u32>,
     free_len: usize,
     blocks: Block<Holders>,
-    head: PoolHead,
+    /// Of each lane's pool.
+    heads: Block<PoolHead>,
+    /// As many for each pool.
     records: Block<SliceRecord>,
+    /// Bytes of a pool.
+    each: u64,
 }
 
 impl Arena {
-    /// `blocks` small messages, and `bytes` for the others, `records` of them at most.
-    pub(super) fn new(blocks: usize, bytes: u64, records: usize) -> Result<Self, Errno> {
+    /// `blocks` small messages, and for the others `bytes` for each of so many `lanes`, `records` of them at most.
+    pub(super) fn new(blocks: usize, lanes: usize, bytes: u64, records: usize) -> Result<Self, Errno> {
         let small = blocks as u64 * BLOCK;
-        let all = usize::try_from(small.saturating_add(bytes)).map_err(|_| Errno::NOMEM)?;
+        let large = bytes.saturating_mul(lanes as u64);
+        let all = usize::try_from(small.saturating_add(large)).map_err(|_| Errno::NOMEM)?;
         let mut number = 0;
         let free = Block::new(blocks, || {
             number += 1;
             number - 1
         })?;
-        let mut records = Block::new(records, SliceRecord::new)?;
-        let mut head = PoolHead::new();
-        Pool::create(&mut head, &mut records, bytes).map_err(|_| Errno::INVAL)?;
-        let books =
-            Books { free, free_len: blocks, blocks: Block::new(blocks, Holders::default)?, head, records };
+        let mut books = Books {
+            free,
+            free_len: blocks,
+            blocks: Block::new(blocks, Holders::default)?,
+            heads: Block::new(lanes, PoolHead::new)?,
+            records: Block::new(records * lanes, SliceRecord::new)?,
+            each: bytes,
+        };
+        for (head, records) in books.heads.iter_mut().zip(books.records.chunks_exact_mut(records)) {
+            Pool::create(head, records, bytes).map_err(|_| Errno::INVAL)?;
+        }
         let _gate = gate().ok_or(Errno::OPNOTSUPP)?;
         Ok(Self { pages: Pages::fresh(all)?, books: RefCell::new(books), _gate })
     }
 
-    /// Takes `size` bytes, a multiple of 8, and lets `fill` write them. The queue holds them if it succeeds, and
-    /// nobody otherwise. `None` if there is no room.
+    /// Takes `size` bytes, a multiple of 8, of what `lane` may have, and lets `fill` write them; without one, of any
+    /// room. The queue holds them if it succeeds, and nobody otherwise. `None` if there is no room.
     pub(super) fn fill<R, E>(
         &self,
+        lane: Option<usize>,
         size: u64,
         fill: impl FnOnce(&mut [u64]) -> Result<R, E>,
     ) -> Option<Result<(Held, R), E>> {
-        let held = self.books.borrow_mut().take(size)?;
+        let held = self.books.borrow_mut().take(lane, size)?;
         let range = self.pages.range(held.offset, size)?;
         // SAFETY: the range lies in the pages, which are aligned for words and initialised, and begins at a multiple of
         // 8. The books have just given it to nobody but this call: no other is given any part of it, and `bytes` does
@@ -131,7 +143,7 @@ impl Books {
         self.blocks.len() as u64 * BLOCK
     }
 
-    fn take(&mut self, size: u64) -> Option<Held> {
+    fn take(&mut self, lane: Option<usize>, size: u64) -> Option<Held> {
         if size <= BLOCK
             && let Some(last) = self.free_len.checked_sub(1)
         {
@@ -140,14 +152,32 @@ impl Books {
             *self.blocks.get_mut(index as usize)? = Holders { queue: true, user: false };
             return Some(Held { offset: u64::from(index) * BLOCK, size, slice: None });
         }
-        let slice = Pool::new(&mut self.head, &mut self.records).allocate(size, false).ok()?;
-        Some(Held { offset: self.small() + slice.offset, size: slice.size, slice: Some(slice.id) })
+        let lanes = lane.map_or(0..self.heads.len(), |lane| lane..lane + 1);
+        lanes.into_iter().find_map(|lane| {
+            let slice = self.pool(lane)?.allocate(size, false).ok()?;
+            let offset = self.small() + lane as u64 * self.each + slice.offset;
+            Some(Held { offset, size: slice.size, slice: Some(slice.id) })
+        })
+    }
+
+    /// The pool of a lane.
+    fn pool(&mut self, lane: usize) -> Option<Pool<'_>> {
+        let each = self.records.len().checked_div(self.heads.len())?;
+        let records = self.records.get_mut(lane * each..(lane + 1) * each)?;
+        Some(Pool::new(self.heads.get_mut(lane)?, records))
+    }
+
+    /// The pool in which an offset behind the blocks lies, and where in it.
+    fn pool_at(&mut self, offset: u64) -> Option<(Pool<'_>, u64)> {
+        let lane = offset.checked_sub(self.small())?.checked_div(self.each)?;
+        let at = offset - self.small() - lane * self.each;
+        Some((self.pool(usize::try_from(lane).ok()?)?, at))
     }
 
     fn show(&mut self, held: Held) {
         match held.slice {
             Some(slice) => {
-                let _ = Pool::new(&mut self.head, &mut self.records).publish(slice);
+                let _ = self.pool_at(held.offset).map(|(mut pool, _)| pool.publish(slice));
             }
             None => self.block(held.offset, |holders| holders.user = true),
         }
@@ -156,19 +186,17 @@ impl Books {
     fn release(&mut self, held: Held) {
         match held.slice {
             Some(slice) => {
-                let _ = Pool::new(&mut self.head, &mut self.records).release(slice);
+                let _ = self.pool_at(held.offset).map(|(mut pool, _)| pool.release(slice));
             }
             None => self.block(held.offset, |holders| holders.queue = false),
         }
     }
 
     fn free(&mut self, offset: u64) {
-        match offset.checked_sub(self.small()) {
-            Some(offset) => {
-                let _ = Pool::new(&mut self.head, &mut self.records).free(offset);
-            }
-            None if offset.is_multiple_of(BLOCK) => self.block(offset, |holders| holders.user = false),
-            None => {}
+        if offset >= self.small() {
+            let _ = self.pool_at(offset).map(|(mut pool, at)| pool.free(at));
+        } else if offset.is_multiple_of(BLOCK) {
+            self.block(offset, |holders| holders.user = false);
         }
     }
 
@@ -188,15 +216,58 @@ impl Books {
     }
 
     fn shows(&mut self, offset: u64, len: u64) -> bool {
-        match offset.checked_sub(self.small()) {
-            Some(offset) => {
-                let pool = Pool::new(&mut self.head, &mut self.records);
-                pool.published(offset).is_some_and(|slice| len <= slice.size)
-            }
-            None => {
-                let block = self.blocks.get((offset / BLOCK) as usize);
-                block.is_some_and(|holders| holders.user) && offset % BLOCK + len <= BLOCK
-            }
+        if offset >= self.small() {
+            self.pool_at(offset)
+                .and_then(|(pool, at)| pool.published(at))
+                .is_some_and(|slice| len <= slice.size)
+        } else {
+            let block = self.blocks.get((offset / BLOCK) as usize);
+            block.is_some_and(|holders| holders.user) && offset % BLOCK + len <= BLOCK
         }
+    }
+}
+
+#[cfg(all(test, feature = "lanes"))]
+mod tests {
+    use core::convert::Infallible;
+
+    use super::*;
+
+    /// Fills `size` bytes with a number, and shows them. Where they lie.
+    fn put(arena: &Arena, lane: Option<usize>, size: u64, value: u64) -> Option<Held> {
+        let filled = arena.fill(lane, size, |words| {
+            words.fill(value);
+            Ok::<_, Infallible>(())
+        });
+        let Ok((held, ())) = filled?;
+        arena.show(held);
+        Some(held)
+    }
+
+    #[test]
+    fn a_lane_takes_no_room_of_another() {
+        let arena = Arena::new(1, 3, 4096, 8).unwrap();
+        let block = put(&arena, Some(1), 8, 1).unwrap();
+        let first = put(&arena, Some(1), 4096, 2).unwrap();
+        assert!(put(&arena, Some(1), 8, 3).is_none(), "it has no more");
+        let small = [0, 2].map(|lane| put(&arena, Some(lane), 8, lane as u64).unwrap());
+        let rest = put(&arena, None, 4080, 4).unwrap();
+        assert!(put(&arena, None, 4096, 5).is_none() && put(&arena, Some(3), 8, 5).is_none());
+        for (held, value) in [(block, 1), (first, 2), (small[0], 0), (small[1], 2), (rest, 4)] {
+            let bytes = arena.bytes(held.offset, held.size).unwrap();
+            assert!(bytes.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == value));
+            assert!(arena.bytes(held.offset, held.size + 4096).is_none());
+        }
+        arena.release(first);
+        assert!(put(&arena, Some(1), 4096, 6).is_none(), "the application has it");
+        arena.free(first.offset);
+        assert!(arena.bytes(first.offset, 8).is_none());
+        assert_eq!(put(&arena, Some(1), 4096, 6).map(|held| held.offset), Some(first.offset));
+        for offset in [520, 3 * 4096 + 512, u64::MAX] {
+            arena.free(offset);
+            assert!(arena.bytes(offset, 8).is_none());
+        }
+        arena.free(1);
+        assert!(arena.bytes(block.offset, 8).is_some(), "that is no start");
     }
 }

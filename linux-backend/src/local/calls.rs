@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use kdbus_core::Instant;
+use kdbus_core::abi::Msg;
 use kdbus_core::channel::{CALLS_MAX, CallName};
 
 /// The word of the call that the connection waits for: it has one at a time, and keeps it out of the others' way.
@@ -38,6 +39,13 @@ pub(super) struct Call {
     pub(super) deadline: Instant,
     /// How often that was put off.
     pub(super) looks: u8,
+}
+
+impl Call {
+    /// Whether a message is its reply, by what kdbusd says of it.
+    pub(super) const fn is_answered_by(&self, header: &Msg) -> bool {
+        header.src_id == self.callee && !header.expects_reply() && header.timeout_or_reply == self.cookie
+    }
 }
 
 /// The calls that this connection has sent by lane and that have not ended.
@@ -122,18 +130,20 @@ impl Calls {
         }
     }
 
-    /// Ends the call to `callee` that a reply names and answers.
-    pub(super) fn answered(&mut self, name: Option<CallName>, callee: u64, cookie: u64) -> Answers {
-        let Some(name) = name else { return Answers::Nothing };
-        let meant = |call: &Call| call.name == name && call.callee == callee && call.cookie == cookie;
-        if self.waited.take_if(|call| meant(call)).is_some() {
+    /// The call to `callee` that a reply names and answers, if nothing has ended it.
+    pub(super) fn meant(&self, name: Option<CallName>, callee: u64, cookie: u64) -> Option<Call> {
+        let name = name?;
+        let place = if name.index == WAITED { self.waited } else { *self.places.get(name.index)? };
+        place.filter(|call| call.name == name && call.callee == callee && call.cookie == cookie)
+    }
+
+    /// Ends a call that is [meant](Self::meant) by a reply.
+    pub(super) fn answered(&mut self, call: &Call) -> Answers {
+        if call.name.index == WAITED {
+            self.waited = None;
             return Answers::Waited;
         }
-        let found = self.places.get(name.index).is_some_and(|call| call.as_ref().is_some_and(meant));
-        if !found {
-            return Answers::Nothing;
-        }
-        self.close(name);
+        self.close(call.name);
         Answers::Call
     }
 
@@ -262,15 +272,20 @@ mod tests {
         assert!(!calls.put_off(name, now, false));
     }
 
+    /// Ends what a reply names, if anything.
+    fn answer(calls: &mut Calls, name: Option<CallName>, callee: u64, cookie: u64) -> Answers {
+        calls.meant(name, callee, cookie).map_or(Answers::Nothing, |call| calls.answered(&call))
+    }
+
     #[test]
     fn a_reply_ends_the_call_that_it_names_once() {
         let mut calls = Calls::new();
         let name = calls.open(0, 7, 1, Instant::FAR);
         for (name, callee, cookie) in [(name, 8, 1), (name, 7, 2), (None, 7, 1)] {
-            assert_eq!(calls.answered(name, callee, cookie), Answers::Nothing);
+            assert_eq!(answer(&mut calls, name, callee, cookie), Answers::Nothing);
         }
-        assert_eq!(calls.answered(name, 7, 1), Answers::Call);
-        assert_eq!(calls.answered(name, 7, 1), Answers::Nothing);
+        assert_eq!(answer(&mut calls, name, 7, 1), Answers::Call);
+        assert_eq!(answer(&mut calls, name, 7, 1), Answers::Nothing);
         assert!(calls.is_empty());
     }
 
@@ -282,13 +297,13 @@ mod tests {
         assert_ne!(other, Some(waited));
         assert_eq!((calls.len(), calls.next(), calls.due(at(6))), (1, at(9), None));
         assert_eq!(calls.waited().map(|call| call.deadline), Some(at(5)));
-        assert_eq!(calls.answered(Some(waited), 8, 1), Answers::Nothing);
-        assert_eq!(calls.answered(Some(waited), 7, 1), Answers::Waited);
-        assert_eq!(calls.answered(Some(waited), 7, 1), Answers::Nothing);
-        assert_eq!(calls.answered(other, 7, 1), Answers::Call);
+        assert_eq!(answer(&mut calls, Some(waited), 8, 1), Answers::Nothing);
+        assert_eq!(answer(&mut calls, Some(waited), 7, 1), Answers::Waited);
+        assert_eq!(answer(&mut calls, Some(waited), 7, 1), Answers::Nothing);
+        assert_eq!(answer(&mut calls, other, 7, 1), Answers::Call);
         let given_up = calls.wait_for(0, 7, 1, at(5));
         calls.stop_waiting();
-        assert_eq!(calls.answered(Some(given_up), 7, 1), Answers::Nothing);
+        assert_eq!(answer(&mut calls, Some(given_up), 7, 1), Answers::Nothing);
     }
 
     #[test]

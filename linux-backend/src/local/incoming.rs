@@ -83,8 +83,9 @@ impl LocalTransport {
     ) -> Result<Taken, Failure> {
         let arena = self.arena();
         let mut outward = self.outward.borrow_mut();
+        let (pool, bell) = (self.handle.pool(), &self.bell);
         let mut lanes =
-            arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, bell: &self.bell, outward });
+            arena.zip(outward.as_mut()).map(|(arena, outward)| Lanes { arena, pool, bell, outward });
         if let (true, Some(lanes)) = (flags.is_empty(), &mut lanes) {
             match receiver.take_only(lanes) {
                 Only::Message(held) => {

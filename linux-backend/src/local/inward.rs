@@ -1,10 +1,10 @@
 //! The lanes into one connection.
 
 use kdbus_core::Instant;
-use kdbus_core::abi::{AttachFlags, Timestamp};
+use kdbus_core::abi::{AttachFlags, Msg, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
-    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, LaneHead, Order, Place, Settled,
+    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Entry, LaneHead, Order, Place, Settled,
     Violation, call_ended, settle,
 };
 use kdbus_core::queue;
@@ -14,10 +14,12 @@ use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
-use super::calls::{Answers, Calls, GRACE, Owed};
+use super::calls::{Answers, Call, GRACE, Owed};
+use super::held::HeldBack;
 use super::hot::HotSet;
 use super::lane::InLane;
-use super::map::{Block, WordMap};
+use super::map::{Block, ReadMap, WordMap};
+use super::outward::OutLanes;
 use super::point::{self, Point};
 use super::{Gate, gate};
 
@@ -62,6 +64,8 @@ struct Inward {
     hot: bool,
     /// Something came since idle lanes were last made cold.
     used: bool,
+    /// There was no room for its next message: it is not looked at before something is given back.
+    full: bool,
     rings: Rings,
     owed: Owed,
 }
@@ -74,6 +78,7 @@ impl Inward {
             waiting: 0,
             hot: false,
             used: false,
+            full: false,
             rings: Rings::new(),
             owed: Owed::new(),
         }
@@ -87,6 +92,7 @@ impl Inward {
     /// [`Violation`]; the copy is gone.
     fn copy_in(
         &mut self,
+        at: usize,
         head: &LaneHead,
         time: u64,
         clocks: &mut Clocks,
@@ -100,7 +106,7 @@ impl Inward {
         let shows_time = terms.attach().contains(AttachFlags::TIMESTAMP);
         let realtime_ns = if shows_time { clocks.realtime(time) } else { 0 };
         let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
-        let filled = arena.fill(place.size(), |slice| {
+        let filled = arena.fill(Some(at), place.size(), |slice| {
             let (first, second) = place.parts(slice).ok_or(Violation)?;
             let words = lane.copy_out(first, second).ok_or(Violation)?;
             settle(slice.as_mut_bytes(), &place, terms, receiver, stamp).map(|settled| (settled, words))
@@ -153,8 +159,14 @@ pub(super) struct InLanes {
     free_len: usize,
     /// Id of the connection.
     receiver: u64,
-    /// There was no room for a message: nothing is looked at before something is given back.
-    starved: bool,
+    /// A lane is full.
+    stuck: bool,
+    /// The time of the oldest message that the last look found no room for.
+    left: Option<u64>,
+    /// What kdbusd shows and what has to come after messages that found no room.
+    pub(super) held: HeldBack,
+    /// There was no room to tell of the end of a call.
+    mute: bool,
     /// The reply that the connection waits for. The application has its bytes.
     reply: Option<Held>,
     _gate: Gate,
@@ -172,7 +184,8 @@ impl InLanes {
         let mut lanes = lanes.into_iter();
         let lanes = Block::new(count, || {
             let lane = lanes.next()?;
-            bytes += 2 * lane.bytes();
+            // The largest message has room whatever else it is to show, and others with it.
+            bytes = bytes.max(2 * lane.bytes());
             Some(Inward::new(lane))
         })?;
         let room = WAITING * count;
@@ -181,7 +194,7 @@ impl InLanes {
             number += 1;
             number - 1
         })?;
-        let arena = Arena::new(BLOCKS * count, bytes, RECORDS * count)?;
+        let arena = Arena::new(BLOCKS * count, count, bytes, RECORDS)?;
         let waiting = Block::new(room, || None)?;
         Ok((
             Self {
@@ -192,7 +205,10 @@ impl InLanes {
                 free,
                 free_len: room,
                 receiver,
-                starved: false,
+                stuck: false,
+                left: None,
+                held: HeldBack::new(0)?,
+                mute: false,
                 reply: None,
                 _gate,
             },
@@ -214,10 +230,10 @@ impl InLanes {
     pub(super) fn has_fresh(&mut self) -> bool {
         let Self { lanes, hot, .. } = self;
         let fresh = |number: usize| match lanes.get_mut(number) {
-            Some(Some(inward)) => matches!(inward.lane.peek(), Ok(Some(_))),
+            Some(Some(inward)) => !inward.full && matches!(inward.lane.peek(), Ok(Some(_))),
             _ => false,
         };
-        self.free_len > 0 && !self.starved && (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
+        (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
     }
 
     /// Whether a look has to take the rings before it: some lanes are cold.
@@ -237,9 +253,19 @@ impl InLanes {
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
     /// sender breaks a rule is not looked at again. `now` is when the look began.
-    pub(super) fn drain(&mut self, now: Instant, batch: &mut Batch<'_>, arena: &Arena, calls: &mut Calls) {
+    pub(super) fn drain(
+        &mut self,
+        now: Instant,
+        batch: &mut Batch<'_>,
+        arena: &Arena,
+        outward: &mut OutLanes,
+    ) {
         if self.hot.count_look() {
             self.cool(true);
+        }
+        self.held.clear();
+        if let Some(left) = self.left.take() {
+            batch.reach_back(left);
         }
         let mut clocks = Clocks::at(now);
         for place in 0..self.hot.len() {
@@ -248,8 +274,15 @@ impl InLanes {
             // Ends: a lane holds a bounded number of messages that were not received.
             while let Ok(Some(head)) = inward.lane.peek() {
                 (inward.hot, inward.used) = (true, true);
-                let Some(last) = self.free_len.checked_sub(1) else { return };
-                let Some(slot) = self.free.get(last).copied() else { return };
+                let may_wait = !inward.full && (inward.waiting as usize) < WAITING;
+                let last = self.free_len.checked_sub(1).filter(|_| may_wait);
+                // Each lane has places of its own, so that none takes those of the others.
+                let Some((last, slot)) = last.and_then(|last| Some((last, *self.free.get(last)?))) else {
+                    (inward.full, self.stuck) = (true, true);
+                    let left = batch.leave(head.key);
+                    self.left = Some(self.left.map_or(left, |other| other.min(left)));
+                    break;
+                };
                 if !batch.takes(head.key) {
                     // Sent since the look began. A time that has not come yet would keep this connection awake.
                     if head.key > bell::now().after(GRACE).as_nanos() {
@@ -258,23 +291,26 @@ impl InLanes {
                     }
                     break;
                 }
-                let Copied { held, settled, words } =
-                    match inward.copy_in(&head, batch.time_of(head.key), &mut clocks, self.receiver, arena) {
-                        Ok(Some(copied)) => copied,
-                        // It stays where it is until something is given back.
-                        Ok(None) => {
-                            self.starved = true;
-                            break;
-                        }
-                        Err(Violation) => {
-                            inward.lane.reject();
-                            self.hot.worn();
-                            break;
-                        }
-                    };
+                let time = batch.time_of(head.key);
+                let copied = inward.copy_in(at, &head, time, &mut clocks, self.receiver, arena);
+                let Copied { held, settled, words } = match copied {
+                    Ok(Some(copied)) => copied,
+                    // It stays where it is until something is given back.
+                    Ok(None) => {
+                        (inward.full, self.stuck) = (true, true);
+                        let left = batch.leave(head.key);
+                        self.left = Some(self.left.map_or(left, |other| other.min(left)));
+                        break;
+                    }
+                    Err(Violation) => {
+                        inward.lane.reject();
+                        self.hot.worn();
+                        break;
+                    }
+                };
                 let call = CallName::from_word(head.call);
                 if settled.answers != 0 {
-                    let answers = calls.answered(call, inward.terms.sender(), settled.answers);
+                    let answers = outward.answered(call, inward.terms.sender(), settled.answers);
                     if answers == Answers::Waited {
                         // It passes by the queue.
                         arena.show(held);
@@ -315,6 +351,9 @@ impl InLanes {
     /// Receives the next message of the only lane that has any, and nothing if several have, or none: then their order is
     /// for the queue to find. `now` was read before. Nobody waits for the end of a call.
     pub(super) fn take_only(&mut self, now: Instant, order: &mut Order, arena: &Arena) -> Option<Held> {
+        if self.left.is_some() {
+            return None;
+        }
         let mut fresh = None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
             if let Some(inward) = inward
@@ -328,7 +367,7 @@ impl InLanes {
         let inward = self.lanes.get_mut(at)?.as_mut()?;
         let time = order.take_only(now, head.key)?;
         // What finds no room is left to the queue's turn.
-        let copied = match inward.copy_in(&head, time, &mut Clocks::at(now), self.receiver, arena) {
+        let copied = match inward.copy_in(at, &head, time, &mut Clocks::at(now), self.receiver, arena) {
             Ok(copied) => copied?,
             Err(Violation) => {
                 inward.lane.reject();
@@ -360,16 +399,20 @@ impl InLanes {
         now: Instant,
         order: &Order,
         arena: &Arena,
-        calls: &mut Calls,
+        outward: &mut OutLanes,
     ) -> Option<Held> {
-        let waited = calls.waited()?.name.word();
-        for inward in self.lanes.iter_mut().flatten() {
+        let waited = outward.calls().waited()?.name.word();
+        if self.left.is_some() {
+            return None;
+        }
+        for (at, inward) in self.lanes.iter_mut().enumerate() {
+            let Some(inward) = inward else { continue };
             let Ok(Some(head)) = inward.lane.peek() else { continue };
             if head.call != waited {
                 continue;
             }
             let time = order.time_beside(now, head.key)?;
-            let copied = match inward.copy_in(&head, time, &mut Clocks::at(now), self.receiver, arena) {
+            let copied = match inward.copy_in(at, &head, time, &mut Clocks::at(now), self.receiver, arena) {
                 Ok(copied) => copied?,
                 Err(Violation) => {
                     inward.lane.reject();
@@ -380,7 +423,7 @@ impl InLanes {
             (inward.hot, inward.used) = (true, true);
             inward.lane.give_back(copied.words);
             let name = CallName::from_word(head.call);
-            if calls.answered(name, inward.terms.sender(), copied.settled.answers) == Answers::Waited {
+            if outward.answered(name, inward.terms.sender(), copied.settled.answers) == Answers::Waited {
                 arena.hand_over(copied.held);
                 return Some(copied.held);
             }
@@ -391,13 +434,64 @@ impl InLanes {
 
     /// Whether messages stay in their lanes because there is no room for them.
     pub(super) const fn is_stuck(&self) -> bool {
-        self.free_len == 0 || self.starved
+        self.stuck
+    }
+
+    /// Whether an entry that kdbusd shows has to stay there for now, because an older message of its sender stays in a
+    /// lane. The reply that the connection waits for stays for nothing.
+    pub(super) fn holds_up(&mut self, entry: &Entry, pool: Option<&ReadMap>, waited: Option<&Call>) -> bool {
+        let mut header = Msg::default();
+        // Whether the entry was taken back, and its place is another's, tells whoever takes it.
+        let is_read =
+            self.stuck && pool.is_some_and(|pool| pool.read(entry.offset, header.as_mut_bytes()).is_ok());
+        if !is_read || waited.is_some_and(|call| call.is_answered_by(&header)) {
+            return false;
+        }
+        let is_older = |inward: &mut Inward| {
+            inward.full
+                && inward.terms.sender() == header.src_id
+                && matches!(inward.lane.peek(), Ok(Some(head)) if head.key <= entry.key)
+        };
+        let holds = self.lanes.iter_mut().flatten().any(is_older);
+        if holds {
+            self.held.add(entry.slot, entry.key);
+        }
+        holds
+    }
+
+    /// Whether some of what kdbusd shows is held up until something is given back.
+    pub(super) const fn holds_back(&self) -> bool {
+        self.stuck && self.held.is_any()
+    }
+
+    /// Whether something that connection `from` has sent, and it alone, is still in its lane. Of whoever is gone, the lane
+    /// is closed.
+    pub(super) fn awaits(&mut self, from: u64) -> bool {
+        self.lanes.iter_mut().flatten().any(|Inward { lane, terms, .. }| {
+            terms.refresh(lane.page());
+            terms.sender() == from && !lane.is_rejected() && !lane.is_drained()
+        })
+    }
+
+    /// Whether messages from connection `from` stay in their lane because there is no room for them.
+    pub(super) fn is_full_of(&self, from: u64) -> bool {
+        self.lanes.iter().flatten().any(|inward| inward.full && inward.terms.sender() == from)
+    }
+
+    /// Whether there was no room to tell of the end of a call, and nothing was given back since.
+    pub(super) const fn is_mute(&self) -> bool {
+        self.mute
+    }
+
+    /// There is no room to tell of the end of a call.
+    pub(super) const fn silence(&mut self) {
+        self.mute = true;
     }
 
     /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
     /// Cost: a look at each message in the lanes from its callee.
-    pub(super) fn look_ahead(&mut self, now: Instant, arena: &Arena, calls: &mut Calls) {
-        let Some(call) = calls.waited().copied() else { return };
+    pub(super) fn look_ahead(&mut self, now: Instant, arena: &Arena, outward: &mut OutLanes) {
+        let Some(call) = outward.calls().waited().copied() else { return };
         let receiver = self.receiver;
         for inward in self.lanes.iter_mut().flatten() {
             let Inward { lane, terms, .. } = inward;
@@ -416,13 +510,14 @@ impl InLanes {
                 let time = head.key;
                 let realtime_ns = time.saturating_add_signed(bell::realtime_offset(now));
                 let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
-                let filled = arena.fill(place.size(), |words| {
+                // Its callee may have filled what its lane may have.
+                let filled = arena.fill(None, place.size(), |words| {
                     let (first, second) = place.parts(words).ok_or(Violation)?;
                     lane.copy_ahead(at, &head, first, second).ok_or(Violation)?;
                     settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
                 });
                 let Some(Ok((held, settled))) = filled else { break };
-                if calls.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
+                if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
                     == Answers::Waited
                 {
                     // In its turn, nobody waits for it any more.
@@ -464,7 +559,7 @@ impl InLanes {
             *place = slot;
             self.free_len += 1;
         }
-        self.starved = false;
+        self.relieve();
         if let Some(Some(inward)) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
             inward.waiting = inward.waiting.saturating_sub(1);
             point::pass(Point::Received);
@@ -474,8 +569,14 @@ impl InLanes {
     }
 
     /// Something was given back, so there may be room again. True if messages had none.
-    pub(super) const fn relieve(&mut self) -> bool {
-        core::mem::replace(&mut self.starved, false)
+    pub(super) fn relieve(&mut self) -> bool {
+        let was_stuck = core::mem::take(&mut self.stuck);
+        if was_stuck {
+            for inward in self.lanes.iter_mut().flatten() {
+                inward.full = false;
+            }
+        }
+        core::mem::take(&mut self.mute) || was_stuck
     }
 
     /// The notification that the call with this cookie has no reply, for the queue. It is lost without a trace if there
@@ -493,7 +594,7 @@ impl InLanes {
         let realtime_ns = key.saturating_add_signed(bell::realtime_offset(now));
         let stamp = Timestamp { seqnum: key, monotonic_ns: key, realtime_ns };
         let receiver = self.receiver;
-        let filled = arena.fill(CALL_ENDED_SIZE, |words| {
+        let filled = arena.fill(None, CALL_ENDED_SIZE, |words| {
             call_ended(words.as_mut_bytes(), receiver, cookie, dead, stamp);
             Ok::<_, core::convert::Infallible>(())
         });

@@ -3,7 +3,8 @@
 use kdbus_core::abi::Errno;
 use kdbus_core::channel::terms::{self, PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
-    CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane, Violation,
+    CALL_WORDS, CallName, CallRecord, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane,
+    RECORD_WORDS, Violation,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,6 +12,7 @@ use super::error::{EPROTO, errno};
 use super::handle::Answer;
 use super::map::{self, WordMap};
 use super::point::{self, Point};
+use super::socket::Descriptors;
 use super::wire::LANE_FDS;
 
 /// A lane by which one other client sends to this one.
@@ -28,6 +30,7 @@ pub struct OutLane {
     receiver: u64,
     writer: LaneWriter<WordMap, WordMap, WordMap>,
     calls: WordMap,
+    record: WordMap,
     bell: OwnedFd,
     /// Key of the message sent last.
     last: u64,
@@ -43,12 +46,14 @@ struct Files {
     layout: LaneLayout,
 }
 
+/// What came with an answer, if nothing was lost.
+fn all_of(answer: Answer) -> Result<Descriptors, Errno> {
+    if answer.fds_lost { Err(Errno::EMFILE) } else { Ok(answer.fds) }
+}
+
 impl Files {
-    fn of(answer: Answer) -> Result<Self, Errno> {
-        if answer.fds_lost {
-            return Err(Errno::EMFILE);
-        }
-        let [lane, back, page, calls, bell] = answer.fds.into_array::<LANE_FDS>().map_err(|_| EPROTO)?;
+    fn of(fds: Descriptors) -> Result<Self, Errno> {
+        let [lane, back, page, calls, bell] = fds.into_array::<LANE_FDS>().map_err(|_| EPROTO)?;
         let len = rustix::fs::fstat(&lane).map_err(errno)?.st_size as u64;
         let layout = LaneLayout::of_words((len / 8) as usize).ok_or(EPROTO)?;
         let (back_len, page_len) = (8 * LaneLayout::BACK_WORDS as u64, 8 * PAGE_WORDS as u64);
@@ -67,7 +72,7 @@ impl InLane {
     /// Maps what an answer has brought.
     pub(super) fn map(answer: Answer) -> Result<Self, Errno> {
         let number = answer.lane;
-        let Files { lane, back, page, calls, bell, layout } = Files::of(answer)?;
+        let Files { lane, back, page, calls, bell, layout } = Files::of(all_of(answer)?)?;
         let lane = WordMap::read_only(lane, layout.lane_words()).map_err(errno)?;
         let back = WordMap::writable(back, LaneLayout::BACK_WORDS).map_err(errno)?;
         let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
@@ -172,13 +177,19 @@ impl OutLane {
     /// Maps what an answer has brought.
     pub(super) fn map(answer: Answer) -> Result<Self, Errno> {
         let receiver = answer.receiver;
-        let Files { lane, back, page, calls, bell, layout } = Files::of(answer)?;
+        let mut fds = all_of(answer)?;
+        let record = fds.pop().ok_or(EPROTO)?;
+        if !map::holds(&record, 8 * RECORD_WORDS as u64).map_err(errno)? {
+            return Err(EPROTO);
+        }
+        let record = WordMap::writable(record, RECORD_WORDS).map_err(errno)?;
+        let Files { lane, back, page, calls, bell, layout } = Files::of(fds)?;
         let lane = WordMap::writable(lane, layout.lane_words()).map_err(errno)?;
         let back = WordMap::read_only(back, LaneLayout::BACK_WORDS).map_err(errno)?;
         let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
         let writer = LaneWriter::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
         let calls = WordMap::writable(calls, CALL_WORDS).map_err(errno)?;
-        Ok(Self { receiver, writer, calls, bell, last: 0 })
+        Ok(Self { receiver, writer, calls, record, bell, last: 0 })
     }
 
     /// Whether messages can be sent now. A lane is opened some time after it was given.
@@ -195,13 +206,18 @@ impl OutLane {
 
     /// Opens a call that goes by this lane.
     pub(super) fn begin(&self, name: CallName, cookie: u64) {
-        self.writer.set_cookie(name.index, cookie);
+        self.record(name).begin(cookie);
         self.call(name).begin(name.number);
     }
 
     /// The word of a call that goes by this lane.
     pub(super) const fn call(&self, name: CallName) -> CallWord<&WordMap> {
         CallWord::new(&self.calls, name.index)
+    }
+
+    /// What this connection and kdbusd say of such a call.
+    pub(super) const fn record(&self, name: CallName) -> CallRecord<&WordMap> {
+        CallRecord::new(&self.record, name)
     }
 
     /// Whether messages to `name` may go by this lane.

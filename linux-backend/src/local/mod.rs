@@ -11,6 +11,7 @@ mod copy;
 mod detour;
 mod error;
 mod handle;
+mod held;
 mod hot;
 mod incoming;
 mod inward;

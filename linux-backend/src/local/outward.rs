@@ -2,14 +2,14 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{DST_ID_NAME, Msg};
-use kdbus_core::channel::{CALLS_MAX, CallState, CallWord, Sendable, sendable};
+use kdbus_core::channel::{CALLS_MAX, CallName, CallRecord, CallState, CallWord, Sendable, sendable};
 use kdbus_core::client::{Failure, Outgoing};
 use kdbus_core::examine::Route;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::bell;
-use super::calls::{Call, Calls};
+use super::calls::{Answers, Call, Calls};
 use super::detour::Detour;
 use super::handle::Handle;
 use super::inward::{InLanes, OwedCall};
@@ -200,7 +200,7 @@ impl OutLanes {
                 lane.begin(name, cookie);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
-                    self.calls.stop_waiting();
+                    self.stop_waiting();
                 }
                 sent
             }
@@ -212,6 +212,8 @@ impl OutLanes {
                 point::pass(Point::CallBegun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
+                    // Whoever it goes to by another way answers it there.
+                    let _ = lane.record(name).end(CallState::Expired);
                     self.calls.close(name);
                 }
                 sent
@@ -268,7 +270,7 @@ impl OutLanes {
 
     /// Calls by lane that have not ended, whether or not their replies were received. Cost: `O(CALLS_MAX)`.
     pub(super) fn waiting_calls(&self) -> u32 {
-        if self.calls.is_empty() {
+        if gate().is_none() || self.calls.is_empty() {
             return 0;
         }
         self.calls.iter().filter(|call| self.state(call) == Some(CallState::Pending)).count() as u32
@@ -284,14 +286,52 @@ impl OutLanes {
         self.lanes.get(call.lane)?.as_ref().map(|outward| outward.lane.call(call.name))
     }
 
-    /// How a call stands; `None` if its word is another call's.
-    pub(super) fn state(&self, call: &Call) -> Option<CallState> {
-        self.word(call)?.state(call.name.number)
+    /// What this connection and kdbusd say of a call.
+    pub(super) fn record(&self, call: &Call) -> Option<CallRecord<&WordMap>> {
+        self.lanes.get(call.lane)?.as_ref().map(|outward| outward.lane.record(call.name))
     }
 
-    /// Ends a call that nobody waits for any more. False if it has ended otherwise.
+    /// How a call stands; `None` if that is nowhere to be seen.
+    pub(super) fn state(&self, call: &Call) -> Option<CallState> {
+        self.record(call)?.stands(self.word(call)?.state(call.name.number))
+    }
+
+    /// Ends a call that nobody waits for any more. False if kdbusd brings its reply, or if its callee has announced one.
     pub(super) fn end(&self, call: &Call) -> bool {
-        self.word(call).is_none_or(|word| word.end(call.name.number, CallState::Expired))
+        if let Some(word) = self.word(call) {
+            // Twice: a callee may take back just now what it has announced.
+            let _ = (0..2).any(|_| word.end(call.name.number, CallState::Expired));
+        }
+        self.state(call) != Some(CallState::Answered) && self.give_up(call)
+    }
+
+    /// Ends a call whatever its callee says. False if kdbusd brings its reply.
+    fn give_up(&self, call: &Call) -> bool {
+        self.record(call).is_none_or(|record| record.end(CallState::Expired))
+    }
+
+    /// Ends a call for good and forgets it. False if it has ended otherwise: nobody has to hear of it.
+    pub(super) fn close(&mut self, call: &Call) -> bool {
+        self.calls.close(call.name);
+        self.give_up(call)
+    }
+
+    /// Waits no longer for the call that the connection waits for.
+    pub(super) fn stop_waiting(&mut self) {
+        if let Some(call) = self.calls.waited().copied() {
+            let _ = self.give_up(&call);
+            self.calls.stop_waiting();
+        }
+    }
+
+    /// Ends the call to `callee` that a reply by lane names and answers, if kdbusd has not brought another one.
+    pub(super) fn answered(&mut self, name: Option<CallName>, callee: u64, cookie: u64) -> Answers {
+        match self.calls.meant(name, callee, cookie) {
+            Some(call) if self.record(&call).is_some_and(|record| record.end(CallState::Answered)) => {
+                self.calls.answered(&call)
+            }
+            _ => Answers::Nothing,
+        }
     }
 
     /// Whether the callee of a call is gone.
@@ -300,13 +340,16 @@ impl OutLanes {
         lane.is_none_or(|outward| outward.lane.has_ended())
     }
 
-    /// A call to somebody who is gone.
-    pub(super) fn call_to_the_dead(&self) -> Option<Call> {
+    /// A call to somebody who is gone, and of whom nothing is `awaited`.
+    pub(super) fn call_to_the_dead(&self, mut awaited: impl FnMut(u64) -> bool) -> Option<Call> {
         let gone = |lane: &Option<Outward>| lane.as_ref().is_some_and(|outward| outward.lane.has_ended());
         if self.calls.is_empty() {
             return None;
         }
-        (0..).zip(&*self.lanes).filter(|(_, lane)| gone(lane)).find_map(|(at, _)| self.calls.by_lane(at))
+        (0..)
+            .zip(&*self.lanes)
+            .filter(|(_, lane)| gone(lane))
+            .find_map(|(at, _)| self.calls.by_lane(at).filter(|call| !awaited(call.callee)))
     }
 
     /// Asks for a lane now, whatever was refused before.
@@ -400,7 +443,7 @@ mod tests {
 
     use kdbus_core::abi::{AttachFlags, Errno};
     use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
-    use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout};
+    use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, RECORD_WORDS};
     use rustix::fd::AsFd;
     use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -420,17 +463,19 @@ mod tests {
         let (mut bus, client) = pair();
         let bus = thread::spawn(move || {
             let layout = LaneLayout::new(512).unwrap();
-            let [lane, back, page, calls] =
-                [layout.lane_words(), LaneLayout::BACK_WORDS, PAGE_WORDS, CALL_WORDS].map(|words| {
-                    let file = create(c"part", 8 * words as u64).unwrap();
-                    let map = WordMap::writable(&file, words).unwrap();
-                    seal(&file, Seal::Size).unwrap();
-                    (file, map)
-                });
+            let [lane, back, page, calls, record] =
+                [layout.lane_words(), LaneLayout::BACK_WORDS, PAGE_WORDS, CALL_WORDS, RECORD_WORDS].map(
+                    |words| {
+                        let file = create(c"part", 8 * words as u64).unwrap();
+                        let map = WordMap::writable(&file, words).unwrap();
+                        seal(&file, Seal::Size).unwrap();
+                        (file, map)
+                    },
+                );
             let terms = Terms { sender: 7, attach: AttachFlags::empty(), name: NAME, metadata: b"" };
             let mut gate = LaneGate::new(&lane.1, &page.1, VERDICT_AT);
             let (_bell, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
-            let fds = [&lane.0, &back.0, &page.0, &calls.0, &ringer].map(AsFd::as_fd);
+            let fds = [&lane.0, &back.0, &page.0, &calls.0, &ringer, &record.0].map(AsFd::as_fd);
             assert!(terms.write(&page.1, 1));
             let serial = bus.next(|packet, _| (packet.arg == NAME).then_some(packet.header.serial));
             let answer = |serial| Header { slot: 3, key: RECEIVER, ..Header::answer(serial, Ok(())) };

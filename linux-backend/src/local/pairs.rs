@@ -58,7 +58,7 @@ pub enum Route {
     Denied = 10,
     /// Through kdbusd: the sender shows credentials that are not its own.
     Faked = 11,
-    /// Through kdbusd: the two have other numbers for users or processes.
+    /// Through kdbusd: the two have other numbers for users or processes, or other clocks.
     Namespaces = 12,
     /// Through kdbusd: the receiver asks for metadata that is collected for each message.
     Metadata = 13,
@@ -159,7 +159,7 @@ impl fmt::Display for Route {
             Self::Monitored => "a monitor watches the bus",
             Self::Denied => "the sender may not talk to the receiver",
             Self::Faked => "the sender shows credentials that are not its own",
-            Self::Namespaces => "the two have other numbers for users or processes",
+            Self::Namespaces => "the two have other numbers for users or processes, or other clocks",
             Self::Metadata => "the receiver asks for metadata that is collected for each message",
             Self::Activator => "an activator stands behind a name of the receiver",
             Self::Terms => "what each message shows of its sender is too long",

@@ -2,16 +2,18 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::RecvFlags;
-use kdbus_core::channel::{Arrived, CallState, CallWord, InboxReader, Order, ReturnsFull, Words};
+use kdbus_core::channel::{Arrived, CallState, InboxReader, Order, ReturnsFull, Words};
 use kdbus_core::engine::Return;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
+use super::calls::Call;
 use super::gate;
+use super::held::HeldBack;
 use super::inward::InLanes;
-use super::map::Block;
+use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
 use super::point::{self, Point};
 
@@ -26,6 +28,8 @@ const LOOKS: usize = 3;
 pub(super) struct Lanes<'a> {
     /// Where messages lie.
     pub(super) arena: &'a Arena,
+    /// Where kdbusd's messages lie.
+    pub(super) pool: Option<&'a ReadMap>,
     /// Where those lanes ring that are cold.
     pub(super) bell: &'a Bell,
     /// Where replies belong to.
@@ -82,8 +86,10 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Receives by `lanes` too. Nothing was received yet.
-    pub(super) fn add_lanes(&mut self, lanes: InLanes) -> Result<(), Errno> {
-        let room = self.inbox.layout().depth() as usize + lanes.room();
+    pub(super) fn add_lanes(&mut self, mut lanes: InLanes) -> Result<(), Errno> {
+        let depth = self.inbox.layout().depth() as usize;
+        let room = depth + lanes.room();
+        lanes.held = HeldBack::new(depth)?;
         self.head = Head::new();
         self.nodes = Block::new(room, Node::new)?;
         self.batch = Block::new(room, Arrived::default)?;
@@ -217,8 +223,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         }
         let notices = self.inbox.notices();
         let noticed = core::mem::replace(&mut self.notices, notices) != notices;
-        let stuck = self.is_stuck();
-        let calls = outward.is_some_and(|outward| wants_attention(outward, stuck));
+        let calls = outward.is_some_and(|outward| wants_attention(outward, self.lanes()));
         noticed || calls || self.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
     }
 
@@ -236,7 +241,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         }
         let notices = self.inbox.notices();
         let noticed = core::mem::replace(seen, notices) != notices;
-        noticed || self.has_fresh() || wants_attention(outward, self.is_stuck())
+        noticed || self.has_fresh() || wants_attention(outward, self.lanes())
     }
 
     /// Whether something came in, for whoever waits for a reply. `None` if there is something else that
@@ -245,8 +250,8 @@ impl<P: Words, S: Words> Receiver<P, S> {
         if self.has_fresh() {
             return Some(true);
         }
-        let stuck = self.is_stuck();
-        let other = self.inbox.notices() != seen || !self.is_alive() || wants_attention(outward, stuck);
+        let other =
+            self.inbox.notices() != seen || !self.is_alive() || wants_attention(outward, self.lanes());
         (!other).then_some(false)
     }
 
@@ -256,15 +261,14 @@ impl<P: Words, S: Words> Receiver<P, S> {
         if gate().is_some()
             && let Some(inward) = &mut self.lanes
             && inward.has_fresh()
-            && let Some(held) =
-                inward.take_waited(bell::now(), &self.order, lanes.arena, lanes.outward.calls())
+            && let Some(held) = inward.take_waited(bell::now(), &self.order, lanes.arena, lanes.outward)
         {
             return Some((held.offset, held.size));
         }
         self.look(Some(lanes));
         let inward = self.lanes()?;
         if inward.is_stuck() {
-            inward.look_ahead(bell::now(), lanes.arena, lanes.outward.calls());
+            inward.look_ahead(bell::now(), lanes.arena, lanes.outward);
         }
         inward.take_reply()
     }
@@ -291,11 +295,10 @@ impl<P: Words, S: Words> Receiver<P, S> {
         if self.has_fresh() || !self.head.is_empty() {
             return Some(true);
         }
-        let stuck = self.is_stuck();
         let other = self.inbox.notices() != self.notices
             || self.has_losses()
             || !self.is_alive()
-            || outward.is_some_and(|outward| wants_attention(outward, stuck));
+            || outward.is_some_and(|outward| wants_attention(outward, self.lanes()));
         (!other).then_some(false)
     }
 
@@ -304,58 +307,74 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.inbox.is_alive()
     }
 
-    /// Ends the calls by lane whose time is over, and those by the lane whose receiver was `dead` before the look: whoever ended
-    /// since may have sent a reply that the look did not see.
-    fn end_calls(&mut self, lanes: &mut Lanes<'_>, dead: Option<usize>, now: Instant) {
+    /// Ends the calls by lane whose time is over, and those to the dead, once everything that these have sent was looked at.
+    fn end_calls(&mut self, lanes: &mut Lanes<'_>, now: Instant) {
         // Ends: each round ends a call or puts it off.
         while let Some(call) = lanes.outward.calls().due(now) {
-            let end = |word: CallWord<_>| word.end(call.name.number, CallState::Expired);
-            let expired = lanes.outward.word(&call).is_none_or(end);
-            match lanes.outward.state(&call) {
-                _ if expired => {
-                    point::pass(Point::CallExpired);
-                    self.call_ended(lanes, call.cookie, false, now);
-                }
+            let expired = lanes.outward.end(&call);
+            if expired {
+                point::pass(Point::CallExpired);
+            } else if lanes.outward.state(&call) != Some(CallState::Relayed)
+                && lanes.outward.calls().put_off(call.name, now, self.is_full_of(call.callee))
+            {
                 // The reply is about to be sent, or was taken back just now.
-                Some(CallState::Answered | CallState::Pending)
-                    if lanes.outward.calls().put_off(call.name, now, self.is_stuck()) =>
-                {
-                    continue;
-                }
-                Some(CallState::Relayed) => {}
-                _ => self.call_ended(lanes, call.cookie, false, now),
+                continue;
             }
-            lanes.outward.calls().close(call.name);
+            if lanes.outward.close(&call) || expired {
+                self.call_ended(lanes, call.cookie, false, now);
+            }
         }
         // Whoever drops a call ends it as if its time were over, and this connection closes those that it ends so itself.
         while let Some(call) = lanes.outward.dropped_call() {
-            self.call_ended(lanes, call.cookie, true, now);
-            lanes.outward.calls().close(call.name);
-        }
-        // Replies that came by lane and were not looked at come first, also those for which there is no room yet.
-        let Some(dead) = dead.filter(|_| !self.lanes().is_some_and(InLanes::has_fresh)) else { return };
-        while !self.is_stuck()
-            && let Some(call) = lanes.outward.calls().by_lane(dead)
-        {
-            if lanes.outward.state(&call) != Some(CallState::Relayed) {
+            if lanes.outward.close(&call) {
                 self.call_ended(lanes, call.cookie, true, now);
             }
-            lanes.outward.calls().close(call.name);
+        }
+        // Ends: each round ends a call. What others send holds nothing up.
+        while let Some(inward) = &mut self.lanes
+            && let Some(call) = dead_call(lanes.outward, inward)
+        {
+            // What kdbusd has brought, it brought before the end.
+            let told = lanes.outward.state(&call) == Some(CallState::Relayed)
+                || self.call_ended(lanes, call.cookie, true, now);
+            if !told {
+                return;
+            }
+            lanes.outward.close(&call);
         }
     }
 
-    /// Queues the notification that a call has no reply.
-    fn call_ended(&mut self, lanes: &Lanes<'_>, cookie: u64, dead: bool, now: Instant) {
-        let Some(inward) = &mut self.lanes else { return };
-        if let Some(arrived) = inward.call_ended(cookie, dead, now, lanes.arena) {
-            let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
-            inward.queued(arrived.slot, queue.push(arrived.priority, arrived).ok());
-        }
+    /// Queues the notification that a call has no reply. False if there is no room for it.
+    fn call_ended(&mut self, lanes: &Lanes<'_>, cookie: u64, dead: bool, now: Instant) -> bool {
+        let Some(inward) = &mut self.lanes else { return false };
+        let Some(arrived) = inward.call_ended(cookie, dead, now, lanes.arena) else {
+            inward.silence();
+            return false;
+        };
+        let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
+        inward.queued(arrived.slot, queue.push(arrived.priority, arrived).ok());
+        true
+    }
+
+    fn has_dead_call(&mut self, outward: &OutLanes) -> bool {
+        self.lanes().is_some_and(|inward| dead_call(outward, inward).is_some())
+    }
+
+    /// Whether messages from a connection stay in their lane because there is no room for them.
+    fn is_full_of(&mut self, from: u64) -> bool {
+        self.lanes().is_some_and(|lanes| lanes.is_full_of(from))
     }
 
     /// Whether something came in that was not looked at.
     pub(super) fn has_fresh(&mut self) -> bool {
-        self.inbox.has_fresh() || self.lanes().is_some_and(InLanes::has_fresh)
+        let Self { inbox, lanes, .. } = self;
+        let Some(lanes) = lanes.as_mut().filter(|_| gate().is_some()) else { return inbox.has_fresh() };
+        let shown = if lanes.holds_back() {
+            inbox.has_fresh_that(|entry| !lanes.held.has(entry.slot, entry.key))
+        } else {
+            inbox.has_fresh()
+        };
+        shown || lanes.has_fresh()
     }
 
     /// Moves what came in into the queue.
@@ -370,21 +389,30 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 }
                 _ => None,
             };
-            let stuck = self.is_stuck();
-            let attention = |lanes: &mut &mut Lanes<'_>| wants_attention(lanes.outward, stuck);
-            if !noticed && !self.has_fresh() && !lanes.as_mut().is_some_and(attention) {
+            if !noticed
+                && !self.has_fresh()
+                && !lanes.as_deref_mut().is_some_and(|lanes| wants_attention(lanes.outward, self.lanes()))
+            {
                 return;
             }
-            // Whoever was gone before the clock was read has sent all of its replies by then.
-            let dead = match cut {
-                Some((_, dead)) => dead,
-                None => lanes.as_ref().and_then(|lanes| lane_to_the_dead(lanes.outward)),
-            };
             // The clock comes first: what is queued later in one lane waits for the next look, because
             // something older may come into a lane that was looked at before.
-            let now = cut.map_or_else(bell::now, |(cut, _)| cut);
+            let now = cut.unwrap_or_else(bell::now);
             let mut batch = self.order.batch(now, &mut self.batch);
+            // What comes by lane from whom, before what kdbusd shows of it.
+            if gate().is_some()
+                && let (Some(inward), Some(Lanes { arena, outward, .. })) =
+                    (&mut self.lanes, lanes.as_deref_mut())
+            {
+                inward.drain(now, &mut batch, arena, outward);
+            }
+            let mut inward = self.lanes.as_mut().filter(|_| gate().is_some());
             self.inbox.fresh(|entry| {
+                if let (Some(inward), Some(lanes)) = (&mut inward, lanes.as_deref_mut())
+                    && inward.holds_up(&entry, lanes.pool, lanes.outward.calls().waited())
+                {
+                    return false;
+                }
                 batch.admit(Arrived {
                     key: entry.key,
                     priority: entry.priority,
@@ -395,12 +423,6 @@ impl<P: Words, S: Words> Receiver<P, S> {
                     with_files: entry.with_files,
                 })
             });
-            if gate().is_some()
-                && let (Some(inward), Some(Lanes { arena, outward, .. })) =
-                    (&mut self.lanes, lanes.as_deref_mut())
-            {
-                inward.drain(now, &mut batch, arena, outward.calls());
-            }
             let mut queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
             for arrived in batch.sorted() {
                 if gate().is_some()
@@ -418,11 +440,10 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 // There are as many places as slots, and each slot has one.
                 *queued = queue.push(arrived.priority, *arrived).ok();
             }
-            if gate().is_some()
-                && let Some(lanes) = lanes.as_deref_mut()
-                && (noticed || dead.is_some() || lanes.outward.calls().next() <= now)
+            if let Some(lanes) = lanes.as_deref_mut()
+                && (noticed || lanes.outward.calls().next() <= now || self.has_dead_call(lanes.outward))
             {
-                self.end_calls(lanes, dead, now);
+                self.end_calls(lanes, now);
             }
             if !self.head.is_empty() {
                 return;
@@ -431,30 +452,29 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 }
 
-/// Makes those lanes hot that have rung, or all of them if somebody may have died before it rang. Returns the cut, and
-/// a lane by which a call went to somebody who was gone by then.
+/// Makes those lanes hot that have rung, or all of them if somebody may have died before it rang. Returns the cut.
 ///
 /// The clock comes first: who sent before it by a lane that is cold had rung before anybody could send after that and
 /// still before the clock was read.
-fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> (Instant, Option<usize>) {
-    let dead = lane_to_the_dead(lanes.outward);
-    if noticed || dead.is_some() {
+fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> Instant {
+    if noticed || lanes.outward.call_to_the_dead(|_| false).is_some() {
         inward.look_at_all();
     }
     let cut = bell::now();
     lanes.bell.take_rings(inward.count(), |at, stale| inward.rang(at, stale));
-    (cut, dead)
+    cut
 }
 
-/// A lane by which a call went to somebody who is gone. The next look finds the next one.
-fn lane_to_the_dead(outward: &OutLanes) -> Option<usize> {
-    outward.call_to_the_dead().map(|call| call.lane)
+/// A call to somebody who is gone and has sent nothing that was not looked at, if there is room to tell of its end.
+fn dead_call(outward: &OutLanes, inward: &mut InLanes) -> Option<Call> {
+    let call = outward.call_to_the_dead(|callee| inward.awaits(callee))?;
+    (!inward.is_mute()).then_some(call)
 }
 
-/// Whether a call has to be ended. Those of the dead wait while the receiver is `stuck`: their replies may be there.
-fn wants_attention(outward: &mut OutLanes, stuck: bool) -> bool {
+/// Whether a call has to be ended.
+fn wants_attention(outward: &mut OutLanes, inward: Option<&mut InLanes>) -> bool {
     if gate().is_none() || outward.calls().is_empty() {
         return false;
     }
-    (!stuck && outward.call_to_the_dead().is_some()) || bell::now() >= outward.calls().next()
+    inward.is_some_and(|inward| dead_call(outward, inward).is_some()) || bell::now() >= outward.calls().next()
 }

@@ -1,7 +1,7 @@
 //! Calls by lane that their connection waits for.
 
 use kdbus_core::Instant;
-use kdbus_core::abi::{Errno, Msg, MsgFlags, MsgInfo, RecvFlags};
+use kdbus_core::abi::{Errno, Msg, MsgInfo, RecvFlags};
 use kdbus_core::channel::{Arrived, CallState};
 use kdbus_core::client::{Failure, Incoming, Outgoing};
 use rustix::fd::{BorrowedFd, OwnedFd};
@@ -48,7 +48,7 @@ impl LocalTransport {
         }
         let call = outward.call(&self.handle, message)?;
         let ended = self.await_end(receiver, outward, &call, cancel, reply);
-        outward.calls().stop_waiting();
+        outward.stop_waiting();
         self.ring_for_the_rest(receiver, outward);
         Some(ended.and_then(|()| self.beat()))
     }
@@ -146,9 +146,9 @@ impl LocalTransport {
         reply: &mut Incoming<OwnedFd>,
     ) -> Result<Stand, Failure> {
         let Some(arena) = self.arena() else { return Ok(Stand::Over(Errno::EPIPE)) };
-        if let Some((offset, msg_size)) =
-            receiver.look_for_reply(&mut Lanes { arena, bell: &self.bell, outward: &mut *outward })
-        {
+        let pool = self.handle.pool();
+        let mut lanes = Lanes { arena, pool, bell: &self.bell, outward: &mut *outward };
+        if let Some((offset, msg_size)) = receiver.look_for_reply(&mut lanes) {
             reply.info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
             return Ok(Stand::Replied);
         }
@@ -159,7 +159,7 @@ impl LocalTransport {
                 if self.relayed(receiver, call, reply)? {
                     return Ok(Stand::Replied);
                 }
-                let code = outward.word(call).and_then(|word| word.failure(call.name.number));
+                let code = outward.record(call).and_then(|record| record.failure());
                 let error = code.map(|code| Errno::from_raw(code.into()).unwrap_or(Errno::EIO));
                 Ok(error.map_or(open, Stand::Over))
             }
@@ -181,9 +181,7 @@ impl LocalTransport {
             // Only whoever takes the entry knows that it was not taken back meanwhile.
             arrived.lane == KDBUSD
                 && pool.read(arrived.offset, header.as_mut_bytes()).is_ok()
-                && header.src_id == call.callee
-                && header.flags & MsgFlags::EXPECT_REPLY.bits() == 0
-                && header.timeout_or_reply == call.cookie
+                && call.is_answered_by(&header)
         };
         match receiver.find(answers) {
             Some(entry) => {

@@ -187,7 +187,7 @@ impl kdbus_conformance::World for SimWorld {
         let mut world = self.sim.world_mut();
         let mut credentials = world.credentials(of).clone();
         let space = u64::from(credentials.uid);
-        credentials.spaces = Spaces { users: space, pids: space, pid: 1, root: 0 };
+        credentials.spaces = Spaces { users: space, pids: space, pid: 1, ..Spaces::HOST };
         Ok(world.spawn("apart", &credentials))
     }
 
