@@ -25,12 +25,10 @@ use super::{Gate, gate};
 
 /// Small messages of one lane that may wait or be read.
 const BLOCKS: usize = 64;
-/// Messages of one lane that may wait.
-const WAITING: usize = 128;
+/// Bytes of the shortest message of a client's in its lane: head, header, one run and a word of it.
+const SHORTEST: u64 = 136;
 /// The lane of the transport's own notifications.
 const NOTICES: u32 = u32::MAX;
-/// Large messages of one lane that may wait or be read.
-const RECORDS: usize = 128;
 
 /// A call that came by lane and was not answered yet.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +56,10 @@ struct Waiting {
 struct Inward {
     lane: InLane,
     terms: HeldTerms,
-    /// Messages of it that wait in the queue.
+    /// Messages of it that wait in the queue, and that may: as many as clients get into it, so that none stays there whose
+    /// turn it is for lack of a place alone.
     waiting: u32,
+    places: u32,
     /// The bell was not asked for since something came.
     hot: bool,
     /// Something came since idle lanes were last made cold.
@@ -72,10 +72,12 @@ struct Inward {
 
 impl Inward {
     const fn new(lane: InLane) -> Self {
+        let places = (lane.bytes() / SHORTEST) as u32;
         Self {
             lane,
             terms: HeldTerms::new(),
             waiting: 0,
+            places,
             hot: false,
             used: false,
             full: false,
@@ -180,21 +182,23 @@ impl InLanes {
         receiver: u64,
     ) -> Result<(Self, Arena), Errno> {
         let _gate = gate().ok_or(Errno::OPNOTSUPP)?;
-        let mut bytes = 0;
+        let (mut bytes, mut places) = (0, 0);
         let mut lanes = lanes.into_iter();
         let lanes = Block::new(count, || {
             let lane = lanes.next()?;
             // The largest message has room whatever else it is to show, and others with it.
             bytes = bytes.max(2 * lane.bytes());
-            Some(Inward::new(lane))
+            let inward = Inward::new(lane);
+            places = places.max(inward.places as usize);
+            Some(inward)
         })?;
-        let room = WAITING * count;
+        let room = places * count;
         let mut number = 0;
         let free = Block::new(room, || {
             number += 1;
             number - 1
         })?;
-        let arena = Arena::new(BLOCKS * count, count, bytes, RECORDS)?;
+        let arena = Arena::new(BLOCKS * count, count, bytes, places)?;
         let waiting = Block::new(room, || None)?;
         Ok((
             Self {
@@ -274,7 +278,7 @@ impl InLanes {
             // Ends: a lane holds a bounded number of messages that were not received.
             while let Ok(Some(head)) = inward.lane.peek() {
                 (inward.hot, inward.used) = (true, true);
-                let may_wait = !inward.full && (inward.waiting as usize) < WAITING;
+                let may_wait = !inward.full && inward.waiting < inward.places;
                 let last = self.free_len.checked_sub(1).filter(|_| may_wait);
                 // Each lane has places of its own, so that none takes those of the others.
                 let Some((last, slot)) = last.and_then(|last| Some((last, *self.free.get(last)?))) else {

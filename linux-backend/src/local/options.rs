@@ -67,7 +67,7 @@ impl Options {
     }
 
     /// Brings lanes at HELLO, by which as many senders can reach this connection past kdbusd, if kdbusd has any, and
-    /// has as many by which to send. Each takes three times its bytes (kdbusd's `memory.lane`), in memory that is
+    /// has as many by which to send. Each takes some five times its bytes (kdbusd's `memory.lane`), in memory that is
     /// really there. Default: 4; 0 for neither.
     #[must_use]
     pub const fn lanes(mut self, count: usize) -> Self {
