@@ -158,6 +158,15 @@ impl LocalTransport {
         }
     }
 
+    /// Receives a message as `flags` and `priority` ask for it, by lane, out of kdbusd's queue or by command.
+    ///
+    /// If there is none, a connection that is polled from outside silences and asks for its bells; what came in between is
+    /// received, and the descriptor stays readable for whatever is behind it. Others ask only before they sleep, and look
+    /// every now and then whether kdbusd is still there.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] of a command, or the end of the connection.
     pub(super) fn receive(
         &self,
         receiver: &mut Receiver<WordMap, WordMap>,
