@@ -188,7 +188,6 @@ impl Scene {
             let name = CallName { index, number };
             let call = (number % 2 == 0 && is_free).then_some(name);
             if call.is_some() {
-                writer.set_cookie(index, number);
                 CallWord::new(&caller.calls, index).begin(number);
             }
             match send(&mut writer, number, call.map_or(0, CallName::word)) {
