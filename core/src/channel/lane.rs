@@ -342,11 +342,19 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     /// next. Returns the words that it takes in the lane until they are [given back](Self::give_back); `None`
     /// if `first` or `second` has too few words, or if there is no message.
     pub fn copy_out(&mut self, first: &mut [u64], second: &mut [u64]) -> Option<u64> {
-        let head = self.peeked?;
-        let words = head.words()?;
-        self.copy_ahead(self.head, &head, first, second)?;
+        self.copy_head(first, second)?;
+        self.advance()
+    }
+
+    /// As [`copy_out`](Self::copy_out), and stays at the message. `None` if it cannot be copied.
+    pub fn copy_head(&self, first: &mut [u64], second: &mut [u64]) -> Option<()> {
+        self.copy_ahead(self.head, &self.peeked?, first, second)
+    }
+
+    /// Goes on to the next message, after [`copy_head`](Self::copy_head). Returns the words of the one before.
+    pub fn advance(&mut self) -> Option<u64> {
+        let words = self.peeked.take()?.words()?;
         self.head += words;
-        self.peeked = None;
         Some(words)
     }
 

@@ -437,6 +437,34 @@ fn calls_that_are_waited_for_go_past_the_daemon_and_the_queue() {
 }
 
 #[test]
+fn who_waits_for_a_reply_keeps_the_calls_of_others_that_do_the_same() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let c = hello(&bus, 4, &Hello::new());
+    c.transport().open_lane(a.id()).unwrap();
+    let (to, caller, before) = (b.id(), a.id(), (carried(&a), carried(&b)));
+    let serving = meanwhile(b, move |b| {
+        let call = b.recv_blocking(LONG).unwrap();
+        // Meanwhile, the first call that `c` waits for comes to the one who waits for its own first one.
+        let calling = meanwhile(c, move |c| {
+            let answer = c.call_blocking(&Message::to(caller).payload(b"besides"), LONG / 4).unwrap();
+            assert_eq!(answer.payload(), b"answer");
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        reply(b, call.reply_to(), b"done").unwrap();
+        calling
+    });
+    let answer = a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap();
+    assert_eq!(answer.payload(), b"done");
+    let call = a.try_recv().unwrap().expect("it came meanwhile");
+    assert_eq!(call.payload(), b"besides");
+    reply(&a, call.reply_to(), b"answer").unwrap();
+    let (b, calling) = serving.join().unwrap();
+    calling.join().unwrap();
+    assert_eq!((carried(&a), carried(&b)), before, "none of them went through the daemon");
+}
+
+#[test]
 fn a_call_that_is_waited_for_takes_its_reply_from_the_daemon_if_it_has_to() {
     let bus = bus();
     let (a, b) = pair(&bus);

@@ -86,8 +86,8 @@ impl Inward {
         }
     }
 
-    /// Copies the message at the head of the lane to where it stays, and examines the copy. `Ok(None)` if there is no room:
-    /// it stays in the lane.
+    /// Copies the message at the head of the lane to where it stays, and examines the copy. `Ok(None)` if there is no room for
+    /// it, or if it is not `wanted`: it stays in the lane.
     ///
     /// # Errors
     ///
@@ -97,25 +97,27 @@ impl Inward {
         at: usize,
         head: &LaneHead,
         time: u64,
-        clocks: &mut Clocks,
-        receiver: u64,
-        arena: &Arena,
+        look: &mut Look<'_>,
+        wanted: impl FnOnce(u64, &Settled) -> bool,
     ) -> Result<Option<Copied>, Violation> {
         let Self { lane, terms, .. } = self;
         terms.refresh(lane.page());
         let place = Place::of(head, terms).ok_or(Violation)?;
         // A clock takes as long as all of the rest, so it is read only for those who are to see it.
         let shows_time = terms.attach().contains(AttachFlags::TIMESTAMP);
-        let realtime_ns = if shows_time { clocks.realtime(time) } else { 0 };
+        let realtime_ns = if shows_time { look.realtime(time) } else { 0 };
         let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
-        let filled = arena.fill(Some(at), place.size(), |slice| {
-            let (first, second) = place.parts(slice).ok_or(Violation)?;
-            let words = lane.copy_out(first, second).ok_or(Violation)?;
-            settle(slice.as_mut_bytes(), &place, terms, receiver, stamp).map(|settled| (settled, words))
+        let receiver = look.receiver;
+        let filled = look.arena.fill(Some(at), place.size(), |slice| {
+            let (first, second) = place.parts(slice).ok_or(Some(Violation))?;
+            lane.copy_head(first, second).ok_or(Some(Violation))?;
+            let settled = settle(slice.as_mut_bytes(), &place, terms, receiver, stamp).map_err(Some)?;
+            if wanted(terms.sender(), &settled) { Ok(settled) } else { Err(None) }
         });
         match filled {
-            Some(filled) => filled.map(|(held, (settled, words))| Some(Copied { held, settled, words })),
-            None => Ok(None),
+            Some(Ok((held, settled))) => Ok(lane.advance().map(|words| Copied { held, settled, words })),
+            Some(Err(Some(Violation))) => Err(Violation),
+            Some(Err(None)) | None => Ok(None),
         }
     }
 }
@@ -129,18 +131,17 @@ struct Copied {
     words: u64,
 }
 
-/// The clocks of one look: the second one is read when it is first asked for.
+/// One look at lanes: for whom and when it is, and where copies go.
 #[derive(Clone, Copy, Debug)]
-struct Clocks {
+struct Look<'a> {
+    receiver: u64,
+    arena: &'a Arena,
     now: Instant,
+    /// From the clock to the time of day, once somebody has asked for it.
     offset: Option<i64>,
 }
 
-impl Clocks {
-    const fn at(now: Instant) -> Self {
-        Self { now, offset: None }
-    }
-
+impl Look<'_> {
     /// The time of day at this time.
     fn realtime(&mut self, monotonic: u64) -> u64 {
         let now = self.now;
@@ -175,11 +176,13 @@ pub(super) struct InLanes {
 }
 
 impl InLanes {
-    /// Room for as many lanes as `lanes` brings into connection `receiver`, and for what comes by them.
+    /// Room for as many lanes as `lanes` brings into connection `receiver`, whose shared queue has `depth` entries, and for
+    /// what comes by them.
     pub(super) fn new(
         lanes: impl IntoIterator<Item = InLane>,
         count: usize,
         receiver: u64,
+        depth: usize,
     ) -> Result<(Self, Arena), Errno> {
         let _gate = gate().ok_or(Errno::OPNOTSUPP)?;
         let (mut bytes, mut places) = (0, 0);
@@ -211,7 +214,7 @@ impl InLanes {
                 receiver,
                 stuck: false,
                 left: None,
-                held: HeldBack::new(0)?,
+                held: HeldBack::new(depth)?,
                 mute: false,
                 reply: None,
                 _gate,
@@ -271,22 +274,13 @@ impl InLanes {
         if let Some(left) = self.left.take() {
             batch.reach_back(left);
         }
-        let mut clocks = Clocks::at(now);
+        let mut look = Look { receiver: self.receiver, arena, now, offset: None };
         for place in 0..self.hot.len() {
             let Some(at) = self.hot.get(place) else { return };
             let Some(Some(inward)) = self.lanes.get_mut(at) else { continue };
             // Ends: a lane holds a bounded number of messages that were not received.
             while let Ok(Some(head)) = inward.lane.peek() {
                 (inward.hot, inward.used) = (true, true);
-                let may_wait = !inward.full && inward.waiting < inward.places;
-                let last = self.free_len.checked_sub(1).filter(|_| may_wait);
-                // Each lane has places of its own, so that none takes those of the others.
-                let Some((last, slot)) = last.and_then(|last| Some((last, *self.free.get(last)?))) else {
-                    (inward.full, self.stuck) = (true, true);
-                    let left = batch.leave(head.key);
-                    self.left = Some(self.left.map_or(left, |other| other.min(left)));
-                    break;
-                };
                 if !batch.takes(head.key) {
                     // Sent since the look began. A time that has not come yet would keep this connection awake.
                     if head.key > bell::now().after(GRACE).as_nanos() {
@@ -295,22 +289,25 @@ impl InLanes {
                     }
                     break;
                 }
+                // Each lane has places of its own, so that none takes those of the others.
+                let may_wait = !inward.full && inward.waiting < inward.places;
+                let last = self.free_len.checked_sub(1).filter(|_| may_wait);
+                let place = last.and_then(|last| Some((last, *self.free.get(last)?)));
                 let time = batch.time_of(head.key);
-                let copied = inward.copy_in(at, &head, time, &mut clocks, self.receiver, arena);
-                let Copied { held, settled, words } = match copied {
-                    Ok(Some(copied)) => copied,
+                let copied = match place {
+                    Some(_) => inward.copy_in(at, &head, time, &mut look, |_, _| true),
+                    None => Ok(None),
+                };
+                if copied.is_err() {
+                    inward.lane.reject();
+                    self.hot.worn();
+                    break;
+                }
+                let (Some((last, slot)), Ok(Some(Copied { held, settled, words }))) = (place, copied) else {
                     // It stays where it is until something is given back.
-                    Ok(None) => {
-                        (inward.full, self.stuck) = (true, true);
-                        let left = batch.leave(head.key);
-                        self.left = Some(self.left.map_or(left, |other| other.min(left)));
-                        break;
-                    }
-                    Err(Violation) => {
-                        inward.lane.reject();
-                        self.hot.worn();
-                        break;
-                    }
+                    (inward.full, self.stuck) = (true, true);
+                    self.left = self.left.into_iter().chain([batch.leave(head.key)]).min();
+                    break;
                 };
                 let call = CallName::from_word(head.call);
                 if settled.answers != 0 {
@@ -368,33 +365,50 @@ impl InLanes {
             }
         }
         let (at, head) = fresh?;
-        let inward = self.lanes.get_mut(at)?.as_mut()?;
         let time = order.take_only(now, head.key)?;
-        // What finds no room is left to the queue's turn.
-        let copied = match inward.copy_in(at, &head, time, &mut Clocks::at(now), self.receiver, arena) {
-            Ok(copied) => copied?,
+        let look = Look { receiver: self.receiver, arena, now, offset: None };
+        let Copied { held, settled, .. } = self.take_out(at, &head, time, look, |_, _| true)?;
+        if settled.answers != 0 {
+            arena.release(held);
+            return None;
+        }
+        if settled.deadline != 0
+            && let Some(call) = CallName::from_word(head.call)
+            && let Some(Some(inward)) = self.lanes.get_mut(at)
+        {
+            inward.owed.add(call, settled.cookie);
+            self.last_call = at;
+        }
+        arena.hand_over(held);
+        Some(held)
+    }
+
+    /// Takes the message at the head of lane `at` out past the queue, if it is `wanted`: its lane has its room back at once. `None`
+    /// if it breaks a rule, and for what is left to the queue's turn.
+    fn take_out(
+        &mut self,
+        at: usize,
+        head: &LaneHead,
+        time: u64,
+        mut look: Look<'_>,
+        wanted: impl FnOnce(u64, &Settled) -> bool,
+    ) -> Option<Copied> {
+        let inward = self.lanes.get_mut(at)?.as_mut()?;
+        (inward.hot, inward.used) = (true, true);
+        match inward.copy_in(at, head, time, &mut look, wanted) {
+            Ok(copied) => {
+                let copied = copied?;
+                point::pass(Point::Copied);
+                inward.lane.give_back(copied.words);
+                point::pass(Point::Received);
+                Some(copied)
+            }
             Err(Violation) => {
                 inward.lane.reject();
                 self.hot.worn();
-                return None;
+                None
             }
-        };
-        (inward.hot, inward.used) = (true, true);
-        point::pass(Point::Copied);
-        point::pass(Point::Received);
-        inward.lane.give_back(copied.words);
-        if copied.settled.answers != 0 {
-            arena.release(copied.held);
-            return None;
         }
-        if copied.settled.deadline != 0
-            && let Some(call) = CallName::from_word(head.call)
-        {
-            inward.owed.add(call, copied.settled.cookie);
-            self.last_call = at;
-        }
-        arena.hand_over(copied.held);
-        Some(copied.held)
     }
 
     /// Receives the reply that the connection waits for, if it stands first in its lane. `now` was read before.
@@ -405,34 +419,25 @@ impl InLanes {
         arena: &Arena,
         outward: &mut OutLanes,
     ) -> Option<Held> {
-        let waited = outward.calls().waited()?.name.word();
+        let waited = *outward.calls().waited()?;
         if self.left.is_some() {
             return None;
         }
-        for (at, inward) in self.lanes.iter_mut().enumerate() {
-            let Some(inward) = inward else { continue };
-            let Ok(Some(head)) = inward.lane.peek() else { continue };
-            if head.call != waited {
-                continue;
-            }
-            let time = order.time_beside(now, head.key)?;
-            let copied = match inward.copy_in(at, &head, time, &mut Clocks::at(now), self.receiver, arena) {
-                Ok(copied) => copied?,
-                Err(Violation) => {
-                    inward.lane.reject();
-                    self.hot.worn();
-                    return None;
-                }
-            };
-            (inward.hot, inward.used) = (true, true);
-            inward.lane.give_back(copied.words);
-            let name = CallName::from_word(head.call);
-            if outward.answered(name, inward.terms.sender(), copied.settled.answers) == Answers::Waited {
-                arena.hand_over(copied.held);
-                return Some(copied.held);
-            }
-            arena.release(copied.held);
+        let (at, head) = self.lanes.iter_mut().enumerate().find_map(|(at, inward)| {
+            let head = inward.as_mut()?.lane.peek().ok()??;
+            (head.call == waited.name.word()).then_some((at, head))
+        })?;
+        let time = order.time_beside(now, head.key)?;
+        let look = Look { receiver: self.receiver, arena, now, offset: None };
+        // Other connections name their own calls as this one does: only the copy tells.
+        let (name, calls) = (Some(waited.name), outward.calls());
+        let is_meant = |sender, settled: &Settled| calls.meant(name, sender, settled.answers).is_some();
+        let Copied { held, .. } = self.take_out(at, &head, time, look, is_meant)?;
+        if outward.answered(name, waited.callee, waited.cookie) == Answers::Waited {
+            arena.hand_over(held);
+            return Some(held);
         }
+        arena.release(held);
         None
     }
 

@@ -98,6 +98,16 @@ impl InLane {
         self.reader.copy_out(first, second)
     }
 
+    /// As [`LaneReader::copy_head`].
+    pub(super) fn copy_head(&self, first: &mut [u64], second: &mut [u64]) -> Option<()> {
+        self.reader.copy_head(first, second)
+    }
+
+    /// As [`LaneReader::advance`].
+    pub(super) fn advance(&mut self) -> Option<u64> {
+        self.reader.advance()
+    }
+
     /// As [`LaneReader::find_ahead`].
     pub(super) fn find_ahead(&self, from: u64, call: u64) -> Option<(u64, LaneHead)> {
         self.reader.find_ahead(from, call)

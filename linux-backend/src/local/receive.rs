@@ -11,7 +11,6 @@ use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
 use super::calls::Call;
 use super::gate;
-use super::held::HeldBack;
 use super::inward::InLanes;
 use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
@@ -85,11 +84,14 @@ impl<P: Words, S: Words> Receiver<P, S> {
         })
     }
 
+    /// Entries that the shared queue has.
+    pub(super) const fn depth(&self) -> usize {
+        self.inbox.layout().depth() as usize
+    }
+
     /// Receives by `lanes` too. Nothing was received yet.
-    pub(super) fn add_lanes(&mut self, mut lanes: InLanes) -> Result<(), Errno> {
-        let depth = self.inbox.layout().depth() as usize;
-        let room = depth + lanes.room();
-        lanes.held = HeldBack::new(depth)?;
+    pub(super) fn add_lanes(&mut self, lanes: InLanes) -> Result<(), Errno> {
+        let room = self.depth() + lanes.room();
         self.head = Head::new();
         self.nodes = Block::new(room, Node::new)?;
         self.batch = Block::new(room, Arrived::default)?;
@@ -467,8 +469,10 @@ fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> Ins
 
 /// A call to somebody who is gone and has sent nothing that was not looked at, if there is room to tell of its end.
 fn dead_call(outward: &OutLanes, inward: &mut InLanes) -> Option<Call> {
-    let call = outward.call_to_the_dead(|callee| inward.awaits(callee))?;
-    (!inward.is_mute()).then_some(call)
+    if inward.is_mute() {
+        return None;
+    }
+    outward.call_to_the_dead(|callee| inward.awaits(callee))
 }
 
 /// Whether a call has to be ended.

@@ -183,7 +183,7 @@ impl LocalTransport {
             return Ok(());
         }
         let brought = lanes.iter_mut().filter_map(Option::take);
-        let (inward, arena) = InLanes::new(brought, count, id).map_err(system)?;
+        let (inward, arena) = InLanes::new(brought, count, id, receiver.depth()).map_err(system)?;
         for (at, bell) in inward.bells() {
             self.bell.add_lane(at, bell).map_err(system)?;
         }
