@@ -106,22 +106,29 @@ pub struct Sendable<'m> {
 #[must_use]
 #[inline]
 pub fn sendable<'m>(message: &'m mut [u8], sender: u64, known: &[u8]) -> Option<Sendable<'m>> {
-    match usual_run(message) {
-        Some(at) => usual(message, at, sender, known),
-        None => unusual(message, sender),
-    }
+    let run = usual_run(message);
+    sendable_with(message, run, sender, known)
 }
 
-/// What [`sendable`] says of a message that clients do not make.
-fn unusual(message: &mut [u8], sender: u64) -> Option<Sendable<'_>> {
-    examined(message, sender).map(|examined| Sendable {
-        header: examined.header,
-        route: examined.route,
-        name: examined.name.map(|name| name.as_str().as_bytes()),
-        is_known: false,
-        len: examined.len(),
-        payload: examined.payload,
-    })
+/// The same of a message whose [usual run](usual_run) is known.
+#[inline]
+fn sendable_with<'m>(
+    message: &'m mut [u8],
+    run: Option<usize>,
+    sender: u64,
+    known: &[u8],
+) -> Option<Sendable<'m>> {
+    match run {
+        Some(at) => usual(message, at, sender, known),
+        None => examined(message, sender).map(|examined| Sendable {
+            header: examined.header,
+            route: examined.route,
+            name: examined.name.map(|name| name.as_str().as_bytes()),
+            is_known: false,
+            len: examined.len(),
+            payload: examined.payload,
+        }),
+    }
 }
 
 /// Where the run of bytes stands in a message as clients make it: alone, or behind a name. `None` for all others.
@@ -219,11 +226,8 @@ pub fn settle(
     let (items, payload) = slice.split_at_mut_checked(place.base as usize).ok_or(Violation)?;
     let (sent, rest) = items.split_at_mut_checked(place.first as usize).ok_or(Violation)?;
     let run = usual_run(sent);
-    let sendable = match run {
-        Some(at) => usual(sent, at, terms.sender(), terms.name()),
-        None => unusual(sent, terms.sender()),
-    };
-    let Sendable { header, route, name, is_known, len, payload: bytes } = sendable.ok_or(Violation)?;
+    let Sendable { header, route, name, is_known, len, payload: bytes } =
+        sendable_with(sent, run, terms.sender(), terms.name()).ok_or(Violation)?;
     let addressed = match name {
         Some(name) => is_known || name == terms.name(),
         None => header.dst_id == receiver,
