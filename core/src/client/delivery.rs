@@ -210,10 +210,11 @@ impl<'c, T: Transport> Delivery<'c, T> {
 
     /// The item by which the bus announces something, if this is a notification.
     pub(super) fn announces(&self) -> Option<ItemType> {
-        let is_announcement =
-            |kind: &ItemType| (ItemType::NAME_ADD.0..=ItemType::REPLY_DEAD.0).contains(&kind.0);
-        let announces = self.kind() == Kind::Notification;
-        self.items().map(|item| item.kind).find(is_announcement).filter(|_| announces)
+        if self.kind() != Kind::Notification {
+            return None;
+        }
+        let announces = |kind: &ItemType| (ItemType::NAME_ADD.0..=ItemType::REPLY_DEAD.0).contains(&kind.0);
+        self.items().map(|item| item.kind).find(announces)
     }
 
     /// What the bus tells about the sender.

@@ -102,8 +102,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         let until = self.until(deadline.into());
         loop {
             let mut noise = false;
-            let message = self.pull(&mut noise);
-            match message {
+            // Without `?`, which would move the message once more.
+            match self.pull(&mut noise) {
                 Ok(Some(message)) => return Ok(message),
                 Err(error) => return Err(error),
                 Ok(None) if noise => {}
