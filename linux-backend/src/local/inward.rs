@@ -588,8 +588,7 @@ impl InLanes {
         core::mem::take(&mut self.mute) || was_stuck
     }
 
-    /// The notification that the call with this cookie has no reply, for the queue. It is lost without a trace if there
-    /// is no room.
+    /// The notification that the call with this cookie has no reply, for the queue. `None` if there is no room.
     pub(super) fn call_ended(
         &mut self,
         cookie: u64,
