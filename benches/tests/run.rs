@@ -88,7 +88,7 @@ fn a_calibration_is_a_board_and_is_compared_with_what_is_measured() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("here.toml");
     let output = Command::new(env!("CARGO_BIN_EXE_calibrate"))
-        .args(["--one-cpu", "--times", "10", "--rounds", "1", "--compare", "--size", "64", "--output"])
+        .args(["--one-cpu", "--times", "10", "--rounds", "9", "--compare", "--size", "64", "--output"])
         .arg(&file)
         .output()
         .unwrap();
