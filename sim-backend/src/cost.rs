@@ -36,6 +36,8 @@ pub struct Board {
     pub path: Path,
     /// Entering the kernel and coming back.
     pub syscall_ns: u64,
+    /// Going to sleep until something comes, and finding out what came; the switches come on top of it.
+    pub wait_ns: u64,
     /// One core going from one process to another.
     pub switch_ns: u64,
     /// Waking another task, for the one that does it.
@@ -90,6 +92,7 @@ impl Board {
             cores: cores.max(1),
             path: Path::Module,
             syscall_ns: 0,
+            wait_ns: 0,
             switch_ns: 0,
             wake_ns: 0,
             wake_latency_ns: 0,

@@ -275,8 +275,7 @@ impl Executor {
         record.stop_ns = burst.stop_ns;
         record.delay_ns = burst.delay_ns.or(record.delay_ns);
         if !record.is_finished && !burst.waits.is_empty() {
-            // It goes to sleep by a system call, and comes back from it.
-            burst.spend(self.board.syscall_ns);
+            burst.spend(self.board.wait_ns);
         }
         record.waits = burst.waits.clone();
         let length_ns = burst.spent().as_nanos() as u64;

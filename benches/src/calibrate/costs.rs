@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use kdbus_core::client::{CALL_TIMEOUT, Connection, Message};
 use kdbus_linux::local::LocalTransport;
 use kdbus_sim::{Board, Path};
+use rustix::event::epoll;
 
 use super::processes::{Bus, Echo};
 use super::{median, ns};
@@ -25,6 +26,8 @@ pub struct Costs {
     clock_ns: u64,
     /// Entering the kernel and coming back.
     syscall_ns: u64,
+    /// Waiting at two descriptors and reading what woke, without any sleep in between.
+    wait_ns: u64,
     /// The first use of a page.
     page_fault_ns: u64,
     /// A round trip through two pipes to another process.
@@ -51,6 +54,7 @@ impl Costs {
     const NONE: Self = Self {
         clock_ns: u64::MAX,
         syscall_ns: u64::MAX,
+        wait_ns: u64::MAX,
         page_fault_ns: u64::MAX,
         pipe_ns: u64::MAX,
         wake_ns: u64::MAX,
@@ -83,6 +87,7 @@ impl Costs {
             cores: thread::available_parallelism()?.get(),
             path: Path::Daemon,
             syscall_ns: self.syscall_ns,
+            wait_ns: self.wait_ns,
             switch_ns,
             wake_ns,
             // What is left of a message's way when all else is taken off; on one CPU nobody is woken while another runs.
@@ -142,6 +147,7 @@ impl<'b> Probes<'b> {
         lower(&mut self.lowest.clock_ns, median(times, || Ok(ns(Instant::now().elapsed())))?);
         let clock_ns = self.lowest.clock_ns;
         lower(&mut self.lowest.syscall_ns, syscall(times, clock_ns)?);
+        lower(&mut self.lowest.wait_ns, wait(times, clock_ns)?);
         lower(&mut self.lowest.page_fault_ns, page_fault(times.div_ceil(20))?);
         let pipe_ns = median(times, || {
             let begun = Instant::now();
@@ -212,6 +218,31 @@ fn syscall(times: usize, clock_ns: u64) -> io::Result<u64> {
             black_box(rustix::process::getppid());
         });
         Ok(ns(begun.elapsed()).saturating_sub(clock_ns) / loops)
+    })
+}
+
+/// What a client does when it sleeps and is woken by its bell: it waits at a set of two, and reads the one that has
+/// something.
+fn wait(times: usize, clock_ns: u64) -> io::Result<u64> {
+    let loops = 16;
+    let (reader, writer) = rustix::pipe::pipe()?;
+    let (silent, _open) = rustix::pipe::pipe()?;
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for (at, pipe) in [&reader, &silent].into_iter().enumerate() {
+        epoll::add(&set, pipe, epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN)?;
+    }
+    let mut events =
+        [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 2];
+    median(times, || {
+        let mut spent = 0;
+        for _ in 0..loops {
+            rustix::io::write(&writer, &[1])?;
+            let begun = Instant::now();
+            epoll::wait(&set, &mut events, None)?;
+            rustix::io::read(&reader, &mut [0; 64])?;
+            spent += ns(begun.elapsed()).saturating_sub(clock_ns);
+        }
+        Ok(spent / loops)
     })
 }
 
