@@ -44,6 +44,24 @@ impl<W: Words> CallRecord<W> {
         self.word().end(self.name.number, how)
     }
 
+    /// Ends the call because nobody waits for it any more, here and in the `word` that its callee sees. False if the callee
+    /// has announced a reply, or if the bus has taken one over: then the call goes on as if nothing had been said.
+    #[must_use = "a call that goes on has to be looked at again"]
+    pub fn expire<V: Words>(&self, word: &CallWord<V>) -> bool {
+        let number = self.name.number;
+        // Twice: a callee may take back just now what it has announced.
+        let is_told = (0..2).any(|_| word.end(number, CallState::Expired));
+        if self.stands(word.state(number)) == Some(CallState::Answered) {
+            return false;
+        }
+        let has_ended = self.end(CallState::Expired);
+        if is_told && !has_ended {
+            // The bus may give it back, and it must not seem dropped by its callee then.
+            let _ = word.reopen(number, CallState::Expired);
+        }
+        has_ended
+    }
+
     /// Undoes an end as `how`: the reply was refused.
     pub fn reopen(&self, how: CallState) -> bool {
         self.word().reopen(self.name.number, how)
@@ -127,6 +145,29 @@ mod tests {
         for word in [pending, relayed, None, Some(CallState::Answered), Some(CallState::Expired)] {
             assert_eq!(stand(word), relayed);
         }
+    }
+
+    #[test]
+    fn a_call_expires_unless_its_reply_is_on_its_way() {
+        let (words, callee) = ([const { AtomicU64::new(0) }; RECORD_WORDS], [const { AtomicU64::new(0) }; 6]);
+        let (record, word) = (CallRecord::new(&words[..], CALL), CallWord::new(&callee[..], CALL.index));
+        let begin = || {
+            record.begin(50);
+            word.begin(CALL.number);
+        };
+        begin();
+        assert!(word.end(CALL.number, CallState::Answered) && !record.expire(&word), "announced");
+        assert!(word.reopen(CALL.number, CallState::Answered) && record.expire(&word));
+        assert_eq!([record.state(), word.state(CALL.number)], [Some(CallState::Expired); 2]);
+        begin();
+        assert!(record.end(CallState::Relayed) && !record.expire(&word), "taken over");
+        assert!(record.reopen(CallState::Relayed));
+        assert_eq!(
+            record.stands(word.state(CALL.number)),
+            Some(CallState::Pending),
+            "given back, and not dropped"
+        );
+        assert!(record.expire(&word) && !record.expire(&word));
     }
 
     #[test]

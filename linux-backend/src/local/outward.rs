@@ -298,11 +298,8 @@ impl OutLanes {
 
     /// Ends a call that nobody waits for any more. False if kdbusd brings its reply, or if its callee has announced one.
     pub(super) fn end(&self, call: &Call) -> bool {
-        if let Some(word) = self.word(call) {
-            // Twice: a callee may take back just now what it has announced.
-            let _ = (0..2).any(|_| word.end(call.name.number, CallState::Expired));
-        }
-        self.state(call) != Some(CallState::Answered) && self.give_up(call)
+        let ends = self.record(call).zip(self.word(call));
+        ends.is_none_or(|(record, word)| record.expire(&word))
     }
 
     /// Ends a call whatever its callee says. False if kdbusd brings its reply.
