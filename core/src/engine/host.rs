@@ -385,9 +385,11 @@ pub trait Host {
         Err(NoLane::Off)
     }
 
-    /// Closes lanes. On return nothing more is sent by any of them; what was sent is delivered.
-    fn lanes_close(&mut self, which: Lanes) {
+    /// Closes lanes. On return nothing more is sent by any of them; what was sent is delivered. Returns a time after
+    /// which nothing was sent: what the bus tells of the reason comes behind that. A host without lanes need not know it.
+    fn lanes_close(&mut self, which: Lanes) -> Instant {
         let _ = which;
+        Instant::ZERO
     }
 
     /// Closes the lanes into a connection that wants to end. False if one holds a message that it has not

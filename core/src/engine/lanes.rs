@@ -264,13 +264,25 @@ impl Domain<'_> {
     }
 
     /// Closes the lanes into a connection: what its senders know of it is not true any more.
-    pub(super) fn close_lanes_into(&self, host: &mut dyn Host, conn: ConnIx) {
-        host.lanes_close(Lanes::Into(self.handle_id(self.conns[conn].handle)));
+    pub(super) fn close_lanes_into(&mut self, host: &mut dyn Host, conn: ConnIx) {
+        let bus = self.conns[conn].bus;
+        self.close_lanes(host, bus, Lanes::Into(self.handle_id(self.conns[conn].handle)));
     }
 
     /// Closes all lanes of a bus: who may talk to whom, or who is to see it, has changed.
-    pub(super) fn close_lanes_on(&self, host: &mut dyn Host, bus: BusIx) {
-        host.lanes_close(Lanes::Bus(bus.index()));
+    pub(super) fn close_lanes_on(&mut self, host: &mut dyn Host, bus: BusIx) {
+        self.close_lanes(host, bus, Lanes::Bus(bus.index()));
+    }
+
+    /// Closes lanes of a bus. Whatever it tells after that comes behind what was sent by them, though the command that
+    /// closes them began before.
+    pub(super) fn close_lanes(&mut self, host: &mut dyn Host, bus: BusIx, which: Lanes) {
+        let closed_at = host.lanes_close(which).as_nanos();
+        self.last_key = self.last_key.max(closed_at);
+        let bus = &mut self.buses[bus];
+        if bus.had_lanes {
+            bus.seqnum = bus.seqnum.max(closed_at);
+        }
     }
 }
 

@@ -160,6 +160,33 @@ fn whoever_loses_a_name_loses_its_lanes_before_anybody_hears_of_it() {
 }
 
 #[test]
+fn who_is_told_of_a_lost_name_or_a_death_has_what_was_sent_until_then() {
+    let mut bed = Bed::new();
+    let (a, b, listener) = (bed.connect(), bed.connect(), bed.connect());
+    grant(&mut bed, b, a).unwrap();
+    let any = [u64::MAX, 0, u64::MAX, 0].map(u64::to_ne_bytes).concat();
+    bed.add_match(listener, 1, &[(ItemType::NAME_REMOVE, &any)]).unwrap();
+    bed.add_match(listener, 2, &[(ItemType::ID_REMOVE, &any[..16])]).unwrap();
+    bed.acquire(a, "a.b", NameFlags::empty()).unwrap();
+    let last = |bed: &Bed| bed.host.published[&listener.handle].last().unwrap().key;
+    // A command begins, a message goes by lane, and the lane is closed.
+    let mut sent_at = bed.at().monotonic.after(core::time::Duration::from_secs(9)).as_nanos();
+    bed.host.lanes_closed_at = crate::Instant::from_nanos(sent_at);
+    bed.release(a, "a.b").unwrap();
+    assert!(last(&bed) > sent_at, "behind the last message to the name");
+    sent_at += 1_000;
+    bed.host.lanes_closed_at = crate::Instant::from_nanos(sent_at);
+    bed.close(a.handle);
+    assert!(last(&bed) > sent_at);
+    let seqnum = |notice: &Received| {
+        let timestamp = notice.item(ItemType::TIMESTAMP).unwrap();
+        u64::from_ne_bytes(timestamp[..8].try_into().unwrap())
+    };
+    let seqnums: Vec<u64> = bed.drain(listener).iter().map(seqnum).collect();
+    assert!(seqnums.is_sorted() && seqnums.last().is_some_and(|seqnum| *seqnum > sent_at));
+}
+
+#[test]
 fn an_activator_behind_an_owner_closes_its_lanes() {
     let mut bed = Bed::new();
     let a = bed.connect();

@@ -80,7 +80,7 @@ impl Domain<'_> {
         if let HandleState::Connected(_) = self.handles[handle].state {
             self.wake(handle);
         }
-        host.lanes_close(Lanes::Of(self.handle_id(handle)));
+        self.close_lanes(host, bus, Lanes::Of(self.handle_id(handle)));
         self.end_calls(host, conn, Errno::ECONNRESET);
         self.end_watches(host, conn);
         if self.conns[conn].flags.intersects(HelloFlags::ACTIVATOR | HelloFlags::POLICY_HOLDER) {

@@ -53,6 +53,8 @@ pub(super) struct TestHost {
     pub(super) lane_metadata: Vec<u8>,
     /// What was closed, and how many messages had been shown to anybody by then.
     pub(super) lanes_closed: Vec<(Lanes, usize)>,
+    /// When whatever is closed was.
+    pub(super) lanes_closed_at: Instant,
     /// A message waits in a lane.
     pub(super) lane_waits: bool,
     pub(super) retired: Vec<HandleId>,
@@ -188,9 +190,10 @@ impl Host for TestHost {
         Ok(())
     }
 
-    fn lanes_close(&mut self, which: Lanes) {
+    fn lanes_close(&mut self, which: Lanes) -> Instant {
         let shown = self.published.values().map(Vec::len).sum();
         self.lanes_closed.push((which, shown));
+        self.lanes_closed_at
     }
 
     fn lanes_retire(&mut self, of: HandleId) -> bool {

@@ -1,5 +1,6 @@
 //! What the engine needs of its surroundings: pools, files, nodes, and what a client sees of its queue.
 
+use kdbus_core::Instant;
 use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::channel::InboxLayout;
 use kdbus_core::channel::terms::Terms;
@@ -19,7 +20,7 @@ use crate::files::{self, Files};
 use crate::identity::Proc;
 use crate::lanes::LaneTable;
 use crate::log::Log;
-use crate::poller::{Current, Poller, Source};
+use crate::poller::{Current, Poller, Source, clock};
 use crate::raw::Foreign;
 use crate::tree::{Access, Tree};
 
@@ -378,7 +379,7 @@ impl Host for Turn<'_> {
         self.state.lanes.give(grant, terms)
     }
 
-    fn lanes_close(&mut self, which: Lanes) {
+    fn lanes_close(&mut self, which: Lanes) -> Instant {
         let State { lanes, clients, to_ring, .. } = &mut *self.state;
         // A sender that died before it rang has left messages of which nobody else tells.
         lanes.close(which, |receiver| {
@@ -390,6 +391,7 @@ impl Host for Turn<'_> {
                 to_ring.push(receiver);
             }
         });
+        if lanes.is_off() { Instant::ZERO } else { clock().monotonic }
     }
 
     fn lanes_retire(&mut self, of: HandleId) -> bool {
