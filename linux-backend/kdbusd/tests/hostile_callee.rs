@@ -126,7 +126,7 @@ impl Attacker {
         let open = Header { key: caller, ..Header::new(Kind::OpenLane, 1 << 42) };
         let (answer, fds) = exchange(&self.client, &open, &[]);
         answer.result().unwrap();
-        let [lane, back, page, _calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
+        let [lane, back, page, _calls, bell, _record, _heard] = fds.into_array::<LANE_OUT_FDS>().unwrap();
         let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
         let mut writer = LaneWriter::new(
             WordMap::writable(&lane, words).unwrap(),

@@ -48,7 +48,7 @@ impl Attacker {
         let (answer, fds) = exchange(&client, &ask, &[]);
         answer.result().unwrap();
         let number = answer.slot;
-        let [lane, back, page, calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
+        let [lane, back, page, calls, bell, _record, _heard] = fds.into_array::<LANE_OUT_FDS>().unwrap();
         let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
         let layout = LaneLayout::of_words(words).unwrap();
         let map = || WordMap::writable(&lane, words).unwrap();

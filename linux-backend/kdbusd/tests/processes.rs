@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -46,11 +46,19 @@ fn main() {
             who_lives_in_other_namespaces_sees_its_own_numbers,
         ),
         ("who_lives_in_another_time_has_no_lane", who_lives_in_another_time_has_no_lane),
+        (
+            "no_receiver_ends_its_sender_or_holds_it_up_by_the_bell",
+            no_receiver_ends_its_sender_or_holds_it_up_by_the_bell,
+        ),
         ("modes_of_nodes_keep_others_out", modes_of_nodes_keep_others_out),
         ("the_program_starts_says_so_and_stops", the_program_starts_says_so_and_stops),
         ("a_second_daemon_is_told_of_the_first", a_second_daemon_is_told_of_the_first),
         ("a_killed_daemon_is_succeeded", a_killed_daemon_is_succeeded),
         ("a_daemon_without_descriptors_goes_on", a_daemon_without_descriptors_goes_on),
+        (
+            "a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it",
+            a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it,
+        ),
         ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
     ];
@@ -119,6 +127,22 @@ fn client(role: &str, path: &str) {
             }
             println!("{opened:?}");
             let _ = std::io::stdin().read(&mut [0]);
+        }
+        // As whoever does not ignore the signal, sends by lane to a connection that does what it likes with its bell.
+        "ring" => {
+            let ends = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+            signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, ends).unwrap();
+            println!("ready {}", bus.id());
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).unwrap();
+            let to = line.trim().parse().unwrap();
+            bus.transport().open_lane(to).unwrap();
+            println!("opened");
+            std::io::stdin().read_line(&mut line).unwrap();
+            for _ in 0..3 {
+                bus.send(&Message::to(to).payload(b"by lane")).unwrap();
+            }
+            println!("sent {}", bus.transport().handle().stats(bus.id()).unwrap().stats.sent);
         }
         // Tells who calls it, as it sees that, and who it is itself.
         "apart" => {
@@ -368,6 +392,50 @@ fn who_lives_in_another_time_has_no_lane() -> Result<(), String> {
     Ok(())
 }
 
+fn no_receiver_ends_its_sender_or_holds_it_up_by_the_bell() -> Result<(), String> {
+    use std::os::fd::AsRawFd;
+
+    use kdbus_core::channel::{LaneLayout, Words};
+    use kdbus_linux::local::map::WordMap;
+    use kdbus_linux::local::socket::{self, Wait};
+    use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
+    use rustix::fs::{Mode, OFlags};
+    let bus = Bus::with(|config| config.capacity.lanes = 16);
+    for closes in [true, false] {
+        let receiver = bus.connect_without_lanes();
+        let (answer, fds) = common::exchange(&receiver, &Header::new(Kind::BringLane, 1 << 40), &[]);
+        let number = answer.slot;
+        let [_lane, back, _page, _calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+        let back = WordMap::writable(&back, LaneLayout::BACK_WORDS).unwrap();
+        let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+        let handle = receiver.transport().handle();
+        socket::send(handle.socket(), &mapped, &[], &[], Wait::Yes).unwrap();
+        // Its answer comes when the lane is ready.
+        let _ = handle.command(0, &mut [0; 8]);
+        let mut sender = Process::start("ring", &node(&bus), None);
+        sender.ready();
+        let mut say = sender.child.stdin.take().unwrap();
+        writeln!(say, "{}", receiver.id()).unwrap();
+        assert_eq!(sender.line(), "opened");
+        // It asks to be rung for; what hears that is gone, or full.
+        back.store(8, 1);
+        if closes {
+            drop(bell);
+        } else {
+            let path = format!("/proc/self/fd/{}", bell.as_raw_fd());
+            let ringer = rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+            while rustix::io::write(&ringer, &[0; 4096]).is_ok() {}
+            // Whoever has an end of its own waits or not as it likes.
+            let _ = rustix::fs::fcntl_setfl(&bell, OFlags::empty());
+            let _ = rustix::fs::fcntl_setfl(&ringer, OFlags::empty());
+        }
+        writeln!(say).unwrap();
+        assert_eq!(sender.line(), "sent 0", "by lane all of them; closed: {closes}");
+        assert!(sender.child.wait().unwrap().success());
+    }
+    Ok(())
+}
+
 fn modes_of_nodes_keep_others_out() -> Result<(), String> {
     need_root()?;
     for (access, user, expected) in [
@@ -527,6 +595,34 @@ fn a_daemon_without_descriptors_goes_on() -> Result<(), String> {
     others.truncate(1);
     let again = (0..1000).find_map(|_| program.try_bus()).ok_or("nobody is served any more");
     again.unwrap().send(&Message::to(a.id())).unwrap();
+    Ok(())
+}
+
+fn a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it() -> Result<(), String> {
+    let program = Program::start();
+    let pid = rustix::process::Pid::from_child(&program.child);
+    let connect = || -> common::Client {
+        let uid = rustix::process::geteuid().as_raw();
+        let root = program.root.as_os_str().as_encoded_bytes();
+        let options = Options::new().environment(Environment::new(uid).with_root(root).unwrap());
+        Connection::with_capacities(options.lanes(1).connect_default().unwrap(), &Hello::new()).unwrap()
+    };
+    let (receiver, first, second) = (connect(), connect(), connect());
+    // Its receiver has mapped the lane once this is answered.
+    receiver.owner(WellKnownName::parse(SERVICE).unwrap()).unwrap();
+    let limit = |most| {
+        use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+        let own = getrlimit(Resource::Nofile);
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(most), ..own }).unwrap().current
+    };
+    // What it has open stays open, and there is nothing more.
+    let before = limit(3);
+    let refused = first.transport().open_lane(receiver.id());
+    assert_eq!(refused, Err(Failure::Refused(Errno::ENOBUFS)));
+    limit(before.unwrap_or(1024));
+    second.transport().open_lane(receiver.id()).unwrap();
+    second.send(&Message::to(receiver.id()).payload(b"second")).unwrap();
+    assert_eq!(receiver.recv_blocking(SOON).unwrap().sender(), second.id());
     Ok(())
 }
 
