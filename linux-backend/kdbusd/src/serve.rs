@@ -27,7 +27,7 @@ use crate::host::{State, Turn, places};
 use crate::identity::{self, Process};
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
-use crate::raw::Foreign;
+use crate::raw::{self, Foreign};
 use crate::ready::Watchdog;
 use crate::spaces;
 
@@ -228,6 +228,8 @@ impl Daemon {
             (credentials.spaces, names) = spaces::of(&process, proc);
             Some(process)
         });
+        self.forget_gone();
+        let state = &mut self.state;
         if !state.budget.open_client(uid) {
             return Err(Errno::EMFILE);
         }
@@ -473,8 +475,8 @@ impl Daemon {
         }
         self.domain.close(&mut Turn::idle(&mut self.state), clock(), id);
         self.state.pending.end_all(id);
-        if let Some(client) = self.state.clients.remove(id) {
-            self.state.budget.close_client(client.uid);
+        if let Some(mut client) = self.state.clients.remove(id) {
+            let lingers = client.has_unread_fds();
             // Both ends know at once, however long closing takes.
             self.state.poller.remove_client(&client.socket);
             let _ = shutdown(&client.socket, Shutdown::Both);
@@ -485,7 +487,25 @@ impl Daemon {
                 LogLevel::Debug,
                 format_args!("process {} (uid {}) was {id:?}", client.pid, client.uid),
             );
+            if lingers {
+                self.state.lingering.push((client.uid, client.socket));
+                self.forget_gone();
+            } else {
+                self.state.budget.close_client(client.uid);
+            }
         }
+    }
+
+    /// Clients that were cut off count as handles of their users as long as descriptors are on their way to them.
+    fn forget_gone(&mut self) {
+        let State { lingering, budget, .. } = &mut self.state;
+        lingering.retain(|(uid, socket)| {
+            let goes = raw::is_read(socket.as_fd()) || !budget.is_bound(*uid);
+            if goes {
+                budget.close_client(*uid);
+            }
+            !goes
+        });
     }
 
     /// Does everything that follows from what the engine was just told.

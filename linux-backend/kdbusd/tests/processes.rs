@@ -59,6 +59,7 @@ fn main() {
             "a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it",
             a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it,
         ),
+        ("descriptors_that_nobody_reads_keep_nobody_out", descriptors_that_nobody_reads_keep_nobody_out),
         ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
     ];
@@ -143,6 +144,19 @@ fn client(role: &str, path: &str) {
                 bus.send(&Message::to(to).payload(b"by lane")).unwrap();
             }
             println!("sent {}", bus.transport().handle().stats(bus.id()).unwrap().stats.sent);
+        }
+        // Has as many descriptors sent as it can get, and reads none of them, by one connection after another.
+        "hoard" => {
+            let mut connections = Vec::new();
+            let mut next = Some(bus);
+            while let Some(bus) = next.filter(|_| connections.len() < 16) {
+                hoard(&bus);
+                connections.push(bus);
+                let transport = Options::new().lanes(0).staging(0).connect(path);
+                next = transport.ok().and_then(|node| Connection::with_capacities(node, &Hello::new()).ok());
+            }
+            println!("ready {}", connections.len());
+            let _ = std::io::stdin().read(&mut [0]);
         }
         // Tells who calls it, as it sees that, and who it is itself.
         "apart" => {
@@ -623,6 +637,51 @@ fn a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it() -> Result<
     second.transport().open_lane(receiver.id()).unwrap();
     second.send(&Message::to(receiver.id()).payload(b"second")).unwrap();
     assert_eq!(receiver.recv_blocking(SOON).unwrap().sender(), second.id());
+    Ok(())
+}
+
+/// Brings a lane and drops it, again and again, as long as anybody answers; nobody reads that.
+fn hoard(bus: &common::Client) {
+    use kdbus_linux::local::socket::{self, Wait};
+    use kdbus_linux::local::wire::{Header, Kind};
+    let socket = bus.transport().handle().socket();
+    for serial in 0..500 {
+        for packet in [Header::new(Kind::BringLane, 1 << 40 | serial), Header::new(Kind::DropLane, 0)] {
+            if socket::send(socket, &packet, &[], &[], Wait::Yes).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn descriptors_that_nobody_reads_keep_nobody_out() -> Result<(), String> {
+    for user in [None, Some(4242)] {
+        if user.is_some() {
+            need_root()?;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        open_to_all(dir.path());
+        let root = dir.path().join("kdbus");
+        let mut command = program(&root);
+        for set in ["clients=12", "clients-per-user=4", "files=8", "lanes=8"] {
+            command.arg("--set").arg(format!("capacity.{set}"));
+        }
+        // More than it needs, and what may be on the way to all of its user's clients together.
+        let program = Program { child: start_command("ulimit -n 400", &command), root, _dir: dir };
+        let uid = rustix::process::geteuid().as_raw();
+        let node = program.root.join(format!("{uid}-system")).join("bus");
+        let mut hoarding = user.map(|user| Process::start("hoard", &node, Some(user)));
+        let own = hoarding.is_none().then(|| program.bus());
+        match (&mut hoarding, &own) {
+            (Some(process), _) => assert!(process.ready() >= 1),
+            (_, Some(bus)) => hoard(bus),
+            _ => {}
+        }
+        let (a, b) = (program.bus(), program.bus());
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        a.send(&Message::to(b.id()).fds(&[std::os::fd::AsFd::as_fd(&reader)])).unwrap();
+        assert!(b.recv_blocking(SOON).unwrap().take_fd(0).is_some(), "{user:?}");
+    }
     Ok(())
 }
 
