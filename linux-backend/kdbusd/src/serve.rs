@@ -420,8 +420,12 @@ impl Daemon {
         let claims = header.flags & FLAG_CLAIM != 0;
         let answers = if claims { turn.state.lanes.claim(header.slot, from, header.key) } else { None };
         let calls = if claims { 0 } else { header.slot };
-        let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, BesideLanes { answers, calls });
-        if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome) {
+        let mut beside = BesideLanes { answers, calls };
+        let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, &mut beside);
+        if beside.answers.is_some() {
+            // Whatever that was, it was no reply to that call.
+            self.state.lanes.give_claim_back(header.slot, from, header.key);
+        } else if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome) {
             if uses_call_up(error) {
                 // kdbus: whoever waits for the reply gets the error too, or hears that the other end is to blame.
                 let why = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
