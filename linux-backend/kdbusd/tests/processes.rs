@@ -14,6 +14,7 @@ use common::Bus;
 use kdbus_core::WellKnownName;
 use kdbus_core::abi::{AttachFlags, Errno, NameFlags};
 use kdbus_core::client::{CallError, Connection, Failure, Hello, Message, Notification, Rule};
+use kdbus_linux::local::wire::LANE_OUT_FDS;
 use kdbus_linux::local::{ConnectError, Environment, LocalTransport, Options};
 use kdbusd::config::Access;
 
@@ -60,6 +61,7 @@ fn main() {
             a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it,
         ),
         ("descriptors_that_nobody_reads_keep_nobody_out", descriptors_that_nobody_reads_keep_nobody_out),
+        ("lanes_that_come_and_go_leave_nothing_behind", lanes_that_come_and_go_leave_nothing_behind),
         ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
     ];
@@ -682,6 +684,80 @@ fn descriptors_that_nobody_reads_keep_nobody_out() -> Result<(), String> {
         a.send(&Message::to(b.id()).fds(&[std::os::fd::AsFd::as_fd(&reader)])).unwrap();
         assert!(b.recv_blocking(SOON).unwrap().take_fd(0).is_some(), "{user:?}");
     }
+    Ok(())
+}
+
+/// Lanes as honest clients have them, and as others leave them.
+fn lanes_come_and_go(program: &Program, round: u32) {
+    use kdbus_linux::local::socket::{self, Wait};
+    use kdbus_linux::local::wire::{Header, Kind};
+    let (sender, receiver, odd) = (program.bus(), program.bus(), program.bus());
+    let to = receiver.id();
+    sender.transport().open_lane(to).unwrap();
+    for _ in 0..8 {
+        sender.send(&Message::to(to).payload(&[7; 600])).unwrap();
+    }
+    for _ in 0..round % 9 {
+        receiver.recv_blocking(SOON).unwrap();
+    }
+    let tell = |client: &common::Client, packet: &Header| {
+        let _ = socket::send(client.transport().handle().socket(), packet, &[], &[], Wait::Yes);
+    };
+    match round % 4 {
+        // Given and never mapped; brought and never mapped.
+        0 => {
+            let ask = Header { key: to, ..Header::new(Kind::OpenLane, 1 << 40) };
+            assert_eq!(common::exchange(&odd, &ask, &[]).1.len(), LANE_OUT_FDS);
+            let _ = common::exchange(&odd, &Header::new(Kind::BringLane, 1 << 41), &[]);
+        }
+        // Asked for and not waited for.
+        1 => tell(&odd, &Header { key: to, ..Header::new(Kind::OpenLane, 1 << 40) }),
+        // Another's is dropped, which cuts off.
+        2 => tell(&odd, &Header { slot: round % 8, ..Header::new(Kind::DropLane, 0) }),
+        _ => hoard(&odd),
+    }
+    let mut clients = [Some(sender), Some(receiver), Some(odd)];
+    clients.rotate_left(round as usize % 3);
+    for client in clients {
+        drop(client);
+    }
+}
+
+fn lanes_that_come_and_go_leave_nothing_behind() -> Result<(), String> {
+    let program = Program::start();
+    let of = |file: &str| format!("/proc/{}/{file}", program.child.id());
+    // Descriptors, mappings, and kilobytes that are there.
+    let held = || {
+        let status = std::fs::read_to_string(of("status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let maps = std::fs::read_to_string(of("maps")).unwrap();
+        let mapped = maps.lines().filter(|line| line.contains("kdbus-")).count();
+        let resident: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        (std::fs::read_dir(of("fd")).unwrap().count(), mapped, resident)
+    };
+    let rounds = |count| {
+        for round in 0..count {
+            lanes_come_and_go(&program, round);
+        }
+        // Whoever has hung up by then is gone once this is answered.
+        drop(program.bus());
+        drop(program.bus());
+    };
+    rounds(24);
+    let before = held();
+    rounds(72);
+    // What is closed apart from the loop is closed a little later.
+    let mut after = held();
+    for _ in 0..200 {
+        if (after.0, after.1) == (before.0, before.1) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        drop(program.bus());
+        after = held();
+    }
+    assert_eq!((after.0, after.1), (before.0, before.1));
+    assert!(after.2 < before.2 + 2048, "{before:?} {after:?}");
     Ok(())
 }
 
