@@ -157,16 +157,17 @@ impl<'s> Domain<'s> {
         }
     }
 
-    /// Carries out a command as [`handle`](Self::handle), of a client that exchanges messages past the bus too.
+    /// Carries out a command as [`handle`](Self::handle), of a client that exchanges messages past the bus too. The call
+    /// that it may answer stays in `beside` if it was no reply to that one.
     pub fn handle_beside_lanes(
         &mut self,
         host: &mut dyn Host,
         arrival: Arrival<'_>,
-        beside: BesideLanes,
+        beside: &mut BesideLanes,
     ) -> Outcome {
-        self.beside = beside;
+        self.beside = *beside;
         let outcome = self.handle(host, arrival);
-        self.beside = BesideLanes::default();
+        *beside = core::mem::take(&mut self.beside);
         outcome
     }
 

@@ -258,6 +258,7 @@ impl Domain<'_> {
         let &Sending { conn, bus, ref parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
         if self.beside.answers == Some((self.handle_id(self.conns[to].handle), cookie)) {
+            self.beside.answers = None;
             self.copy_to_monitors(host, at, bus, parcel);
             let delivered = self.deliver(host, at, to, parcel, name, None);
             self.note_refusal(conn, to, delivered)?;

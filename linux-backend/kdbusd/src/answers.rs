@@ -10,6 +10,10 @@ use rustix::io;
 use crate::daemon::Daemon;
 use crate::lanes::LaneFds;
 
+/// Why a client is cut off that would have more than [`FDS_MAX`] descriptors on their way to it. The kernel bounds what
+/// all of them have together, and then no client can be sent any.
+const UNREAD: &str = "it does not read the answers that bring it descriptors";
+
 impl Daemon {
     /// Does what follows from a command, and then answers it: who it woke is awake when its caller goes on.
     pub(crate) fn finish(
@@ -74,6 +78,9 @@ impl Daemon {
             return;
         };
         let hello = std::mem::take(&mut client.hello);
+        if !client.may_get(hello.len()) {
+            return self.state.doom(to, UNREAD);
+        }
         let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> = hello.iter().map(AsFd::as_fd).collect();
         let sent = socket::send(&client.socket, header, parts, &fds, Wait::No);
         self.sent(to, sent);
@@ -86,14 +93,18 @@ impl Daemon {
         };
         let outgoing = std::mem::take(&mut client.outgoing);
         let files = &mut self.state.files;
-        let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> =
-            outgoing.iter().filter_map(|id| files.get(*id)).collect();
-        let sent = socket::send(&client.socket, header, parts, &fds, Wait::No);
-        drop(fds);
+        let sent = client.may_get(outgoing.len()).then(|| {
+            let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> =
+                outgoing.iter().filter_map(|id| files.get(*id)).collect();
+            socket::send(&client.socket, header, parts, &fds, Wait::No)
+        });
         for id in outgoing {
             files.release(id);
         }
-        self.sent(to, sent);
+        match sent {
+            Some(sent) => self.sent(to, sent),
+            None => self.state.doom(to, UNREAD),
+        }
     }
 
     fn sent(&mut self, to: HandleId, sent: io::Result<()>) {

@@ -88,7 +88,8 @@ impl Budget {
         }
     }
 
-    const fn is_bound(&self, uid: u32) -> bool {
+    /// Whether a user has a share, and not everything.
+    pub(crate) const fn is_bound(&self, uid: u32) -> bool {
         uid != 0 && uid != self.own_uid
     }
 }

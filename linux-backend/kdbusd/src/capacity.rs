@@ -68,7 +68,7 @@ capacities! {
     /// Connections that wait for room at another one.
     watches: 1..=65536, 256;
     /// Lanes, by which clients exchange messages past the daemon; 0 for none. Each costs `memory.lane` and five
-    /// pages of memory, and up to six descriptors of the daemon until its sender has mapped it. With
+    /// pages of memory, and up to seven descriptors of the daemon until its sender has mapped it. With
     /// lanes, each pair of clients costs a bit.
     lanes: 0..=16384, 256;
     /// Lanes into one connection.

@@ -5,14 +5,14 @@ use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::MESSAGE_FDS_MAX;
 use kdbus_core::engine::{FileId, HandleId};
 use kdbus_linux::local::map::{self, Seal, WordMap, WriteMap};
-use kdbus_linux::local::wire::{HELLO_FDS, LANE_OUT_FDS};
-use rustix::fd::OwnedFd;
+use kdbus_linux::local::wire::{FDS_MAX, HELLO_FDS, LANE_OUT_FDS};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::identity::Process;
 use crate::lanes::NoRoom;
-use crate::raw::Foreign;
+use crate::raw::{self, Foreign};
 use crate::spaces::Names;
 
 /// Descriptors for the answer to HELLO, in the order of the protocol.
@@ -72,6 +72,8 @@ pub(crate) struct Client {
     pub(crate) staging: Option<Foreign>,
     /// Files that go with the next answer that brings a message.
     pub(crate) outgoing: heapless::Vec<FileId, MESSAGE_FDS_MAX>,
+    /// Descriptors in answers that it may not have read.
+    pub(crate) unread_fds: usize,
     /// Its bell is to be rung.
     pub(crate) ring: bool,
     /// It is to be cut off.
@@ -101,9 +103,27 @@ impl Client {
             no_room: None,
             staging: None,
             outgoing: heapless::Vec::new(),
+            unread_fds: 0,
             ring: false,
             doomed: false,
         }
+    }
+
+    /// Whether descriptors that it was sent are still on their way to it. They count for this process until it reads them.
+    pub(crate) fn has_unread_fds(&mut self) -> bool {
+        if self.unread_fds != 0 && raw::is_read(self.socket.as_fd()) {
+            self.unread_fds = 0;
+        }
+        self.unread_fds != 0
+    }
+
+    /// Counts descriptors of an answer. False if it has too many that it did not read.
+    pub(crate) fn may_get(&mut self, fds: usize) -> bool {
+        if fds != 0 && self.has_unread_fds() && self.unread_fds + fds > FDS_MAX {
+            return false;
+        }
+        self.unread_fds += fds;
+        true
     }
 }
 

@@ -159,6 +159,7 @@ impl Daemon {
             control: control.into(),
             listeners: (0..capacity.endpoints).map(|_| None).collect(),
             clients: Clients::new(capacity.handles),
+            lingering: Vec::with_capacity(capacity.handles),
             pending: Pending::new(capacity.calls + 1),
             files: Files::new(config.capacity.files),
             budget: Budget::new(&config.capacity, &config.memory, uid),

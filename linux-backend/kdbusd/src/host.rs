@@ -40,6 +40,8 @@ pub(crate) struct State {
     pub(crate) control: Foreign,
     pub(crate) listeners: Box<[Option<Listener>]>,
     pub(crate) clients: Clients,
+    /// Users and sockets of those who were cut off and have not read the descriptors that they were sent.
+    pub(crate) lingering: Vec<(u32, Foreign)>,
     pub(crate) pending: Pending,
     pub(crate) files: Files,
     pub(crate) budget: Budget,

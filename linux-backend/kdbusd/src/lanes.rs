@@ -24,7 +24,8 @@ use crate::clients::no_memory;
 /// Bytes of the longest name.
 const NAME_MAX: usize = 255;
 
-/// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, calls, bell; for its sender the record too.
+/// Descriptors of a lane for one of its ends: lane part, way back, page of the bus, calls, bell; for its sender the record too,
+/// and a reading end of the bell.
 pub(crate) type LaneFds = heapless::Vec<OwnedFd, LANE_OUT_FDS>;
 
 /// Why a connection was refused another lane.
@@ -138,6 +139,9 @@ impl LaneTable {
         map::seal(&record_file, Seal::SizeFirst)?;
         // The ringing end goes to the sender and no other: kdbusd could be made to wait in it.
         let (bell, ringer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // As long as its sender has one of its own, ringing a receiver that has closed the other is no SIGPIPE. Of one
+        // description, either could make the other wait.
+        let heard = open_again(&bell, OFlags::NONBLOCK)?;
         let clone = |file: &OwnedFd| io::fcntl_dupfd_cloexec(file, 0);
         let received =
             [read_only(&lane_file)?, clone(&back_file)?, clone(&verdict_file)?, clone(&calls_file)?, bell];
@@ -156,7 +160,7 @@ impl LaneTable {
             terms: 0,
             attach: AttachFlags::empty(),
             name: heapless::Vec::new(),
-            files: Some([lane_file, back_file, verdict_file, calls_file, ringer, record_file]),
+            files: Some([lane_file, back_file, verdict_file, calls_file, ringer, record_file, heard]),
         });
         Ok((place as u32, received.into_iter().collect()))
     }
@@ -181,13 +185,13 @@ impl LaneTable {
             return Err(NoLane::Full);
         };
         (self.given, self.given_to, self.given_files) = (place as u32, grant.to_id, None);
+        // Before the terms: what they say of a sender that gets no lane would stand there for the next one.
+        let copies = if own.is_none() { Some(lane.copies().map_err(|_| NoLane::Full)?) } else { None };
         if !lane.accept(terms) {
             return Err(NoLane::Terms);
         }
-        if own.is_none() {
-            let files = lane.files.iter().flatten();
-            let copies: Result<LaneFds, _> = files.map(|file| io::fcntl_dupfd_cloexec(file, 0)).collect();
-            self.given_files = Some(copies.map_err(|_| NoLane::Full)?);
+        if copies.is_some() {
+            self.given_files = copies;
             lane.sender = Some(grant.from);
             lane.bus = grant.bus;
         } else if lane.sealed && !lane.gate.verdict().is_open() && !lane.gate.open() {
@@ -394,17 +398,29 @@ impl LaneTable {
 fn read_only(file: &OwnedFd) -> io::Result<OwnedFd> {
     // Nor can it be opened once more for writing by another user than this one.
     fs::fchmod(file, Mode::RUSR)?;
+    open_again(file, OFlags::empty())
+}
+
+/// A reading description of its own of the same file.
+fn open_again(file: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
     let mut path = heapless::String::<32>::new();
     // Ten digits fit.
     let _ = write!(path, "/proc/self/fd/{}", file.as_raw_fd());
     // Without /proc there are no lanes.
-    fs::open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| match error {
-        io::Errno::NOENT => io::Errno::OPNOTSUPP,
-        other => other,
+    fs::open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC | flags, Mode::empty()).map_err(|error| {
+        match error {
+            io::Errno::NOENT => io::Errno::OPNOTSUPP,
+            other => other,
+        }
     })
 }
 
 impl Lane {
+    /// What its sender gets.
+    fn copies(&self) -> io::Result<LaneFds> {
+        self.files.iter().flatten().map(|file| io::fcntl_dupfd_cloexec(file, 0)).collect()
+    }
+
     /// Whether messages may be sent under these terms. They are written if they are others than before, which
     /// needs a lane without messages.
     fn accept(&mut self, terms: &Terms<'_>) -> bool {

@@ -54,6 +54,21 @@ pub(crate) fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<PeerIds> {
     Ok(PeerIds { pid: u32::try_from(ids.pid).unwrap_or(0), uid: ids.uid, gid: ids.gid })
 }
 
+/// Whether the peer of a Unix socket has read everything, or is gone: `SO_MEMINFO`, which rustix does not have. Without an
+/// answer it has not.
+pub(crate) fn is_read(socket: BorrowedFd<'_>) -> bool {
+    let mut numbers = [u32::MAX; 9];
+    let mut length = size_of_val(&numbers) as libc::socklen_t;
+    let place = (&raw mut numbers).cast();
+    // SAFETY: `place` is writable for `length` bytes, and the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut length)
+    };
+    /// `SK_MEMINFO_WMEM_ALLOC`: what was sent and lies in the peer's queue.
+    const SENT: usize = 2;
+    check(result).is_ok() && numbers[SENT] == 0
+}
+
 /// Takes over a descriptor that the process was started with.
 pub(crate) fn inherited(fd: c_int) -> io::Result<OwnedFd> {
     // The standard ones are not ours to close.
@@ -77,6 +92,24 @@ fn check(result: c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_in_the_queue_of_the_peer_is_not_read() {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        for closes in [false, true] {
+            let kind = SocketType::SEQPACKET;
+            let (a, b) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+            assert!(is_read(a.as_fd()));
+            io::write(&a, b"packet").unwrap();
+            assert!(!is_read(a.as_fd()));
+            if closes {
+                drop(b);
+            } else {
+                io::read(&b, &mut [0; 8]).unwrap();
+            }
+            assert!(is_read(a.as_fd()));
+        }
+    }
 
     #[test]
     fn a_socket_without_a_peer_has_no_ids() {

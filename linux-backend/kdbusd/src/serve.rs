@@ -27,7 +27,7 @@ use crate::host::{State, Turn, places};
 use crate::identity::{self, Process};
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
-use crate::raw::Foreign;
+use crate::raw::{self, Foreign};
 use crate::ready::Watchdog;
 use crate::spaces;
 
@@ -228,6 +228,8 @@ impl Daemon {
             (credentials.spaces, names) = spaces::of(&process, proc);
             Some(process)
         });
+        self.forget_gone();
+        let state = &mut self.state;
         if !state.budget.open_client(uid) {
             return Err(Errno::EMFILE);
         }
@@ -418,8 +420,12 @@ impl Daemon {
         let claims = header.flags & FLAG_CLAIM != 0;
         let answers = if claims { turn.state.lanes.claim(header.slot, from, header.key) } else { None };
         let calls = if claims { 0 } else { header.slot };
-        let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, BesideLanes { answers, calls });
-        if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome) {
+        let mut beside = BesideLanes { answers, calls };
+        let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, &mut beside);
+        if beside.answers.is_some() {
+            // Whatever that was, it was no reply to that call.
+            self.state.lanes.give_claim_back(header.slot, from, header.key);
+        } else if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome) {
             if uses_call_up(error) {
                 // kdbus: whoever waits for the reply gets the error too, or hears that the other end is to blame.
                 let why = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
@@ -473,8 +479,8 @@ impl Daemon {
         }
         self.domain.close(&mut Turn::idle(&mut self.state), clock(), id);
         self.state.pending.end_all(id);
-        if let Some(client) = self.state.clients.remove(id) {
-            self.state.budget.close_client(client.uid);
+        if let Some(mut client) = self.state.clients.remove(id) {
+            let lingers = client.has_unread_fds();
             // Both ends know at once, however long closing takes.
             self.state.poller.remove_client(&client.socket);
             let _ = shutdown(&client.socket, Shutdown::Both);
@@ -485,7 +491,25 @@ impl Daemon {
                 LogLevel::Debug,
                 format_args!("process {} (uid {}) was {id:?}", client.pid, client.uid),
             );
+            if lingers {
+                self.state.lingering.push((client.uid, client.socket));
+                self.forget_gone();
+            } else {
+                self.state.budget.close_client(client.uid);
+            }
         }
+    }
+
+    /// Clients that were cut off count as handles of their users as long as descriptors are on their way to them.
+    fn forget_gone(&mut self) {
+        let State { lingering, budget, .. } = &mut self.state;
+        lingering.retain(|(uid, socket)| {
+            let goes = raw::is_read(socket.as_fd()) || !budget.is_bound(*uid);
+            if goes {
+                budget.close_client(*uid);
+            }
+            !goes
+        });
     }
 
     /// Does everything that follows from what the engine was just told.

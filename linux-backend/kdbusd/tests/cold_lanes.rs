@@ -123,7 +123,7 @@ fn what_the_dead_have_sent_and_not_rung_for_is_received() {
     let victim = bus.connect_without_lanes();
     let ask = Header { key: receiver.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
     let (answer, fds) = exchange(&victim, &ask, &[]);
-    let [lane, back, page, _calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
+    let [lane, back, page, _calls, bell, _record, _heard] = fds.into_array::<LANE_OUT_FDS>().unwrap();
     let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
     let lane = WordMap::writable(&lane, words).unwrap();
     let back = WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap();

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use common::{Bus, Client, exchange};
 use kdbus_core::Instant;
-use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, Vec as PayloadVec};
+use kdbus_core::abi::{
+    CmdList, CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, SendFlags, Vec as PayloadVec,
+};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
     CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, Words,
@@ -48,7 +50,8 @@ struct Attacker {
 
 impl Attacker {
     fn new(bus: &Bus) -> Self {
-        let client = bus.connect_without_lanes();
+        let transport = bus.options().staging(0).lanes(0).connect(&bus.name()).unwrap();
+        let client = Connection::with_capacities(transport, &Hello::new().accept_fds()).unwrap();
         let (answer, fds) = exchange(&client, &Header::new(Kind::BringLane, 1 << 40), &[]);
         answer.result().unwrap();
         let number = answer.slot;
@@ -106,8 +109,13 @@ impl Attacker {
 
     /// Says to kdbusd that a message is the reply to `call`.
     fn claim(&self, call: CallName, caller: u64, cookie: u64) -> Result<(), Errno> {
-        let reply = Self::reply(caller, cookie);
-        let command = CmdSend { size: size_of::<CmdSend>() as u64, msg_address: 1, ..CmdSend::default() };
+        self.claim_with(call, &Self::reply(caller, cookie), SendFlags::empty())
+    }
+
+    /// Says to kdbusd of any message that it is the reply to `call`.
+    fn claim_with(&self, call: CallName, reply: &[u8], flags: SendFlags) -> Result<(), Errno> {
+        let (size, flags) = (size_of::<CmdSend>() as u64, flags.bits());
+        let command = CmdSend { size, flags, msg_address: 1, ..CmdSend::default() };
         let header = Header {
             number: Command::Send.request(),
             flags: FLAG_MESSAGE | FLAG_CLAIM,
@@ -118,7 +126,21 @@ impl Attacker {
             slot: self.number,
             ..Header::new(Kind::Command, 1 << 41)
         };
-        exchange(&self.client, &header, &[command.as_bytes(), &reply, b"an answr"]).0.result()
+        exchange(&self.client, &header, &[command.as_bytes(), reply, b"an answr"]).0.result()
+    }
+
+    /// Says to kdbusd that a command of another kind is the reply to `call`.
+    fn claim_with_a_list(&self, call: CallName) -> Result<(), Errno> {
+        let command = CmdList { size: size_of::<CmdList>() as u64, flags: 1, ..CmdList::default() };
+        let header = Header {
+            number: Command::List.request(),
+            flags: FLAG_CLAIM,
+            arg_size: size_of::<CmdList>() as u32,
+            key: call.word(),
+            slot: self.number,
+            ..Header::new(Kind::Command, 1 << 41)
+        };
+        exchange(&self.client, &header, &[command.as_bytes()]).0.result()
     }
 
     /// Says by lane that a message is the reply to `call`.
@@ -126,7 +148,7 @@ impl Attacker {
         let open = Header { key: caller, ..Header::new(Kind::OpenLane, 1 << 42) };
         let (answer, fds) = exchange(&self.client, &open, &[]);
         answer.result().unwrap();
-        let [lane, back, page, _calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
+        let [lane, back, page, _calls, bell, _record, _heard] = fds.into_array::<LANE_OUT_FDS>().unwrap();
         let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
         let mut writer = LaneWriter::new(
             WordMap::writable(&lane, words).unwrap(),
@@ -174,6 +196,49 @@ fn a_callee_does_not_choose_which_call_it_answers() {
     other.send(&Message::reply(question.reply_to()).payload(b"honest")).unwrap();
     let reply = caller.recv_blocking(LONG).unwrap();
     assert_eq!((reply.sender(), reply.cookie_reply()), (other.id(), 9));
+}
+
+#[test]
+fn a_claim_that_brings_no_reply_ends_no_call() {
+    let bus = bus();
+    for (kind, then_answers) in (0..4).flat_map(|kind| [(kind, false), (kind, true)]) {
+        let mut callee = Attacker::new(&bus);
+        let (caller, other) = (client(&bus), client(&bus));
+        let (id, to) = (caller.id(), callee.client.id());
+        caller.transport().open_lane(to).unwrap();
+        let soon = after(Duration::from_millis(if then_answers { 60_000 } else { 300 }));
+        caller.send(&Message::to(to).payload(b"question").cookie(5).expect_reply(soon)).unwrap();
+        let call = callee.call();
+        match kind {
+            0 => callee.claim_with(call, &Attacker::reply(other.id(), 0), SendFlags::empty()).unwrap(),
+            1 => callee.claim_with_a_list(call).unwrap(),
+            2 => {
+                let mut question = Attacker::reply(other.id(), after(Duration::from_millis(5)).as_nanos());
+                let flags = std::mem::offset_of!(Msg, flags);
+                question[flags] |= MsgFlags::EXPECT_REPLY.bits() as u8;
+                let ended = callee.claim_with(call, &question, SendFlags::SYNC_REPLY);
+                assert_eq!(ended, Err(Errno::ETIMEDOUT), "nobody answers");
+            }
+            _ => {
+                // The reply to another call of the same two, which went through kdbusd.
+                let handle = callee.client.transport().handle();
+                let (reader, _writer) = rustix::pipe::pipe().unwrap();
+                let fds = [std::os::fd::AsFd::as_fd(&reader)];
+                let question = Message::to(to).fds(&fds).cookie(6).expect_reply(after(LONG));
+                caller.send(&question).unwrap();
+                assert_eq!(handle.stats(to).unwrap().stats.queued, 1);
+                callee.claim(call, id, 6).unwrap();
+                assert_eq!(caller.recv_blocking(LONG).unwrap().cookie_reply(), 6);
+            }
+        }
+        if then_answers {
+            callee.claim(call, id, 5).unwrap();
+        }
+        let ended = caller.recv_blocking(LONG).expect("each call ends");
+        let sender = if then_answers { to } else { 0 };
+        assert_eq!((ended.sender(), ended.cookie_reply()), (sender, 5), "kind {kind}");
+        assert!(caller.try_recv().unwrap().is_none());
+    }
 }
 
 #[test]

@@ -4,18 +4,14 @@ mod common;
 
 use std::time::Duration;
 
+use common::attacker::{Attacker, message, now};
 use common::{Bus, Client, exchange};
-use kdbus_core::abi::{
-    AttachFlags, CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, Vec as PayloadVec,
-};
-use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
-use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, LaneLayout, LaneWriter, Verdict, Words};
+use kdbus_core::abi::{AttachFlags, CmdSend, Command, Errno, ItemType, Msg, MsgFlags};
+use kdbus_core::channel::terms::VERDICT_AT;
+use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, Verdict, Words};
 use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
-use kdbus_linux::local::map::WordMap;
-use kdbus_linux::local::socket::{self, Wait};
-use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_OUT_FDS};
+use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind};
 use kdbusd::config::Bytes;
-use rustix::fd::OwnedFd;
 use rustix::process::Gid;
 use rustix::thread::set_thread_groups;
 use zerocopy::IntoBytes;
@@ -26,92 +22,6 @@ fn bus() -> Bus {
 
 fn client(bus: &Bus) -> Client {
     Connection::with_capacities(bus.options().lanes(4).connect(&bus.name()).unwrap(), &Hello::new()).unwrap()
-}
-
-/// A sender that has its lane in its own hands.
-struct Attacker {
-    client: Client,
-    lane: WordMap,
-    page: WordMap,
-    calls: WordMap,
-    bell: OwnedFd,
-    writer: LaneWriter<WordMap, WordMap, WordMap>,
-}
-
-impl Attacker {
-    fn new(bus: &Bus, victim: &Client) -> Self {
-        Self::by(bus.connect_without_lanes(), victim)
-    }
-
-    fn by(client: Client, victim: &Client) -> Self {
-        let ask = Header { key: victim.id(), ..Header::new(Kind::OpenLane, 1 << 40) };
-        let (answer, fds) = exchange(&client, &ask, &[]);
-        answer.result().unwrap();
-        let number = answer.slot;
-        let [lane, back, page, calls, bell, _record] = fds.into_array::<LANE_OUT_FDS>().unwrap();
-        let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
-        let layout = LaneLayout::of_words(words).unwrap();
-        let map = || WordMap::writable(&lane, words).unwrap();
-        let writer = LaneWriter::new(
-            map(),
-            WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap(),
-            WordMap::read_only(&page, PAGE_WORDS).unwrap(),
-            VERDICT_AT,
-            layout,
-        );
-        let attacker = Self {
-            lane: map(),
-            page: WordMap::read_only(&page, PAGE_WORDS).unwrap(),
-            calls: WordMap::writable(&calls, CALL_WORDS).unwrap(),
-            bell,
-            writer: writer.unwrap(),
-            client,
-        };
-        let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
-        socket::send(attacker.client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
-        // Its answer comes when the lane is open.
-        let _ = attacker.client.transport().handle().command(0, &mut [0; 8]);
-        attacker
-    }
-
-    fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[u8]) {
-        let head = LaneHead { first: first.len() as u64, second: second.len() as u64, key, call };
-        let mut reserved = self.writer.reserve(head).unwrap();
-        reserved.put(first);
-        reserved.next_part();
-        reserved.put(second);
-        let _ = reserved.commit().unwrap();
-        self.ring();
-    }
-
-    fn ring(&self) {
-        let _ = rustix::io::write(&self.bell, &[1]);
-    }
-}
-
-/// Header and items of a message with eight bytes of payload, and what `change` makes of it.
-fn message(to: u64, change: impl FnOnce(&mut Msg, &mut Vec<(ItemType, Vec<u8>)>)) -> Vec<u8> {
-    let vec = PayloadVec { size: 8, address: 64 };
-    let mut items = vec![(ItemType::PAYLOAD_VEC, vec.as_bytes().to_vec())];
-    let mut header = Msg { dst_id: to, payload_type: 1, cookie: 77, ..Msg::default() };
-    change(&mut header, &mut items);
-    let mut buffer = vec![0; 8192];
-    let mut writer = ItemWriter::behind(&mut buffer, Msg::SIZE).unwrap();
-    for (kind, payload) in &items {
-        writer.bytes(*kind, payload).unwrap();
-    }
-    let len = writer.len();
-    if header.size == 0 {
-        header.size = len as u64;
-    }
-    buffer[..Msg::SIZE].copy_from_slice(header.as_bytes());
-    buffer.truncate(len.next_multiple_of(8));
-    buffer
-}
-
-fn now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// That a lane of an honest sender works, and brings nothing but what it sent.
@@ -200,7 +110,7 @@ fn what_others_send_leaves_room_for_the_awaited_reply() {
     });
     let transport = bus.options().lanes(4).connect(&bus.name()).unwrap();
     let hello = Hello::new().ask_metadata(AttachFlags::AUXGROUPS);
-    let victim = Connection::with_capacities(transport, &hello).unwrap();
+    let victim: Client = Connection::with_capacities(transport, &hello).unwrap();
     let callee = client(&bus);
     victim.transport().open_lane(callee.id()).unwrap();
     callee.transport().open_lane(victim.id()).unwrap();
@@ -216,7 +126,7 @@ fn what_others_send_leaves_room_for_the_awaited_reply() {
     let flooding: Vec<Attacker> = (0..3)
         .map(|_| {
             let flooder = std::thread::scope(|scope| scope.spawn(connect).join().unwrap());
-            let mut attacker = Attacker::by(flooder, &victim);
+            let mut attacker = Attacker::by(flooder, victim.id());
             let first = message(victim.id(), |_, _| {});
             let head = LaneHead { first: first.len() as u64, second: 8, key: now(), call: 0 };
             while attacker.writer.reserve(head).is_ok() {

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -14,6 +14,7 @@ use common::Bus;
 use kdbus_core::WellKnownName;
 use kdbus_core::abi::{AttachFlags, Errno, NameFlags};
 use kdbus_core::client::{CallError, Connection, Failure, Hello, Message, Notification, Rule};
+use kdbus_linux::local::wire::LANE_OUT_FDS;
 use kdbus_linux::local::{ConnectError, Environment, LocalTransport, Options};
 use kdbusd::config::Access;
 
@@ -46,11 +47,21 @@ fn main() {
             who_lives_in_other_namespaces_sees_its_own_numbers,
         ),
         ("who_lives_in_another_time_has_no_lane", who_lives_in_another_time_has_no_lane),
+        (
+            "no_receiver_ends_its_sender_or_holds_it_up_by_the_bell",
+            no_receiver_ends_its_sender_or_holds_it_up_by_the_bell,
+        ),
         ("modes_of_nodes_keep_others_out", modes_of_nodes_keep_others_out),
         ("the_program_starts_says_so_and_stops", the_program_starts_says_so_and_stops),
         ("a_second_daemon_is_told_of_the_first", a_second_daemon_is_told_of_the_first),
         ("a_killed_daemon_is_succeeded", a_killed_daemon_is_succeeded),
         ("a_daemon_without_descriptors_goes_on", a_daemon_without_descriptors_goes_on),
+        (
+            "a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it",
+            a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it,
+        ),
+        ("descriptors_that_nobody_reads_keep_nobody_out", descriptors_that_nobody_reads_keep_nobody_out),
+        ("lanes_that_come_and_go_leave_nothing_behind", lanes_that_come_and_go_leave_nothing_behind),
         ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
     ];
@@ -118,6 +129,35 @@ fn client(role: &str, path: &str) {
                 bus.send(&Message::to_name(name).payload(b"in time")).unwrap();
             }
             println!("{opened:?}");
+            let _ = std::io::stdin().read(&mut [0]);
+        }
+        // As whoever does not ignore the signal, sends by lane to a connection that does what it likes with its bell.
+        "ring" => {
+            let ends = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+            signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, ends).unwrap();
+            println!("ready {}", bus.id());
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).unwrap();
+            let to = line.trim().parse().unwrap();
+            bus.transport().open_lane(to).unwrap();
+            println!("opened");
+            std::io::stdin().read_line(&mut line).unwrap();
+            for _ in 0..3 {
+                bus.send(&Message::to(to).payload(b"by lane")).unwrap();
+            }
+            println!("sent {}", bus.transport().handle().stats(bus.id()).unwrap().stats.sent);
+        }
+        // Has as many descriptors sent as it can get, and reads none of them, by one connection after another.
+        "hoard" => {
+            let mut connections = Vec::new();
+            let mut next = Some(bus);
+            while let Some(bus) = next.filter(|_| connections.len() < 16) {
+                hoard(&bus);
+                connections.push(bus);
+                let transport = Options::new().lanes(0).staging(0).connect(path);
+                next = transport.ok().and_then(|node| Connection::with_capacities(node, &Hello::new()).ok());
+            }
+            println!("ready {}", connections.len());
             let _ = std::io::stdin().read(&mut [0]);
         }
         // Tells who calls it, as it sees that, and who it is itself.
@@ -368,6 +408,50 @@ fn who_lives_in_another_time_has_no_lane() -> Result<(), String> {
     Ok(())
 }
 
+fn no_receiver_ends_its_sender_or_holds_it_up_by_the_bell() -> Result<(), String> {
+    use std::os::fd::AsRawFd;
+
+    use kdbus_core::channel::{LaneLayout, Words};
+    use kdbus_linux::local::map::WordMap;
+    use kdbus_linux::local::socket::{self, Wait};
+    use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
+    use rustix::fs::{Mode, OFlags};
+    let bus = Bus::with(|config| config.capacity.lanes = 16);
+    for closes in [true, false] {
+        let receiver = bus.connect_without_lanes();
+        let (answer, fds) = common::exchange(&receiver, &Header::new(Kind::BringLane, 1 << 40), &[]);
+        let number = answer.slot;
+        let [_lane, back, _page, _calls, bell] = fds.into_array::<LANE_FDS>().unwrap();
+        let back = WordMap::writable(&back, LaneLayout::BACK_WORDS).unwrap();
+        let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+        let handle = receiver.transport().handle();
+        socket::send(handle.socket(), &mapped, &[], &[], Wait::Yes).unwrap();
+        // Its answer comes when the lane is ready.
+        let _ = handle.command(0, &mut [0; 8]);
+        let mut sender = Process::start("ring", &node(&bus), None);
+        sender.ready();
+        let mut say = sender.child.stdin.take().unwrap();
+        writeln!(say, "{}", receiver.id()).unwrap();
+        assert_eq!(sender.line(), "opened");
+        // It asks to be rung for; what hears that is gone, or full.
+        back.store(8, 1);
+        if closes {
+            drop(bell);
+        } else {
+            let path = format!("/proc/self/fd/{}", bell.as_raw_fd());
+            let ringer = rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+            while rustix::io::write(&ringer, &[0; 4096]).is_ok() {}
+            // Whoever has an end of its own waits or not as it likes.
+            let _ = rustix::fs::fcntl_setfl(&bell, OFlags::empty());
+            let _ = rustix::fs::fcntl_setfl(&ringer, OFlags::empty());
+        }
+        writeln!(say).unwrap();
+        assert_eq!(sender.line(), "sent 0", "by lane all of them; closed: {closes}");
+        assert!(sender.child.wait().unwrap().success());
+    }
+    Ok(())
+}
+
 fn modes_of_nodes_keep_others_out() -> Result<(), String> {
     need_root()?;
     for (access, user, expected) in [
@@ -527,6 +611,153 @@ fn a_daemon_without_descriptors_goes_on() -> Result<(), String> {
     others.truncate(1);
     let again = (0..1000).find_map(|_| program.try_bus()).ok_or("nobody is served any more");
     again.unwrap().send(&Message::to(a.id())).unwrap();
+    Ok(())
+}
+
+fn a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it() -> Result<(), String> {
+    let program = Program::start();
+    let pid = rustix::process::Pid::from_child(&program.child);
+    let connect = || -> common::Client {
+        let uid = rustix::process::geteuid().as_raw();
+        let root = program.root.as_os_str().as_encoded_bytes();
+        let options = Options::new().environment(Environment::new(uid).with_root(root).unwrap());
+        Connection::with_capacities(options.lanes(1).connect_default().unwrap(), &Hello::new()).unwrap()
+    };
+    let (receiver, first, second) = (connect(), connect(), connect());
+    // Its receiver has mapped the lane once this is answered.
+    receiver.owner(WellKnownName::parse(SERVICE).unwrap()).unwrap();
+    let limit = |most| {
+        use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+        let own = getrlimit(Resource::Nofile);
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(most), ..own }).unwrap().current
+    };
+    // What it has open stays open, and there is nothing more.
+    let before = limit(3);
+    let refused = first.transport().open_lane(receiver.id());
+    assert_eq!(refused, Err(Failure::Refused(Errno::ENOBUFS)));
+    limit(before.unwrap_or(1024));
+    second.transport().open_lane(receiver.id()).unwrap();
+    second.send(&Message::to(receiver.id()).payload(b"second")).unwrap();
+    assert_eq!(receiver.recv_blocking(SOON).unwrap().sender(), second.id());
+    Ok(())
+}
+
+/// Brings a lane and drops it, again and again, as long as anybody answers; nobody reads that.
+fn hoard(bus: &common::Client) {
+    use kdbus_linux::local::socket::{self, Wait};
+    use kdbus_linux::local::wire::{Header, Kind};
+    let socket = bus.transport().handle().socket();
+    for serial in 0..500 {
+        for packet in [Header::new(Kind::BringLane, 1 << 40 | serial), Header::new(Kind::DropLane, 0)] {
+            if socket::send(socket, &packet, &[], &[], Wait::Yes).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn descriptors_that_nobody_reads_keep_nobody_out() -> Result<(), String> {
+    for user in [None, Some(4242)] {
+        if user.is_some() {
+            need_root()?;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        open_to_all(dir.path());
+        let root = dir.path().join("kdbus");
+        let mut command = program(&root);
+        for set in ["clients=12", "clients-per-user=4", "files=8", "lanes=8"] {
+            command.arg("--set").arg(format!("capacity.{set}"));
+        }
+        // More than it needs, and what may be on the way to all of its user's clients together.
+        let program = Program { child: start_command("ulimit -n 400", &command), root, _dir: dir };
+        let uid = rustix::process::geteuid().as_raw();
+        let node = program.root.join(format!("{uid}-system")).join("bus");
+        let mut hoarding = user.map(|user| Process::start("hoard", &node, Some(user)));
+        let own = hoarding.is_none().then(|| program.bus());
+        match (&mut hoarding, &own) {
+            (Some(process), _) => assert!(process.ready() >= 1),
+            (_, Some(bus)) => hoard(bus),
+            _ => {}
+        }
+        let (a, b) = (program.bus(), program.bus());
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        a.send(&Message::to(b.id()).fds(&[std::os::fd::AsFd::as_fd(&reader)])).unwrap();
+        assert!(b.recv_blocking(SOON).unwrap().take_fd(0).is_some(), "{user:?}");
+    }
+    Ok(())
+}
+
+/// Lanes as honest clients have them, and as others leave them.
+fn lanes_come_and_go(program: &Program, round: u32) {
+    use kdbus_linux::local::socket::{self, Wait};
+    use kdbus_linux::local::wire::{Header, Kind};
+    let (sender, receiver, odd) = (program.bus(), program.bus(), program.bus());
+    let to = receiver.id();
+    sender.transport().open_lane(to).unwrap();
+    for _ in 0..8 {
+        sender.send(&Message::to(to).payload(&[7; 600])).unwrap();
+    }
+    for _ in 0..round % 9 {
+        receiver.recv_blocking(SOON).unwrap();
+    }
+    let tell = |client: &common::Client, packet: &Header| {
+        let _ = socket::send(client.transport().handle().socket(), packet, &[], &[], Wait::Yes);
+    };
+    match round % 4 {
+        // Given and never mapped; brought and never mapped.
+        0 => {
+            let ask = Header { key: to, ..Header::new(Kind::OpenLane, 1 << 40) };
+            assert_eq!(common::exchange(&odd, &ask, &[]).1.len(), LANE_OUT_FDS);
+            let _ = common::exchange(&odd, &Header::new(Kind::BringLane, 1 << 41), &[]);
+        }
+        // Asked for and not waited for.
+        1 => tell(&odd, &Header { key: to, ..Header::new(Kind::OpenLane, 1 << 40) }),
+        // Another's is dropped, which cuts off.
+        2 => tell(&odd, &Header { slot: round % 8, ..Header::new(Kind::DropLane, 0) }),
+        _ => hoard(&odd),
+    }
+    let mut clients = [Some(sender), Some(receiver), Some(odd)];
+    clients.rotate_left(round as usize % 3);
+    for client in clients {
+        drop(client);
+    }
+}
+
+fn lanes_that_come_and_go_leave_nothing_behind() -> Result<(), String> {
+    let program = Program::start();
+    let of = |file: &str| format!("/proc/{}/{file}", program.child.id());
+    // Descriptors, mappings, and kilobytes that are there.
+    let held = || {
+        let status = std::fs::read_to_string(of("status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let maps = std::fs::read_to_string(of("maps")).unwrap();
+        let mapped = maps.lines().filter(|line| line.contains("kdbus-")).count();
+        let resident: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        (std::fs::read_dir(of("fd")).unwrap().count(), mapped, resident)
+    };
+    let rounds = |count| {
+        for round in 0..count {
+            lanes_come_and_go(&program, round);
+        }
+        // Whoever has hung up by then is gone once this is answered.
+        drop(program.bus());
+        drop(program.bus());
+    };
+    rounds(24);
+    let before = held();
+    rounds(72);
+    // What is closed apart from the loop is closed a little later.
+    let mut after = held();
+    for _ in 0..200 {
+        if (after.0, after.1) == (before.0, before.1) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        drop(program.bus());
+        after = held();
+    }
+    assert_eq!((after.0, after.1), (before.0, before.1));
+    assert!(after.2 < before.2 + 2048, "{before:?} {after:?}");
     Ok(())
 }
 

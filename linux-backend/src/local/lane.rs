@@ -32,6 +32,8 @@ pub struct OutLane {
     calls: WordMap,
     record: WordMap,
     bell: OwnedFd,
+    /// A reading end, so that ringing raises no signal whatever the receiver does with its own one.
+    _heard: OwnedFd,
     /// Key of the message sent last.
     last: u64,
 }
@@ -188,6 +190,7 @@ impl OutLane {
     pub(super) fn map(answer: Answer) -> Result<Self, Errno> {
         let receiver = answer.receiver;
         let mut fds = all_of(answer)?;
+        let heard = fds.pop().ok_or(EPROTO)?;
         let record = fds.pop().ok_or(EPROTO)?;
         if !map::holds(&record, 8 * RECORD_WORDS as u64).map_err(errno)? {
             return Err(EPROTO);
@@ -199,7 +202,7 @@ impl OutLane {
         let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
         let writer = LaneWriter::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
         let calls = WordMap::writable(calls, CALL_WORDS).map_err(errno)?;
-        Ok(Self { receiver, writer, calls, record, bell, last: 0 })
+        Ok(Self { receiver, writer, calls, record, bell, _heard: heard, last: 0 })
     }
 
     /// Whether messages can be sent now. A lane is opened some time after it was given.
@@ -279,7 +282,7 @@ impl OutLane {
         point::pass(Point::Committed);
         if ring {
             point::pass(Point::BeforeBell);
-            // Full: it rings already. Closed: the receiver is gone, which kdbusd tells.
+            // Full: it rings already. Whether anybody hears it is the receiver's own matter.
             let _ = rustix::io::write(&self.bell, &[1]);
         }
         Ok(true)

@@ -471,8 +471,8 @@ mod tests {
                 );
             let terms = Terms { sender: 7, attach: AttachFlags::empty(), name: NAME, metadata: b"" };
             let mut gate = LaneGate::new(&lane.1, &page.1, VERDICT_AT);
-            let (_bell, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
-            let fds = [&lane.0, &back.0, &page.0, &calls.0, &ringer, &record.0].map(AsFd::as_fd);
+            let (heard, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+            let fds = [&lane.0, &back.0, &page.0, &calls.0, &ringer, &record.0, &heard].map(AsFd::as_fd);
             assert!(terms.write(&page.1, 1));
             let serial = bus.next(|packet, _| (packet.arg == NAME).then_some(packet.header.serial));
             let answer = |serial| Header { slot: 3, key: RECEIVER, ..Header::answer(serial, Ok(())) };

@@ -25,8 +25,8 @@ pub const HELLO_FDS: usize = 4;
 /// Descriptors that come with a lane: its lane part, its way back, its page of the bus, its calls, and an end of its
 /// bell.
 pub const LANE_FDS: usize = 5;
-/// Those that come with one to its sender: the same, and the record of its calls.
-pub const LANE_OUT_FDS: usize = LANE_FDS + 1;
+/// Those that come with one to its sender: the same, the record of its calls, and a reading end of the bell.
+pub const LANE_OUT_FDS: usize = LANE_FDS + 2;
 
 /// What a packet is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! A daemon of its own for each test, and clients of it.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod attacker;
+
 use kdbus_core::client::{Connection, Hello};
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
 use kdbus_linux::local::wire::Header;

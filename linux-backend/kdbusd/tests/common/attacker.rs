@@ -1,0 +1,100 @@
+//! A sender that writes what it likes into its lane.
+
+use kdbus_core::abi::{ItemType, ItemWriter, Msg, Vec as PayloadVec};
+use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
+use kdbus_core::channel::{CALL_WORDS, LaneHead, LaneLayout, LaneWriter, RECORD_WORDS};
+use kdbus_linux::local::map::WordMap;
+use kdbus_linux::local::socket::{self, Wait};
+use kdbus_linux::local::wire::{Header, Kind, LANE_OUT_FDS};
+use rustix::fd::OwnedFd;
+use zerocopy::IntoBytes;
+
+use super::{Bus, Client, exchange};
+
+/// A sender that has its lane in its own hands.
+pub(crate) struct Attacker {
+    pub(crate) client: Client,
+    pub(crate) lane: WordMap,
+    pub(crate) page: WordMap,
+    pub(crate) calls: WordMap,
+    pub(crate) record: WordMap,
+    pub(crate) bell: OwnedFd,
+    pub(crate) writer: LaneWriter<WordMap, WordMap, WordMap>,
+}
+
+impl Attacker {
+    pub(crate) fn new(bus: &Bus, victim: &Client) -> Self {
+        Self::by(bus.connect_without_lanes(), victim.id())
+    }
+
+    pub(crate) fn by(client: Client, victim: u64) -> Self {
+        let ask = Header { key: victim, ..Header::new(Kind::OpenLane, 1 << 40) };
+        let (answer, fds) = exchange(&client, &ask, &[]);
+        answer.result().unwrap();
+        let number = answer.slot;
+        let [lane, back, page, calls, bell, record, _heard] = fds.into_array::<LANE_OUT_FDS>().unwrap();
+        let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
+        let layout = LaneLayout::of_words(words).unwrap();
+        let map = || WordMap::writable(&lane, words).unwrap();
+        let writer = LaneWriter::new(
+            map(),
+            WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap(),
+            WordMap::read_only(&page, PAGE_WORDS).unwrap(),
+            VERDICT_AT,
+            layout,
+        );
+        let attacker = Self {
+            lane: map(),
+            page: WordMap::read_only(&page, PAGE_WORDS).unwrap(),
+            calls: WordMap::writable(&calls, CALL_WORDS).unwrap(),
+            record: WordMap::writable(&record, RECORD_WORDS).unwrap(),
+            bell,
+            writer: writer.unwrap(),
+            client,
+        };
+        let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
+        socket::send(attacker.client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
+        // Its answer comes when the lane is open.
+        let _ = attacker.client.transport().handle().command(0, &mut [0; 8]);
+        attacker
+    }
+
+    pub(crate) fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[u8]) {
+        let head = LaneHead { first: first.len() as u64, second: second.len() as u64, key, call };
+        let mut reserved = self.writer.reserve(head).unwrap();
+        reserved.put(first);
+        reserved.next_part();
+        reserved.put(second);
+        let _ = reserved.commit().unwrap();
+        self.ring();
+    }
+
+    pub(crate) fn ring(&self) {
+        let _ = rustix::io::write(&self.bell, &[1]);
+    }
+}
+
+/// Header and items of a message with eight bytes of payload, and what `change` makes of it.
+pub(crate) fn message(to: u64, change: impl FnOnce(&mut Msg, &mut Vec<(ItemType, Vec<u8>)>)) -> Vec<u8> {
+    let vec = PayloadVec { size: 8, address: 64 };
+    let mut items = vec![(ItemType::PAYLOAD_VEC, vec.as_bytes().to_vec())];
+    let mut header = Msg { dst_id: to, payload_type: 1, cookie: 77, ..Msg::default() };
+    change(&mut header, &mut items);
+    let mut buffer = vec![0; 8192];
+    let mut writer = ItemWriter::behind(&mut buffer, Msg::SIZE).unwrap();
+    for (kind, payload) in &items {
+        writer.bytes(*kind, payload).unwrap();
+    }
+    let len = writer.len();
+    if header.size == 0 {
+        header.size = len as u64;
+    }
+    buffer[..Msg::SIZE].copy_from_slice(header.as_bytes());
+    buffer.truncate(len.next_multiple_of(8));
+    buffer
+}
+
+pub(crate) fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
