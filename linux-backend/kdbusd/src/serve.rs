@@ -110,7 +110,8 @@ impl Daemon {
             at += 1;
             goes_on &= self.serve(ready)?;
         }
-        let now = clock();
+        // A deadline that passes meanwhile ends the next wait at once.
+        let now = self.taken_up.take().unwrap_or_else(clock);
         if self.domain.poll_timeout().is_some_and(|deadline| deadline <= now.monotonic) {
             self.domain.handle_timeout(&mut Turn::idle(&mut self.state), now);
             self.settle();
@@ -332,7 +333,9 @@ impl Daemon {
             self.state.doom(from, "its staging file is no memfd");
             return;
         }
+        // Behind the packet's arrival: what its sender did before has an earlier time.
         let at = clock();
+        self.taken_up = Some(at);
         match kind {
             Kind::Command => self.carry_out(at, from, &header, arg, message, payload, fds),
             Kind::ReceiveEntry => {
