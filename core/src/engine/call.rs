@@ -187,7 +187,7 @@ impl Domain<'_> {
             self.end_tracker(Some(tracker));
             return Err(Errno::ECONNRESET);
         };
-        match self.deposit(host, conn, parcel) {
+        match self.deposit(host, conn, parcel, &mut None) {
             Err(error) => {
                 let told = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
                 if !self.replies.settle(tracker, Err(told)) {

@@ -78,6 +78,18 @@ pub(super) struct Deposit {
     pub(super) files: Option<FileIx>,
 }
 
+/// A copy of a message that was put together for one receiver: others that are shown the same are given its bytes.
+///
+/// It stands in a pool, where nobody but the bus writes, and is read before any receiver acts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Model {
+    owner: super::HandleId,
+    offset: u64,
+    /// Bytes of the slice.
+    len: u64,
+    attach: AttachFlags,
+}
+
 impl Domain<'_> {
     /// Queues a copy of a message at `to` and remembers to wake it.
     ///
@@ -96,13 +108,37 @@ impl Domain<'_> {
         name: u64,
         tracker: Option<TrackerId>,
     ) -> Result<(), Errno> {
-        let deposit = self.deposit(host, to, parcel)?;
-        let (from, cookie) = (parcel.header.src_id, parcel.header.cookie);
-        crate::event!(trace, "message {} of {} to {}", cookie, from, self.conns[to].id);
-        self.enqueue(host, at, to, deposit, parcel.header.priority, name, tracker)
+        self.deliver_like(host, at, to, parcel, name, tracker, &mut None)
     }
 
-    /// Puts a copy of a message into the pool of `to` and charges it.
+    /// As [`deliver`](Self::deliver), for one of several receivers: what was put together for one stands in `model`.
+    ///
+    /// # Errors
+    ///
+    /// As [`deliver`](Self::deliver).
+    #[expect(clippy::too_many_arguments, reason = "a delivery is made of that much")]
+    pub(super) fn deliver_like(
+        &mut self,
+        host: &mut dyn Host,
+        at: Clock,
+        to: ConnIx,
+        parcel: &Parcel<'_>,
+        name: u64,
+        tracker: Option<TrackerId>,
+        model: &mut Option<Model>,
+    ) -> Result<(), Errno> {
+        let deposit = self.deposit(host, to, parcel, model)?;
+        let (from, cookie) = (parcel.header.src_id, parcel.header.cookie);
+        crate::event!(trace, "message {} of {} to {}", cookie, from, self.conns[to].id);
+        let queued = self.enqueue(host, at, to, deposit, parcel.header.priority, name, tracker);
+        if queued.is_err() {
+            // The model may have been this one.
+            *model = None;
+        }
+        queued
+    }
+
+    /// Puts a copy of a message into the pool of `to` and charges it: a copy of `model`, if that shows the same.
     ///
     /// # Errors
     ///
@@ -112,6 +148,7 @@ impl Domain<'_> {
         host: &mut dyn Host,
         to: ConnIx,
         parcel: &Parcel<'_>,
+        model: &mut Option<Model>,
     ) -> Result<Deposit, Errno> {
         let receiver = &self.conns[to];
         if !receiver.is_active() {
@@ -121,14 +158,13 @@ impl Domain<'_> {
         if parcel.fds > 0 && !receiver.is_monitor() && !receiver.accepts_fds() {
             return Err(Errno::ECOMM);
         }
+        let owner = self.handle_id(receiver.handle);
         let shown = self.shown(host, parcel, to);
-        self.gather(host, parcel, shown.attach);
-        let mut measure = Measure::default();
-        self.emit_metadata(parcel, &shown, &mut measure);
-        let sent = (Msg::SIZE + parcel.items.len()) as u64;
-        let size = received_len(sent, measure.len());
-        let base = align8(size);
-        let need = base + align8(parcel.payload);
+        let like = model.filter(|model| model.attach == shown.attach && shown.who.is_none());
+        let (size, need) = match like {
+            Some(model) => (0, model.len),
+            None => self.measure(host, parcel, &shown),
+        };
 
         self.drain(host, to);
         let charge = self.charge(to, parcel.user, need, parcel.fds)?;
@@ -140,13 +176,27 @@ impl Domain<'_> {
                 return Err(error.errno());
             }
         };
-        if let Err(error) = self.write_message(host, to, parcel, &shown, slice, size) {
+        if let Some(Model { owner: from, offset, len, .. }) = like {
+            host.pool_copy(from, offset, owner, slice.offset, len);
+        } else if let Err(error) = self.write_message(host, to, parcel, &shown, slice, size) {
             let _ = self.pool(to).release(slice.id);
             self.discharge(to, charge);
             return Err(error);
+        } else if shown.who.is_none() {
+            *model = Some(Model { owner, offset: slice.offset, len: need, attach: shown.attach });
         }
         let files = self.files.share(parcel.files);
         Ok(Deposit { slice, charge, files })
+    }
+
+    /// Bytes of a message with its metadata, and those of its slice.
+    fn measure(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, shown: &Shown) -> (u64, u64) {
+        self.gather(host, parcel, shown.attach);
+        let mut measure = Measure::default();
+        self.emit_metadata(parcel, shown, &mut measure);
+        let sent = (Msg::SIZE + parcel.items.len()) as u64;
+        let size = received_len(sent, measure.len());
+        (size, align8(size) + align8(parcel.payload))
     }
 
     /// Appends a deposited message to the queue of `to`.

@@ -232,12 +232,12 @@ impl<'a> Quota<'a> {
     ///
     /// [`QuotaError`], the first of its cases that applies.
     pub fn charge(&mut self, user: UserIndex, charge: Charge, pool: PoolUse) -> Result<(), QuotaError> {
-        let total = self.held_by(user).with(charge, pool)?;
-        if total.is_empty() {
+        if let Some(held) = self.charge_mut(user) {
+            *held = held.with(charge, pool)?;
             return Ok(());
         }
-        if let Some(held) = self.charge_mut(user) {
-            *held = total;
+        let total = Charge::default().with(charge, pool)?;
+        if total.is_empty() {
             return Ok(());
         }
         let id = self.head.slots.allocate(self.records).ok_or(QuotaError::Users)?;
@@ -257,15 +257,19 @@ impl<'a> Quota<'a> {
     ///
     /// Never takes more than the user was charged.
     pub fn release(&mut self, user: UserIndex, charge: Charge) {
-        let Some(held) = self.charge_mut(user) else {
-            return;
-        };
-        *held = held.without(charge);
-        if !held.is_empty() || user == UserIndex::KERNEL {
+        if user == UserIndex::KERNEL {
+            self.head.kernel = self.head.kernel.without(charge);
             return;
         }
+        let Some(index) = self.index_of(user) else {
+            return;
+        };
+        let Some(record) = self.records.get_mut(index as usize) else {
+            return;
+        };
+        record.charge = record.charge.without(charge);
         // The record serves the next user.
-        if let Some(index) = self.index_of(user)
+        if record.charge.is_empty()
             && self.head.by_user.remove(self.records, index).is_ok()
             && let Some(id) = self.head.slots.id_at(self.records, index)
         {

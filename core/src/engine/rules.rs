@@ -350,9 +350,13 @@ impl<'s> Rules<'s> {
     }
 }
 
-/// Whether the filter has every bit of the mask.
+/// Whether the filter has every bit of the mask. Both are made of words.
 fn covers(filter: &[u8], mask: &[u8]) -> bool {
-    filter.iter().zip(mask).all(|(filter, mask)| filter & mask == *mask)
+    let words = filter.as_chunks::<8>().0.iter().zip(mask.as_chunks::<8>().0);
+    words.into_iter().all(|(filter, mask)| {
+        let (filter, mask) = (u64::from_ne_bytes(*filter), u64::from_ne_bytes(*mask));
+        mask & !filter == 0
+    })
 }
 
 /// A number that names of the same bytes share.

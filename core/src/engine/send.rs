@@ -131,10 +131,11 @@ impl Domain<'_> {
         self.copy_to_monitors(host, at, bus, parcel);
         let mut walk = self.matches.walk();
         let serial = walk.serial();
+        let mut model = None;
         while let Some(to) = self.next_listener(&mut walk, sending) {
             if self.takes_broadcast(to, bus, serial)
                 && self.may_talk(to, self.conn_creds(to), conn)
-                && self.deliver(host, at, to, parcel, 0, None).is_err()
+                && self.deliver_like(host, at, to, parcel, 0, None, &mut model).is_err()
             {
                 self.lose(host, to);
             }

@@ -297,6 +297,40 @@ fn broadcasts_reach_matches_that_may_hear_them() {
 }
 
 #[test]
+fn each_receiver_of_a_broadcast_is_shown_what_it_asks_for_and_all_have_its_payload() {
+    let mut bed = Bed::new();
+    let sender = bed.connect();
+    bed.acquire(sender, "a.b", NameFlags::empty()).unwrap();
+    let stamp = AttachFlags::TIMESTAMP;
+    let (names, both) = (AttachFlags::NAMES, AttachFlags::NAMES | stamp);
+    let masks = [stamp, both, stamp, names, both, AttachFlags::empty(), stamp];
+    let peers = masks.map(|mask| {
+        let peer = bed.connect();
+        bed.set_recv_mask(peer, mask);
+        bed.add_match(peer, 1, &[]).unwrap();
+        peer
+    });
+    // The first one's slice is not where those of the others are.
+    bed.send(sender, &message(peers[0].id, 9).vec(b"before")).unwrap();
+    bed.send(sender, &broadcast().vec(b"abc").vec(b"defghijkl")).unwrap();
+    for (at, (peer, mask)) in peers.into_iter().zip(masks).enumerate() {
+        let all = bed.drain(peer);
+        let received = all.last().unwrap();
+        assert_eq!((received.header.src_id, received.header.dst_id), (sender.id, u64::MAX));
+        let items = received.items();
+        let shown = [(ItemType::OWNED_NAME, AttachFlags::NAMES), (ItemType::TIMESTAMP, stamp)];
+        for (kind, flag) in shown {
+            assert_eq!(received.item(kind).is_some(), mask.contains(flag), "{kind:?} for {at}");
+        }
+        let parts = items.iter().filter(|(kind, _)| *kind == ItemType::PAYLOAD_OFF);
+        let parts = parts.map(|(_, payload)| crate::abi::Vec::read_from_bytes(payload).unwrap());
+        let parts: Vec<_> =
+            parts.map(|vec| &received.slice[vec.address as usize..][..vec.size as usize]).collect();
+        assert_eq!(parts, [b"abc".as_slice(), b"defghijkl"], "{at}");
+    }
+}
+
+#[test]
 fn bloom_masks_choose_signals() {
     let (mut bed, a, b) = pair();
     let mut mask = [0; BLOOM];

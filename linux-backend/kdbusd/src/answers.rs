@@ -91,6 +91,11 @@ impl Daemon {
         let Some(client) = self.state.clients.get_mut(to) else {
             return;
         };
+        if client.outgoing.is_empty() {
+            let sent = socket::send(&client.socket, header, parts, &[], Wait::No);
+            self.sent(to, sent);
+            return;
+        }
         let outgoing = std::mem::take(&mut client.outgoing);
         let files = &mut self.state.files;
         let sent = client.may_get(outgoing.len()).then(|| {

@@ -74,6 +74,8 @@ pub struct Daemon {
     pub(crate) reserve: Option<OwnedFd>,
     pub(crate) paused_until: Option<kdbus_core::Instant>,
     pub(crate) watchdog: Option<Watchdog>,
+    /// When the last packet of this turn was taken up.
+    pub(crate) taken_up: Option<engine::Clock>,
     /// Buses with a policy file.
     pub(crate) policies: Vec<FromFile>,
     /// How they are read again.
@@ -181,6 +183,7 @@ impl Daemon {
             reserve: reserve(),
             paused_until: None,
             watchdog: None,
+            taken_up: None,
             policies: Vec::new(),
             reload: None,
         };

@@ -127,12 +127,17 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// Takes the descriptors of a packet apart from their container, the staging file aside.
-pub(crate) fn places(fds: &mut Batch) -> [Option<Foreign>; FDS_MAX] {
-    let mut places = [const { None }; FDS_MAX];
-    for (place, fd) in places.iter_mut().zip(core::mem::take(&mut fds.0)) {
-        *place = Some(fd.into());
+/// Descriptors of a packet by place, until something pins them.
+pub(crate) type Places = heapless::Vec<Option<Foreign>, FDS_MAX>;
+
+/// Takes the descriptors of a packet apart from their container, the staging file aside. No more than [`FDS_MAX`] pass the
+/// check of a packet.
+pub(crate) fn places(fds: &mut Batch) -> Places {
+    let mut places = Places::new();
+    while let Some(fd) = fds.0.pop() {
+        let _ = places.push(Some(fd.into()));
     }
+    places.reverse();
     places
 }
 

@@ -27,6 +27,8 @@ pub(crate) enum Source {
     Endpoint(EndpointId),
     /// A client.
     Client(HandleId),
+    /// The set of hang-ups.
+    HangUps,
 }
 
 /// Generations are told apart by their low bits: a stale event would have to be older than 2^29 uses of a place.
@@ -38,6 +40,7 @@ impl Source {
             Self::Stop => (0, 0, 0),
             Self::Timer => (1, 0, 0),
             Self::Reload => (5, 0, 0),
+            Self::HangUps => (6, 0, 0),
             Self::Control => (2, 0, 0),
             Self::Endpoint(id) => (3, id.index, id.generation),
             Self::Client(id) => (4, id.index, id.generation),
@@ -51,6 +54,10 @@ impl Source {
 pub(crate) struct Ready(u64);
 
 impl Ready {
+    const fn is_client(self) -> bool {
+        self.0 >> 61 == 4
+    }
+
     /// What it is, if `current` knows that place in that generation.
     pub(crate) fn source(self, current: impl Current) -> Option<Source> {
         let index = self.0 as u32;
@@ -68,6 +75,7 @@ impl Ready {
                 .filter(|id| id.generation & GENERATION == generation)
                 .map(Source::Client),
             5 => Some(Source::Reload),
+            6 => Some(Source::HangUps),
             _ => None,
         }
     }
@@ -82,16 +90,28 @@ pub(crate) trait Current {
 /// Room for what the system tells of.
 pub(crate) struct Events(Vec<Event>);
 
+/// Ready descriptors up to which it is looked whether a wait told of any of them twice in a row.
+const FEW: usize = 4;
+
 /// Two epoll sets and a timer.
 ///
-/// The second set has all clients again, for hang-ups alone. It is asked after the first one has answered: so
-/// every hang-up that came before a command that the first one told of is known before that command is read.
+/// The second set has all clients again, for hang-ups alone, and is a member of the first: every hang-up that came before
+/// a command that the first one told of is known before that command is read.
+///
+/// A wait walks over the list of members that something happened to. A hang-up puts the second set on that list before a
+/// command that is sent afterwards puts its sender there, so a wait that finds the sender finds the second set too, with
+/// one exception. A wait leaves whoever it tells of on the list, for the next one to look at again; in that next one,
+/// the command may come, and before it the hang-up, while the list is being walked: too late for the one to be
+/// on it, and not for the other. So if somebody is told of twice in a row, the second set is asked after the
+/// first one has answered. If nobody is, there is nothing to ask.
 pub(crate) struct Poller {
     all: OwnedFd,
     hang_ups: OwnedFd,
     timer: OwnedFd,
     armed: Option<Instant>,
     ready: Vec<Ready>,
+    /// What was ready the time before.
+    before: Vec<Ready>,
     gone: Vec<Ready>,
 }
 
@@ -103,13 +123,15 @@ impl Poller {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         epoll::add(&all, &timer, Source::Timer.data(), EventFlags::IN)?;
-        let places = capacity + 4;
+        epoll::add(&all, &hang_ups, Source::HangUps.data(), EventFlags::IN)?;
+        let places = capacity + 5;
         Ok(Self {
             all,
             hang_ups,
             timer,
             armed: None,
             ready: Vec::with_capacity(places),
+            before: Vec::with_capacity(places),
             gone: Vec::with_capacity(places),
         })
     }
@@ -163,9 +185,24 @@ impl Poller {
     /// [`gone`](Self::gone) tell what it is.
     pub(crate) fn wait(&mut self, events: &mut Events, deadline: Option<Instant>) -> io::Result<()> {
         self.arm(deadline)?;
+        // A wait that a signal ended may have looked at nobody.
+        if !self.ready.is_empty() {
+            core::mem::swap(&mut self.ready, &mut self.before);
+        }
         collect(&self.all, None, events, &mut self.ready)?;
+        if self.tells_of_hang_ups() {
+            self.gone.clear();
+            return Ok(());
+        }
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         collect(&self.hang_ups, Some(&at_once), events, &mut self.gone)
+    }
+
+    /// Whether no client hung up before the ready ones sent what they are ready for: it would be among what is ready.
+    fn tells_of_hang_ups(&self) -> bool {
+        let Self { ready, before, .. } = self;
+        let few = ready.len() <= FEW && before.len() <= FEW;
+        few && ready.iter().all(|ready| ready.is_client() && !before.contains(ready))
     }
 
     /// Room for what one wait returns. (It stays with the thread that waits.)
@@ -173,7 +210,7 @@ impl Poller {
         Events(Vec::with_capacity(self.ready.capacity()))
     }
 
-    /// What is ready.
+    /// What is ready, the set of hang-ups among it.
     pub(crate) fn ready(&self) -> &[Ready] {
         &self.ready
     }
@@ -246,6 +283,12 @@ mod tests {
 
     struct First;
 
+    impl Ready {
+        fn from_id(id: HandleId) -> Self {
+            Self(Source::Client(id).data().u64())
+        }
+    }
+
     impl Current for First {
         fn endpoint(&self, index: u32) -> Option<EndpointId> {
             Some(EndpointId { index, generation: 1 })
@@ -267,7 +310,8 @@ mod tests {
     }
 
     fn sources(ready: &[Ready]) -> Vec<Source> {
-        ready.iter().filter_map(|ready| ready.source(First)).collect()
+        let sources = ready.iter().filter_map(|ready| ready.source(First));
+        sources.filter(|source| *source != Source::HangUps).collect()
     }
 
     #[test]
@@ -283,6 +327,67 @@ mod tests {
         wait(&mut poller, None).unwrap();
         assert!(sources(poller.ready()).contains(&Source::Client(id(1))));
         assert_eq!(sources(poller.gone()), [Source::Client(id(2))]);
+    }
+
+    /// One thread hangs up and then sends a command by another socket, again and again and in any phase of the waits.
+    #[test]
+    fn whenever_a_hang_up_comes_it_is_known_with_the_command_after_it() {
+        const ROUNDS: u32 = 20_000;
+        let mut poller = Poller::new(4).unwrap();
+        let id = |index, generation| HandleId { index, generation };
+        let (a, a_client) = pair();
+        poller.add_client(&a, id(0, 1)).unwrap();
+        let (to_thread, ends) = std::sync::mpsc::sync_channel::<OwnedFd>(0);
+        let sender = std::thread::spawn(move || {
+            for (round, end) in ends.into_iter().enumerate() {
+                // Something else first now and then, so that its sender is told of twice in a row.
+                if round % 3 != 0 {
+                    rustix::net::send(&a_client, b"a", SendFlags::empty()).unwrap();
+                }
+                for _ in 0..round % 61 {
+                    std::hint::spin_loop();
+                }
+                drop(end);
+                rustix::net::send(&a_client, b"b", SendFlags::empty()).unwrap();
+            }
+        });
+        let mut events = poller.events();
+        for round in 0..ROUNDS {
+            let (b, b_client) = pair();
+            poller.add_client(&b, id(1, round)).unwrap();
+            to_thread.send(b_client).unwrap();
+            let mut known = false;
+            loop {
+                poller.wait(&mut events, None).unwrap();
+                known |= !poller.gone().is_empty();
+                let is_a = |ready: &&Ready| ready.0 == Ready::from_id(id(0, 1)).0;
+                if poller.ready().iter().find(is_a).is_none() {
+                    continue;
+                }
+                let mut byte = [0];
+                let read = rustix::net::recv(&a, &mut byte, rustix::net::RecvFlags::DONTWAIT);
+                assert!(read.is_ok(), "a client is told of if there is something to read");
+                if byte == *b"b" {
+                    assert!(known, "round {round}");
+                    break;
+                }
+            }
+            poller.remove_client(&b);
+        }
+        drop(to_thread);
+        sender.join().unwrap();
+    }
+
+    #[test]
+    fn whoever_is_told_of_twice_in_a_row_has_the_hang_ups_asked_for() {
+        let mut poller = Poller::new(4).unwrap();
+        let (a, a_client) = pair();
+        poller.add_client(&a, HandleId { index: 1, generation: 1 }).unwrap();
+        rustix::net::send(&a_client, b"x", SendFlags::empty()).unwrap();
+        wait(&mut poller, None).unwrap();
+        assert!(poller.tells_of_hang_ups());
+        wait(&mut poller, None).unwrap();
+        assert!(!poller.tells_of_hang_ups());
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl Daemon {
             at += 1;
             goes_on &= self.serve(ready)?;
         }
-        let now = clock();
+        // A deadline that passes meanwhile ends the next wait at once.
+        let now = self.taken_up.take().unwrap_or_else(clock);
         if self.domain.poll_timeout().is_some_and(|deadline| deadline <= now.monotonic) {
             self.domain.handle_timeout(&mut Turn::idle(&mut self.state), now);
             self.settle();
@@ -133,7 +134,8 @@ impl Daemon {
             Some(Source::Control) => self.accept(None),
             Some(Source::Endpoint(id)) => self.accept(Some(id)),
             Some(Source::Client(id)) => self.command(id),
-            None => {}
+            // They were before all commands.
+            Some(Source::HangUps) | None => {}
         }
         Ok(true)
     }
@@ -296,13 +298,14 @@ impl Daemon {
         // Out of the way while the packet is borrowed; it comes back below.
         let mut buffer = std::mem::take(&mut self.packet);
         if let Some(packet) = buffer.get_mut(..arrived.len) {
-            self.packet(from, packet, fds, arrived.fds_lost);
+            self.packet(from, packet, &mut fds, arrived.fds_lost);
         }
         self.packet = buffer;
+        drop(fds);
         self.settle();
     }
 
-    fn packet(&mut self, from: HandleId, bytes: &mut [u8], mut fds: Batch, fds_lost: bool) {
+    fn packet(&mut self, from: HandleId, bytes: &mut [u8], fds: &mut Batch, fds_lost: bool) {
         let header = Header::read_from_prefix(bytes).map(|(header, _)| header).ok();
         // What the system had no room for is no fault of the client's packet.
         let count = header.filter(|header| fds_lost && header.fds as usize <= FDS_MAX);
@@ -332,7 +335,9 @@ impl Daemon {
             self.state.doom(from, "its staging file is no memfd");
             return;
         }
+        // Behind the packet's arrival: what its sender did before has an earlier time.
         let at = clock();
+        self.taken_up = Some(at);
         match kind {
             Kind::Command => self.carry_out(at, from, &header, arg, message, payload, fds),
             Kind::ReceiveEntry => {
@@ -401,19 +406,15 @@ impl Daemon {
         arg: &mut [u8],
         mut message: Option<&mut [u8]>,
         payload: Payload<'_>,
-        mut fds: Batch,
+        fds: &mut Batch,
     ) {
         let token = self.state.pending.token();
-        let count = fds.0.len();
-        let mut places = places(&mut fds);
-        let mut pinned = [None; FDS_MAX];
-        let mut turn = Turn {
-            payload,
-            fds: places.get_mut(..count).unwrap_or_default(),
-            pinned: pinned.get_mut(..count).unwrap_or_default(),
-            from: Some(from),
-            state: &mut self.state,
-        };
+        // A command without descriptors pays nothing for them.
+        let mut places = places(fds);
+        let mut pinned: heapless::Vec<_, FDS_MAX> = heapless::Vec::new();
+        pinned.extend(places.iter().map(|_| None));
+        let mut turn =
+            Turn { payload, fds: &mut places, pinned: &mut pinned, from: Some(from), state: &mut self.state };
         let message_at = message.as_deref_mut();
         let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
         let arrival = Arrival { at, from, caller: None, request };

@@ -1,6 +1,7 @@
 //! What a client waits on: the bell that kdbusd rings, and the socket's end.
 
 use core::cell::{Cell, OnceCell};
+use core::mem::MaybeUninit;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -42,8 +43,15 @@ pub(super) struct Bell {
     set: OwnedFd,
     /// The read end of kdbusd's pipe, once there is a connection.
     pipe: OnceCell<OwnedFd>,
-    /// Something may lie in the pipe.
+    /// The pipe rang since the bell was silenced.
     pipe_rung: Cell<bool>,
+    /// The pipe makes one event for each ring, and is emptied now and then.
+    by_edge: Cell<bool>,
+    /// How often the bell was silenced, round and round: kdbusd rings at most once for each, so a pipe that is emptied in
+    /// each round never has much in it.
+    silenced: Cell<u8>,
+    /// An event told of the end of the bus.
+    hung_up: Cell<bool>,
     /// Rung by the client itself, for what it found after it had asked for the bell.
     own: OwnedFd,
     own_rung: Cell<bool>,
@@ -56,7 +64,7 @@ pub(super) struct Bell {
     /// Lanes ring in the set.
     lanes: Cell<bool>,
     /// A ring of a pipe that is not empty makes no new event: true for some kernels before 5.14.
-    stale: Cell<bool>,
+    stale: OnceCell<bool>,
 }
 
 impl Bell {
@@ -71,13 +79,16 @@ impl Bell {
             set,
             pipe: OnceCell::new(),
             pipe_rung: Cell::new(false),
+            by_edge: Cell::new(false),
+            silenced: Cell::new(0),
+            hung_up: Cell::new(false),
             own,
             own_rung: Cell::new(false),
             watched: Cell::new(false),
             timer: OnceCell::new(),
             goes_off: Cell::new(Instant::FAR),
             lanes: Cell::new(false),
-            stale: Cell::new(false),
+            stale: OnceCell::new(),
         })
     }
 
@@ -86,23 +97,51 @@ impl Bell {
         // kdbusd has its own description of the other end, so this changes nothing for it.
         let flags = rustix::fs::fcntl_getfl(&pipe)? | rustix::fs::OFlags::NONBLOCK;
         rustix::fs::fcntl_setfl(&pipe, flags)?;
-        epoll::add(&self.set, &pipe, epoll::EventData::new_u64(PIPE), epoll::EventFlags::IN)?;
+        // Taking the event of a ring is one system call less than emptying the pipe after each.
+        self.by_edge.set(gate().is_some() && !self.watched.get() && !self.is_stale()?);
+        let edge = if gate().is_some() && self.by_edge.get() {
+            epoll::EventFlags::ET
+        } else {
+            epoll::EventFlags::empty()
+        };
+        epoll::add(&self.set, &pipe, epoll::EventData::new_u64(PIPE), epoll::EventFlags::IN | edge)?;
         // There is one HELLO at most.
         self.pipe.set(pipe).map_err(|_| Errno::EXIST)
     }
 
     /// Adds the bell of lane `at`. It makes one event for each ring, and is emptied now and then.
     pub(super) fn add_lane(&self, at: usize, bell: BorrowedFd<'_>) -> Result<(), Errno> {
-        if !self.lanes.replace(true) {
-            self.stale.set(rings_are_lost()?);
-        }
+        self.is_stale()?;
+        self.lanes.set(true);
         let data = epoll::EventData::new_u64(FIRST_LANE + at as u64);
         epoll::add(&self.set, bell, data, epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    /// Whether a ring may be lost in a pipe that is not empty. Looks once.
+    fn is_stale(&self) -> Result<bool, Errno> {
+        if let Some(stale) = self.stale.get() {
+            return Ok(*stale);
+        }
+        let stale = rings_are_lost()?;
+        Ok(*self.stale.get_or_init(|| stale))
+    }
+
+    /// From here on, the set is readable as long as anything lies in the pipe.
+    fn ring_by_level(&self) {
+        if gate().is_some()
+            && self.by_edge.replace(false)
+            && let Some(pipe) = self.pipe.get()
+        {
+            self.pipe_rung.set(true);
+            // Fails for no descriptor that is in the set.
+            let _ = epoll::modify(&self.set, pipe, epoll::EventData::new_u64(PIPE), epoll::EventFlags::IN);
+        }
     }
 
     /// The set: readable while anything waits, from here on.
     pub(super) fn watch(&self) -> BorrowedFd<'_> {
         self.watched.set(true);
+        self.ring_by_level();
         self.set.as_fd()
     }
 
@@ -158,14 +197,26 @@ impl Bell {
             let _ = self.take(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }), rung);
         }
         let Some(pipe) = self.pipe.get() else { return true };
-        if gate().is_some() && !self.pipe_rung.replace(false) && !self.watched.get() {
-            return true;
+        if gate().is_some() {
+            let rung = self.pipe_rung.replace(false);
+            self.silenced.set(self.silenced.get().wrapping_add(1));
+            let round = self.silenced.get() == 0;
+            if !round && (self.by_edge.get() || !rung && !self.watched.get()) {
+                return !self.hung_up.get();
+            }
         }
         // kdbusd rings once for each time it is asked to; more of them would only make the next look come early.
-        match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut [0; 4096])) {
-            Ok(0) => false,
-            Ok(_) | Err(_) => true,
+        let mut bytes = [MaybeUninit::<u8>::uninit(); 1024];
+        match rustix::io::read(pipe, &mut bytes[..]) {
+            Ok((read, _)) => !read.is_empty(),
+            // Empty, or a signal came: then the next look comes early.
+            Err(_) => !self.has_hung_up(),
         }
+    }
+
+    /// Whether an event told of the end of the bus.
+    fn has_hung_up(&self) -> bool {
+        gate().is_some() && self.hung_up.get()
     }
 
     /// Tells `rung` of all lanes, `count` at most, that rang before, and waits for nothing. Costs a system call, and one more
@@ -209,16 +260,25 @@ impl Bell {
         mut rung: impl FnMut(usize, bool),
     ) -> Result<Woken, Errno> {
         loop {
+            if self.has_hung_up() {
+                return Ok(Woken::HungUp);
+            }
+            // What rang since the bell was silenced, and was taken in passing, still wakes.
+            let at_once = gate().is_some() && self.by_edge.get() && self.pipe_rung.get();
+            let deadline = if at_once { Some(Instant::ZERO) } else { deadline };
             let timeout = deadline.map(|deadline| timespec(deadline.since(now())));
             let taken = if gate().is_none() || self.watched.get() {
                 self.poll(socket, timeout.as_ref())
             } else {
                 match self.take(timeout.as_ref(), &mut rung) {
                     // Before Linux 5.11 no wait takes parts of a millisecond but this one.
-                    Err(Errno::NOSYS) => self.poll(socket, timeout.as_ref()).and_then(|woken| {
-                        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-                        if woken == Woken::HungUp { Ok(woken) } else { self.take(Some(&now), &mut rung) }
-                    }),
+                    Err(Errno::NOSYS) => {
+                        self.ring_by_level();
+                        self.poll(socket, timeout.as_ref()).and_then(|woken| {
+                            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+                            if woken == Woken::HungUp { Ok(woken) } else { self.take(Some(&now), &mut rung) }
+                        })
+                    }
                     taken => taken,
                 }
             };
@@ -264,26 +324,25 @@ impl Bell {
 
     /// Waits for events, and takes those of lanes.
     fn take(&self, timeout: Option<&Timespec>, mut rung: impl FnMut(usize, bool)) -> Result<Woken, Errno> {
-        let mut buffer = [const { core::mem::MaybeUninit::uninit() }; EVENTS];
+        let mut buffer = [const { MaybeUninit::uninit() }; EVENTS];
         let (events, _) = epoll::wait(&self.set, &mut buffer[..], timeout)?;
         let ended = epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR;
-        let mut woken = Woken::Early;
         for event in events {
             let flags = event.flags;
             match event.data.u64() {
-                SOCKET => woken = Woken::HungUp,
+                SOCKET => self.hung_up.set(true),
                 // Whoever silences the bell reads it.
                 OWN | TIMER => {}
                 PIPE => {
                     self.pipe_rung.set(true);
                     if flags.intersects(ended) {
-                        woken = Woken::HungUp;
+                        self.hung_up.set(true);
                     }
                 }
-                lane => rung((lane - FIRST_LANE) as usize, self.stale.get()),
+                lane => rung((lane - FIRST_LANE) as usize, self.stale.get() == Some(&true)),
             }
         }
-        Ok(woken)
+        Ok(if self.hung_up.get() { Woken::HungUp } else { Woken::Early })
     }
 
     /// Waits and takes nothing.
@@ -334,7 +393,7 @@ fn rings_are_lost() -> Result<bool, Errno> {
     let mut events = 0;
     for _ in 0..2 {
         rustix::io::write(&write, &[1])?;
-        let mut buffer = [const { core::mem::MaybeUninit::uninit() }; 1];
+        let mut buffer = [const { MaybeUninit::uninit() }; 1];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         events += epoll::wait(&set, &mut buffer[..], Some(&now))?.0.len();
     }
@@ -448,6 +507,46 @@ mod tests {
         let bell = Bell::new(socket.as_fd()).unwrap();
         bell.attach(read).unwrap();
         drop(write);
+        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::HungUp));
+        assert!(!bell.silence(|_, _| {}));
+    }
+
+    #[test]
+    fn each_ring_wakes_though_the_bell_is_emptied_now_and_then_only() {
+        let (socket, _peer) = pair();
+        let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let bell = Bell::new(socket.as_fd()).unwrap();
+        bell.attach(read).unwrap();
+        let lying = || rustix::io::ioctl_fionread(bell.pipe.get().unwrap()).unwrap();
+        let mut most = 0;
+        for _ in 0..100_000 {
+            rustix::io::write(&write, b"!").unwrap();
+            assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
+            assert!(bell.silence(|_, _| {}));
+            most = lying().max(most);
+        }
+        assert!(most < 256);
+        assert_eq!(most > 0, bell.by_edge.get());
+        // Who polls the set finds it silent all the same.
+        rustix::io::write(&write, b"!").unwrap();
+        assert!(readable(&bell));
+        assert!(bell.silence(|_, _| {}));
+        assert!(!readable(&bell));
+        assert_eq!(lying(), 0);
+    }
+
+    #[test]
+    fn what_is_taken_in_passing_still_wakes() {
+        let (socket, _peer) = pair();
+        let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let bell = Bell::new(socket.as_fd()).unwrap();
+        bell.attach(read).unwrap();
+        rustix::io::write(&write, b"!").unwrap();
+        bell.take_rings(1, |_, _| {});
+        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
+        assert!(bell.silence(|_, _| {}));
+        drop(write);
+        bell.take_rings(1, |_, _| {});
         assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::HungUp));
         assert!(!bell.silence(|_, _| {}));
     }

@@ -13,7 +13,7 @@ use super::map::{self, Block, ReadMap, WordMap};
 use super::pairs::Pair;
 use super::place::NodePath;
 use super::point::{self, Point};
-use super::socket::{self, Descriptors, PARTS_MAX, Wait};
+use super::socket::{self, Arrived, Descriptors, PARTS_MAX, Wait};
 use super::staging::Staging;
 use super::stats::{Report, STATS_BYTES};
 use super::wire::{self, FDS_MAX, HELLO_FDS, Header, Kind, PACKET_MAX, Packet};
@@ -64,6 +64,22 @@ pub struct Answer {
     pub(super) lane: u32,
     /// Id of the connection that the lane leads to.
     pub(super) receiver: u64,
+}
+
+impl Answer {
+    /// Room for one.
+    pub(super) const fn new() -> Self {
+        Self { fds: Descriptors::new(), fds_lost: false, lane: 0, receiver: 0 }
+    }
+}
+
+/// What every answer tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    /// Number of the lane that it is about; of a SEND, calls that are open through kdbusd.
+    pub(super) lane: u32,
+    /// Id of the connection that the lane leads to.
+    receiver: u64,
 }
 
 /// The shared queue of a connection, for whoever receives from it.
@@ -166,14 +182,16 @@ impl Handle {
         self.transact(header, arg, message, with)
     }
 
-    /// Sends `message` and does not want it back; the answer's record is returned.
+    /// Sends `message` and does not want it back; the answer's record is returned. `reply` takes the descriptors that come
+    /// with a synchronous call's end; nothing else brings any.
     pub(super) fn send_message(
         &self,
         message: &mut [u8],
         flags: SendFlags,
         with: Attachments<'_>,
         beside: Beside,
-    ) -> Result<(CmdSend, Answer), Failure> {
+        reply: Option<&mut Answer>,
+    ) -> Result<(CmdSend, Ended), Failure> {
         let mut command = CmdSend {
             size: size_of::<CmdSend>() as u64,
             flags: flags.bits(),
@@ -189,8 +207,8 @@ impl Handle {
                 (header.slot, header.key) = (lane, call);
             }
         }
-        let answer = self.transact(header, command.as_mut_bytes(), Some(message), with)?;
-        Ok((command, answer))
+        let ended = self.transact_into(header, command.as_mut_bytes(), Some(message), with, reply)?;
+        Ok((command, ended))
     }
 
     /// Carries out a RECV of one entry of the shared queue.
@@ -369,11 +387,26 @@ impl Handle {
     /// Sends one packet and waits for its answer.
     fn transact(
         &self,
-        mut header: Header,
+        header: Header,
         arg: &mut [u8],
         message: Option<&mut [u8]>,
         with: Attachments<'_>,
     ) -> Result<Answer, Failure> {
+        let mut answer = Answer::new();
+        let ended = self.transact_into(header, arg, message, with, Some(&mut answer))?;
+        (answer.lane, answer.receiver) = (ended.lane, ended.receiver);
+        Ok(answer)
+    }
+
+    /// As [`transact`](Self::transact), with descriptors into `into`; without, the answer brings none.
+    fn transact_into(
+        &self,
+        mut header: Header,
+        arg: &mut [u8],
+        message: Option<&mut [u8]>,
+        with: Attachments<'_>,
+        into: Option<&mut Answer>,
+    ) -> Result<Ended, Failure> {
         self.check()?;
         if let Some(cancel) = with.cancel {
             check_cancel(cancel).map_err(Failure::Refused)?;
@@ -390,9 +423,9 @@ impl Handle {
         }
         point::pass(Point::CommandSent);
         let (number, serial) = (header.number, header.serial);
-        let answer = self.await_answer(serial, arg, message, with.cancel);
-        kdbus_core::event!(trace, "command {:#x}, the {}th: {:?}", number, serial, answer.as_ref().err());
-        answer
+        let ended = self.await_answer(serial, arg, message, with.cancel, into);
+        kdbus_core::event!(trace, "command {:#x}, the {}th: {:?}", number, serial, ended.as_ref().err());
+        ended
     }
 
     fn submit(
@@ -448,9 +481,9 @@ impl Handle {
         arg: &mut [u8],
         message: Option<&mut [u8]>,
         mut cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Answer, Failure> {
+        mut into: Option<&mut Answer>,
+    ) -> Result<Ended, Failure> {
         let mut buffer = self.answer.borrow_mut();
-        let mut answer = Answer { fds: Descriptors::new(), fds_lost: false, lane: 0, receiver: 0 };
         loop {
             if let Some(fd) = cancel
                 && !bell::wait_answer(self.socket(), fd).map_err(|error| self.fail(error))?
@@ -461,14 +494,25 @@ impl Handle {
                 // The call's one answer follows in any case.
                 cancel = None;
             }
-            let arrived = match socket::recv(&self.socket, &mut buffer, &mut answer.fds, Wait::Yes) {
+            let received = match into.as_deref_mut() {
+                Some(answer) => socket::recv(&self.socket, &mut buffer, &mut answer.fds, Wait::Yes),
+                None => {
+                    socket::recv_bytes(&self.socket, &mut buffer).map(|len| Arrived { len, fds_lost: false })
+                }
+            };
+            let arrived = match received {
                 Ok(arrived) if arrived.len != 0 => arrived,
                 Err(rustix::io::Errno::MSGSIZE) => return Err(self.fail(EPROTO)),
                 Ok(_) | Err(_) => return Err(self.fail(Errno::ECONNRESET)),
             };
-            answer.fds_lost = arrived.fds_lost;
             let bytes = buffer.get_mut(..arrived.len).unwrap_or_default();
-            let counted = if arrived.fds_lost { claimed_fds(bytes) } else { answer.fds.len() };
+            let counted = match into.as_deref_mut() {
+                Some(answer) => {
+                    answer.fds_lost = arrived.fds_lost;
+                    if arrived.fds_lost { claimed_fds(bytes) } else { answer.fds.len() }
+                }
+                None => 0,
+            };
             let packet = match Packet::parse(bytes, counted) {
                 Ok(packet) if packet.kind == Kind::Answer => packet,
                 Ok(_) | Err(_) => return Err(self.fail(EPROTO)),
@@ -476,12 +520,12 @@ impl Handle {
             if packet.header.serial != serial {
                 continue;
             }
-            (answer.lane, answer.receiver) = (packet.header.slot, packet.header.key);
+            let ended = Ended { lane: packet.header.slot, receiver: packet.header.key };
             write_back(arg, packet.arg);
             if let (Some(message), Some(returned)) = (message, packet.message) {
                 write_back(message, returned);
             }
-            return packet.header.result().map(|()| answer).map_err(|errno| {
+            return packet.header.result().map(|()| ended).map_err(|errno| {
                 // The last word of a kdbusd that does not speak this version.
                 if errno == EPROTO { self.fail(EPROTO) } else { Failure::Refused(errno) }
             });

@@ -15,6 +15,9 @@ use super::wire::{FDS_MAX, Header};
 /// Parts that one packet can be gathered from, besides its header.
 pub const PARTS_MAX: usize = 64;
 
+/// Bytes up to which a packet without descriptors is put together here, which costs less than to have the kernel gather it.
+const GATHERED_MAX: usize = 512;
+
 /// Descriptors that the kernel lets one packet carry, whatever the protocol permits.
 const RIGHTS_MAX: usize = 253;
 
@@ -79,6 +82,18 @@ pub fn send(
     wait: Wait,
 ) -> Result<(), Errno> {
     let header = Header { fds: u32::try_from(fds.len()).map_err(|_| Errno::MSGSIZE)?, ..*header };
+    let flags = match wait {
+        Wait::Yes => SendFlags::NOSIGNAL,
+        Wait::No => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+    };
+    if fds.is_empty() && parts.len() <= PARTS_MAX {
+        let mut packet: heapless::Vec<u8, GATHERED_MAX> = heapless::Vec::new();
+        let mut all = core::iter::once(header.as_bytes()).chain(parts.iter().copied());
+        if all.all(|part| packet.extend_from_slice(part).is_ok()) {
+            retry_on_intr(|| rustix::net::send(&socket, &packet, flags))?;
+            return Ok(());
+        }
+    }
     let mut slices: heapless::Vec<IoSlice<'_>, { PARTS_MAX + 1 }> = heapless::Vec::new();
     let all = core::iter::once(header.as_bytes()).chain(parts.iter().copied());
     for part in all.filter(|part| !part.is_empty()) {
@@ -89,10 +104,6 @@ pub fn send(
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::MSGSIZE);
     }
-    let flags = match wait {
-        Wait::Yes => SendFlags::NOSIGNAL,
-        Wait::No => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-    };
     retry_on_intr(|| rustix::net::sendmsg(&socket, &slices, &mut control, flags))?;
     Ok(())
 }
@@ -131,6 +142,17 @@ pub fn recv(
         return Err(Errno::MSGSIZE);
     }
     Ok(Arrived { len: received.bytes, fds_lost })
+}
+
+/// As [`recv`], of a packet that brings no descriptors and may wait, and returns its bytes; 0 when the other end is gone.
+/// Descriptors that it has all the same are closed.
+///
+/// # Errors
+///
+/// As [`recv`].
+pub(super) fn recv_bytes(socket: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let (_, len) = retry_on_intr(|| rustix::net::recv(&socket, &mut *buffer, RecvFlags::TRUNC))?;
+    if len > buffer.len() { Err(Errno::MSGSIZE) } else { Ok(len) }
 }
 
 /// Whether `error` means that the other end is gone.
@@ -182,6 +204,26 @@ mod tests {
         assert_eq!(recv(&b, &mut [0; 55], &mut fds, Wait::Yes), Err(Errno::MSGSIZE));
         drop(fds);
         assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0), "the last write end is closed");
+    }
+
+    #[test]
+    fn a_packet_of_any_length_arrives_whole_and_a_longer_one_than_the_buffer_not_at_all() {
+        let (a, b) = pair();
+        let header = Header::new(Kind::Command, 1);
+        let part: std::vec::Vec<u8> = (0..2 * GATHERED_MAX).map(|at| at as u8).collect();
+        let mut buffer = [0; 3 * GATHERED_MAX];
+        let room = GATHERED_MAX - size_of::<Header>();
+        for len in [0, 1, room - 1, room, room + 1, part.len()] {
+            for parts in [[&part[..len], &[]], [&part[..len / 2], &part[len / 2..len]]] {
+                send(&a, &header, &parts, &[], Wait::Yes).unwrap();
+                let arrived = recv_bytes(&b, &mut buffer).unwrap();
+                assert_eq!(buffer[size_of::<Header>()..arrived], part[..len], "{len} bytes");
+            }
+        }
+        send(&a, &header, &[&part], &[], Wait::Yes).unwrap();
+        assert_eq!(recv_bytes(&b, &mut buffer[..part.len()]), Err(Errno::MSGSIZE));
+        drop(a);
+        assert_eq!(recv_bytes(&b, &mut buffer), Ok(0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::bell::{self, Bell, Woken};
 use super::detour::Detour;
 use super::error::{ConnectError, EPROTO, errno};
 use super::gate;
-use super::handle::{Attachments, Beside, Handle};
+use super::handle::{Answer, Attachments, Beside, Handle};
 use super::incoming::Taken;
 use super::inward::InLanes;
 use super::map::{Block, WordMap};
@@ -339,9 +339,9 @@ impl Transport for LocalTransport {
             None => self.open_calls(),
         };
         let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
-        let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside);
-        if let (Ok((_, answer)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
-            outward.set_by_bus(answer.lane);
+        let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside, None);
+        if let (Ok((_, ended)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
+            outward.set_by_bus(ended.lane);
         }
         if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
             inward.forget_owed(&owed);
@@ -361,9 +361,10 @@ impl Transport for LocalTransport {
             return ended;
         }
         let with = Attachments { payload: message.payload, fds: message.fds, cancel };
-        let (command, mut answer) = self
+        let mut answer = Answer::new();
+        let (command, _) = self
             .handle
-            .send_message(message.message, SendFlags::SYNC_REPLY, with, self.open_calls())
+            .send_message(message.message, SendFlags::SYNC_REPLY, with, self.open_calls(), Some(&mut answer))
             .map_err(|failure| self.refused(failure))?;
         if self.received(command.reply, &mut answer, reply) { Ok(()) } else { Err(self.handle.fail(EPROTO)) }
     }
