@@ -790,3 +790,57 @@ fn a_reply_in_time_stays_one_while_its_caller_has_no_room() {
     assert_eq!(told.len(), 2);
     assert_eq!(told[1], (b.id(), 7, ItemType::PAYLOAD_OFF));
 }
+
+/// Bytes of payload in the shortest messages: as many as clients get into a lane take all places that its receiver has.
+const SHORTEST: [u8; 8] = [7; 8];
+
+/// Fills a lane into `to`, which receives nothing of it. Returns how many messages came by it.
+fn take_all_places(from: &Client, to: &Client) -> usize {
+    let before = carried(to);
+    let mut count = 0;
+    loop {
+        from.send(&Message::to(to.id()).payload(&SHORTEST).cookie(count as u64 + 1)).unwrap();
+        if carried(to) > before {
+            return count;
+        }
+        count += 1;
+    }
+}
+
+/// Looks at what came in, and receives nothing.
+fn look(client: &Client) {
+    let by_urgency = RecvFlags::PEEK | RecvFlags::USE_PRIORITY;
+    let found = client.transport().recv(by_urgency, i64::MIN).unwrap();
+    assert!(found.message.is_none());
+}
+
+#[test]
+fn who_has_no_room_to_hear_of_an_end_hears_of_it_once_there_is() {
+    // Its time is over, or it is dropped, or its callee is gone.
+    for kind in [ItemType::REPLY_TIMEOUT, ItemType::REPLY_DEAD] {
+        for dies in [false, true] {
+            let (timed_out, bus) = (kind == ItemType::REPLY_TIMEOUT, bus());
+            if timed_out && dies {
+                continue;
+            }
+            let ((a, b), c) = (pair(&bus), hello(&bus, 1, &Hello::new()));
+            call(&a, &b, 7, if timed_out { 20 } else { 60_000 });
+            b.transport().open_lane(a.id()).unwrap();
+            c.transport().open_lane(a.id()).unwrap();
+            let counts = [&b, &c].map(|from| take_all_places(from, &a));
+            look(&a);
+            if timed_out {
+                std::thread::sleep(Duration::from_millis(40));
+            } else if dies {
+                drop(b);
+                while c.transport().handle().stats(a.id()).is_err() {}
+            } else {
+                assert!(b.transport().recv(RecvFlags::DROP, 0).unwrap().message.is_none());
+            }
+            // It sees that here, and has no place for it before it receives one of the others.
+            look(&a);
+            let all: Vec<_> = ends(&a).into_iter().filter(|(from, ..)| *from == 0).collect();
+            assert_eq!(all, [(0, 7, kind)], "callee dies: {dies}, messages: {counts:?}");
+        }
+    }
+}

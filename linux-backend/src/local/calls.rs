@@ -39,6 +39,17 @@ pub(super) struct Call {
     pub(super) deadline: Instant,
     /// How often that was put off.
     pub(super) looks: u8,
+    /// How it has ended, if its connection is to be told and was not yet.
+    end: Option<End>,
+}
+
+/// The end of a call that has no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    /// Which one it is: they are told in their order.
+    number: u64,
+    /// Its callee has dropped it or is gone; else its time is over.
+    dead: bool,
 }
 
 impl Call {
@@ -57,6 +68,9 @@ pub(super) struct Calls {
     waited: Option<Call>,
     /// The number of the last call.
     number: u64,
+    /// Calls that have ended and stay in their places until that is told, and how many there ever were.
+    untold: usize,
+    ends: u64,
     /// Not after the earliest deadline.
     next: Instant,
 }
@@ -64,7 +78,15 @@ pub(super) struct Calls {
 impl Calls {
     /// No calls.
     pub(super) const fn new() -> Self {
-        Self { places: [None; WAITED], len: 0, waited: None, number: 0, next: Instant::FAR }
+        Self {
+            places: [None; WAITED],
+            len: 0,
+            waited: None,
+            number: 0,
+            untold: 0,
+            ends: 0,
+            next: Instant::FAR,
+        }
     }
 
     /// Whether there is none.
@@ -81,7 +103,7 @@ impl Calls {
     pub(super) fn wait_for(&mut self, lane: usize, callee: u64, cookie: u64, deadline: Instant) -> CallName {
         self.number += 1;
         let name = CallName { index: WAITED, number: self.number };
-        self.waited = Some(Call { name, lane, callee, cookie, deadline, looks: 0 });
+        self.waited = Some(Call { name, lane, callee, cookie, deadline, looks: 0, end: None });
         name
     }
 
@@ -112,7 +134,8 @@ impl Calls {
             .map(|step| (number as usize).wrapping_add(step) % WAITED)
             .find(|index| self.places.get(*index).is_some_and(Option::is_none))?;
         let name = CallName { index, number };
-        *self.places.get_mut(index)? = Some(Call { name, lane, callee, cookie, deadline, looks: 0 });
+        *self.places.get_mut(index)? =
+            Some(Call { name, lane, callee, cookie, deadline, looks: 0, end: None });
         (self.number, self.len) = (number, self.len + 1);
         self.next = self.next.min(deadline);
         Some(name)
@@ -121,20 +144,52 @@ impl Calls {
     /// Ends a call.
     pub(super) fn close(&mut self, name: CallName) {
         if let Some(place) = self.places.get_mut(name.index)
-            && place.take_if(|call| call.name == name).is_some()
+            && let Some(call) = place.take_if(|call| call.name == name)
         {
             self.len -= 1;
+            self.untold -= usize::from(call.end.is_some());
             if self.len == 0 {
                 self.next = Instant::FAR;
             }
         }
     }
 
+    /// A call has ended without a reply, and keeps its place until that is told and it is [closed](Self::close).
+    pub(super) fn end(&mut self, name: CallName, dead: bool) {
+        if let Some(Some(call)) = self.places.get_mut(name.index)
+            && call.name == name
+            && call.end.is_none()
+        {
+            self.ends += 1;
+            self.untold += 1;
+            call.end = Some(End { number: self.ends, dead });
+        }
+    }
+
+    /// Whether there is an end that was not told.
+    pub(super) const fn has_untold(&self) -> bool {
+        self.untold > 0
+    }
+
+    /// The call that ended first of those whose end was not told, and whether its callee is to blame. Cost:
+    /// `O(`[`CALLS_MAX`]`)`, and nothing if there is none.
+    pub(super) fn untold(&self) -> Option<(Call, bool)> {
+        if !self.has_untold() {
+            return None;
+        }
+        let ended = |call: &&Call| Some((call.end?.number, **call, call.end?.dead));
+        let (_, call, dead) =
+            self.places.iter().flatten().filter_map(|call| ended(&call)).min_by_key(|end| end.0)?;
+        Some((call, dead))
+    }
+
     /// The call to `callee` that a reply names and answers, if nothing has ended it.
     pub(super) fn meant(&self, name: Option<CallName>, callee: u64, cookie: u64) -> Option<Call> {
         let name = name?;
         let place = if name.index == WAITED { self.waited } else { *self.places.get(name.index)? };
-        place.filter(|call| call.name == name && call.callee == callee && call.cookie == cookie)
+        place.filter(|call| {
+            call.name == name && call.callee == callee && call.cookie == cookie && call.end.is_none()
+        })
     }
 
     /// Ends a call that is [meant](Self::meant) by a reply.
@@ -158,7 +213,7 @@ impl Calls {
         if now < self.next {
             return None;
         }
-        let first = self.places.iter().flatten().min_by_key(|call| call.deadline).copied();
+        let first = self.iter().min_by_key(|call| call.deadline).copied();
         self.next = first.map_or(Instant::FAR, |call| call.deadline);
         first.filter(|call| call.deadline <= now)
     }
@@ -175,14 +230,14 @@ impl Calls {
         true
     }
 
-    /// All of them.
+    /// All of them that have not ended.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Call> {
-        self.places.iter().flatten()
+        self.places.iter().flatten().filter(|call| call.end.is_none())
     }
 
     /// A call that was sent by this lane and that nobody waits for.
     pub(super) fn by_lane(&self, lane: usize) -> Option<Call> {
-        self.places.iter().flatten().find(|call| call.lane == lane).copied()
+        self.iter().find(|call| call.lane == lane).copied()
     }
 }
 
@@ -304,6 +359,24 @@ mod tests {
         let given_up = calls.wait_for(0, 7, 1, at(5));
         calls.stop_waiting();
         assert_eq!(answer(&mut calls, Some(given_up), 7, 1), Answers::Nothing);
+    }
+
+    #[test]
+    fn an_ended_call_keeps_its_place_until_its_end_is_told_and_comes_to_nothing_else() {
+        let mut calls = Calls::new();
+        let names = [1, 2, 3].map(|cookie| calls.open(0, 7, cookie, at(100 * cookie)).unwrap());
+        calls.end(names[1], true);
+        calls.end(names[0], false);
+        calls.end(names[0], true);
+        let told = |calls: &Calls| calls.untold().map(|(call, dead)| (call.name, dead));
+        assert_eq!((told(&calls), calls.len()), (Some((names[1], true)), 3));
+        assert_eq!(answer(&mut calls, Some(names[0]), 7, 1), Answers::Nothing);
+        assert_eq!(calls.due(at(200)), None);
+        assert_eq!(calls.next(), at(300), "that of the one that goes on");
+        calls.close(names[1]);
+        assert_eq!(told(&calls), Some((names[0], false)), "as it ended first");
+        calls.close(names[0]);
+        assert_eq!((told(&calls), calls.by_lane(0).map(|call| call.name)), (None, Some(names[2])));
     }
 
     #[test]

@@ -201,7 +201,8 @@ impl InLanes {
             number += 1;
             number - 1
         })?;
-        let arena = Arena::new(BLOCKS * count, count, bytes, places)?;
+        // What is left of a pool takes a record too.
+        let arena = Arena::new(BLOCKS * count, count, bytes, places + 1)?;
         let waiting = Block::new(room, || None)?;
         Ok((
             Self {

@@ -310,10 +310,14 @@ impl OutLanes {
         self.record(call).is_none_or(|record| record.end(CallState::Expired))
     }
 
-    /// Ends a call for good and forgets it. False if it has ended otherwise: nobody has to hear of it.
-    pub(super) fn close(&mut self, call: &Call) -> bool {
-        self.calls.close(call.name);
-        self.give_up(call)
+    /// Ends a call for good, unless it is `ended` already. It keeps its place until its connection is told, because its
+    /// callee is `dead` or its time is over. If it has ended otherwise, nobody has to hear of it.
+    pub(super) fn finish(&mut self, call: &Call, ended: bool, dead: bool) {
+        if ended || self.give_up(call) {
+            self.calls.end(call.name, dead);
+        } else {
+            self.calls.close(call.name);
+        }
     }
 
     /// Waits no longer for the call that the connection waits for.

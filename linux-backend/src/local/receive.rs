@@ -310,6 +310,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Ends the calls by lane whose time is over, and those to the dead, once everything that these have sent was looked at.
+    /// Those whose end there is no room to tell of keep their places until there is.
     fn end_calls(&mut self, lanes: &mut Lanes<'_>, now: Instant) {
         // Ends: each round ends a call or puts it off.
         while let Some(call) = lanes.outward.calls().due(now) {
@@ -322,27 +323,27 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 // The reply is about to be sent, or was taken back just now.
                 continue;
             }
-            if lanes.outward.close(&call) || expired {
-                self.call_ended(lanes, call.cookie, false, now);
-            }
+            lanes.outward.finish(&call, expired, false);
         }
         // Whoever drops a call ends it as if its time were over, and this connection closes those that it ends so itself.
         while let Some(call) = lanes.outward.dropped_call() {
-            if lanes.outward.close(&call) {
-                self.call_ended(lanes, call.cookie, true, now);
-            }
+            lanes.outward.finish(&call, false, true);
         }
-        // Ends: each round ends a call. What others send holds nothing up.
+        // Ends: each round ends a call. What others send holds nothing up, and what kdbusd has brought, it brought before.
         while let Some(inward) = &mut self.lanes
             && let Some(call) = dead_call(lanes.outward, inward)
         {
-            // What kdbusd has brought, it brought before the end.
-            let told = lanes.outward.state(&call) == Some(CallState::Relayed)
-                || self.call_ended(lanes, call.cookie, true, now);
-            if !told {
-                return;
-            }
-            lanes.outward.close(&call);
+            lanes.outward.finish(&call, false, true);
+        }
+        self.tell_ends(lanes, now);
+    }
+
+    /// Tells of the ends of calls, in their order and as far as there is room.
+    fn tell_ends(&mut self, lanes: &mut Lanes<'_>, now: Instant) {
+        while let Some((call, dead)) = lanes.outward.calls().untold()
+            && self.call_ended(lanes, call.cookie, dead, now)
+        {
+            lanes.outward.calls().close(call.name);
         }
     }
 
@@ -400,6 +401,12 @@ impl<P: Words, S: Words> Receiver<P, S> {
             // The clock comes first: what is queued later in one lane waits for the next look, because
             // something older may come into a lane that was looked at before.
             let now = cut.unwrap_or_else(bell::now);
+            if let Some(lanes) = lanes.as_deref_mut()
+                && tells_ends(lanes.outward, self.lanes())
+            {
+                // What came in after that does not take its room.
+                self.tell_ends(lanes, now);
+            }
             let mut batch = self.order.batch(now, &mut self.batch);
             // What comes by lane from whom, before what kdbusd shows of it.
             if gate().is_some()
@@ -467,18 +474,22 @@ fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> Ins
     cut
 }
 
-/// A call to somebody who is gone and has sent nothing that was not looked at, if there is room to tell of its end.
+/// A call to somebody who is gone and has sent nothing that was not looked at.
 fn dead_call(outward: &OutLanes, inward: &mut InLanes) -> Option<Call> {
-    if inward.is_mute() {
-        return None;
-    }
     outward.call_to_the_dead(|callee| inward.awaits(callee))
 }
 
-/// Whether a call has to be ended.
-fn wants_attention(outward: &mut OutLanes, inward: Option<&mut InLanes>) -> bool {
+/// Whether there are ends of calls that were not told, and may be room for that.
+fn tells_ends(outward: &mut OutLanes, inward: Option<&mut InLanes>) -> bool {
+    gate().is_some() && outward.calls().has_untold() && inward.is_some_and(|inward| !inward.is_mute())
+}
+
+/// Whether a call has to be ended, or its end told.
+fn wants_attention(outward: &mut OutLanes, mut inward: Option<&mut InLanes>) -> bool {
     if gate().is_none() || outward.calls().is_empty() {
         return false;
     }
-    inward.is_some_and(|inward| dead_call(outward, inward).is_some()) || bell::now() >= outward.calls().next()
+    tells_ends(outward, inward.as_deref_mut())
+        || inward.is_some_and(|inward| dead_call(outward, inward).is_some())
+        || bell::now() >= outward.calls().next()
 }
