@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use common::{Bus, Client};
 use kdbus_core::abi::{
-    AttachFlags, Errno, ITEM_HEADER, ItemType, Items, Msg, NameFlags, RecvFlags, Timestamp,
+    AttachFlags, CmdRecv, Command, Errno, ITEM_HEADER, ItemType, ItemWriter, Items, Msg, MsgFlags, NameFlags,
+    RecvFlags, Timestamp, Vec as PayloadVec,
 };
-use kdbus_core::client::{CallError, Connection, Hello, Message, Part, ReplyTo, Transport};
+use kdbus_core::client::{
+    CallError, Connection, Failure, Hello, Message, Outgoing, Part, ReplyTo, Transport,
+};
 use kdbus_core::{Instant, NodeName, WellKnownName};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 fn bus() -> Bus {
     Bus::with(|config| config.capacity.lanes = 16)
@@ -842,5 +845,126 @@ fn who_has_no_room_to_hear_of_an_end_hears_of_it_once_there_is() {
             let all: Vec<_> = ends(&a).into_iter().filter(|(from, ..)| *from == 0).collect();
             assert_eq!(all, [(0, 7, kind)], "callee dies: {dies}, messages: {counts:?}");
         }
+    }
+}
+
+/// Too large for a lane: it goes through the daemon.
+static LARGE: [u8; 100_000] = [5; 100_000];
+
+fn call_by_bus(from: &Client, to: &Client, cookie: u64) {
+    let before = carried(to);
+    let message = Message::to(to.id()).payload(&LARGE).cookie(cookie).expect_reply(after(60_000));
+    from.send(&message).unwrap();
+    assert_eq!(carried(to), before + 1);
+}
+
+/// Calls to `callee`, who has received all, that a connection has open at the daemon.
+fn open_by_bus(client: &Client, callee: &Client) -> u64 {
+    // Before it says that there is nothing, the daemon looks at what was received.
+    let mut command = CmdRecv { size: size_of::<CmdRecv>() as u64, ..CmdRecv::default() };
+    let nothing = callee.transport().handle().command(Command::Recv.request(), command.as_mut_bytes());
+    assert_eq!(nothing.map(|_| ()), Err(Failure::Refused(Errno::EAGAIN)));
+    client.transport().handle().stats(client.id()).unwrap().stats.calls
+}
+
+#[test]
+fn a_reply_answers_the_newest_call_with_its_cookie_whichever_way_each_one_went() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let other = hello(&bus, 1, &Hello::new());
+    let at_bus = || open_by_bus(&a, &b);
+    // By lane, by the daemon, by lane, by the daemon; and a call of somebody else that has nothing to do with it.
+    for round in 0..2 {
+        call(&a, &b, 7, 60_000);
+        call_by_bus(&a, &b, 7);
+        if round == 1 {
+            // This one is there before the newest is known.
+            assert_eq!(called(&b).cookie, 7);
+        }
+        call(&a, &b, 7, 60_000);
+        call_by_bus(&other, &b, 7);
+        call_by_bus(&a, &b, 7);
+        while b.try_recv().unwrap().is_some() {}
+        let to = ReplyTo { id: a.id(), cookie: 7, priority: 0 };
+        for left in [1, 1, 0, 0] {
+            reply(&b, to, b"answer").unwrap();
+            assert_eq!(at_bus(), left, "round {round}");
+        }
+        assert!(reply(&b, to, b"one too many").is_err());
+        let all = ends(&a);
+        assert_eq!(all, [(b.id(), 7, ItemType::PAYLOAD_OFF); 4]);
+        reply(&b, ReplyTo { id: other.id(), ..to }, b"answer").unwrap();
+    }
+}
+
+#[test]
+fn a_reply_answers_the_newest_call_though_nobody_has_looked_at_it() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    call(&a, &b, 7, 60_000);
+    let to = called(&b);
+    call(&a, &b, 8, 60_000);
+    look(&b);
+    call_by_bus(&a, &b, 7);
+    reply(&b, to, b"answer").unwrap();
+    assert_eq!(ends(&a), [(b.id(), 7, ItemType::PAYLOAD_OFF)]);
+    // The older one still waits, and the newer one does not.
+    assert_eq!(b.try_recv().unwrap().unwrap().cookie(), 8);
+    assert_eq!((b.try_recv().unwrap().unwrap().cookie(), open_by_bus(&a, &b)), (7, 0));
+    reply(&b, to, b"answer").unwrap();
+    assert!(reply(&b, to, b"one too many").is_err());
+}
+
+/// Calls with a cookie that the client keeps for calls of its own.
+fn raw_call(from: &Client, to: &Client, cookie: u64, millis: u64) {
+    let vec = PayloadVec { size: 8, address: 64 };
+    let header = Msg {
+        size: (Msg::SIZE + ITEM_HEADER + size_of::<PayloadVec>()) as u64,
+        flags: MsgFlags::EXPECT_REPLY.bits(),
+        dst_id: to.id(),
+        payload_type: 1,
+        cookie,
+        timeout_or_reply: after(millis).as_nanos(),
+        ..Msg::default()
+    };
+    let mut message = vec![0; header.size as usize];
+    let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
+    writer.bytes(ItemType::PAYLOAD_VEC, vec.as_bytes()).unwrap();
+    message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+    from.transport().send(&mut Outgoing { message: &mut message, payload: &[&SHORTEST], fds: &[] }).unwrap();
+}
+
+#[test]
+fn the_reply_to_an_older_call_with_the_same_cookie_is_not_taken_for_that_of_one_that_is_waited_for() {
+    // Whether the older one is over by then.
+    for (millis, by_lane) in [(20, true), (60_000, false)] {
+        let bus = bus();
+        let (a, b) = pair(&bus);
+        let to = b.id();
+        let serve = |b: Client, payload: &'static [u8]| {
+            meanwhile(b, move |b| {
+                let caller = b.recv_blocking(LONG).unwrap().reply_to();
+                reply(b, caller, payload).unwrap();
+                caller.cookie
+            })
+        };
+        let question = Message::to(to).payload(b"question");
+        let serving = serve(b, b"answer");
+        drop(a.call_blocking(&question, LONG).unwrap());
+        let (b, cookie) = serving.join().unwrap();
+        // That of the next one.
+        let cookie = cookie + 1;
+        raw_call(&a, &b, cookie, millis);
+        reply(&b, called(&b), &LARGE).unwrap();
+        std::thread::sleep(Duration::from_millis(40));
+        look(&a);
+        let before = carried(&b);
+        let serving = serve(b, &[6; 100_000]);
+        let answer = a.call_blocking(&question, LONG).unwrap();
+        assert_eq!(answer.payload()[0], 6, "that is the reply to the older one");
+        drop(answer);
+        let (b, same) = serving.join().unwrap();
+        assert_eq!((same, carried(&b) == before), (cookie, by_lane));
+        assert_eq!(ends(&a), [(b.id(), cookie, ItemType::PAYLOAD_OFF)]);
     }
 }

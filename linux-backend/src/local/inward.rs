@@ -36,6 +36,8 @@ pub(super) struct OwedCall {
     /// Which lane.
     lane: usize,
     pub(super) name: CallName,
+    /// Another call with its cookie came by kdbusd, which knows the newest.
+    pub(super) is_contested: bool,
 }
 
 /// A message that came by lane and waits in the queue.
@@ -450,11 +452,12 @@ impl InLanes {
     /// Whether an entry that kdbusd shows has to stay there for now, because an older message of its sender stays in a
     /// lane. The reply that the connection waits for stays for nothing.
     pub(super) fn holds_up(&mut self, entry: &Entry, pool: Option<&ReadMap>, waited: Option<&Call>) -> bool {
-        let mut header = Msg::default();
-        // Whether the entry was taken back, and its place is another's, tells whoever takes it.
-        let is_read =
-            self.stuck && pool.is_some_and(|pool| pool.read(entry.offset, header.as_mut_bytes()).is_ok());
-        if !is_read || waited.is_some_and(|call| call.is_answered_by(&header)) {
+        if !self.stuck && !self.owes() {
+            return false;
+        }
+        let Some(header) = read_header(entry, pool) else { return false };
+        self.came_by_bus(&header);
+        if !self.stuck || waited.is_some_and(|call| call.is_answered_by(&header, entry.key)) {
             return false;
         }
         let is_older = |inward: &mut Inward| {
@@ -621,7 +624,8 @@ impl InLanes {
             let inward = self.lanes.get(lane)?.as_ref().filter(|inward| inward.terms.sender() == caller)?;
             let waits =
                 |name: CallName| inward.lane.call(name).state(name.number) == Some(CallState::Pending);
-            Some(OwedCall { lane, name: inward.owed.find(cookie, waits)? })
+            let name = inward.owed.find(cookie, waits)?;
+            Some(OwedCall { lane, name, is_contested: inward.owed.is_contested(name) })
         };
         // Mostly the one that came last is answered first.
         found(self.last_call).or_else(|| (0..self.lanes.len()).find_map(found))
@@ -645,6 +649,30 @@ impl InLanes {
         let name = waiting.call?;
         inward.owed.remove(name);
         inward.lane.call(name).end(name.number, CallState::Expired).then(|| inward.lane.number())
+    }
+
+    /// Whether some calls that came by lane may wait for an answer.
+    pub(super) fn owes(&self) -> bool {
+        self.lanes.iter().flatten().any(|inward| !inward.owed.is_empty())
+    }
+
+    /// A message came by kdbusd.
+    pub(super) fn came_by_bus(&mut self, header: &Msg) {
+        if header.expects_reply() {
+            for inward in
+                self.lanes.iter_mut().flatten().filter(|inward| inward.terms.sender() == header.src_id)
+            {
+                inward.owed.contest(header.cookie);
+            }
+        }
+    }
+
+    /// Forgets such a call if it waits no longer.
+    pub(super) fn forget_ended(&mut self, owed: &OwedCall) {
+        let state = self.call(owed).and_then(|call| call.state(owed.name.number));
+        if state != Some(CallState::Pending) {
+            self.forget_owed(owed);
+        }
     }
 
     /// Such a call was answered, or has ended otherwise.
@@ -713,4 +741,11 @@ impl InLanes {
             self.hot.add(at);
         }
     }
+}
+
+/// The header of what kdbusd shows. Whether the entry was taken back, and its place is another's, tells whoever takes it.
+pub(super) fn read_header(entry: &Entry, pool: Option<&ReadMap>) -> Option<Msg> {
+    let mut header = Msg::default();
+    pool?.read(entry.offset, header.as_mut_bytes()).ok()?;
+    Some(header)
 }

@@ -1,5 +1,6 @@
 //! Lanes in mapped memory: what a client has of those that kdbusd gave it.
 
+use kdbus_core::Instant;
 use kdbus_core::abi::Errno;
 use kdbus_core::channel::terms::{self, PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
@@ -215,8 +216,8 @@ impl OutLane {
     }
 
     /// Opens a call that goes by this lane.
-    pub(super) fn begin(&self, name: CallName, cookie: u64) {
-        self.record(name).begin(cookie);
+    pub(super) fn begin(&self, name: CallName, cookie: u64, now: Instant) {
+        self.record(name).begin(cookie, now);
         self.call(name).begin(name.number);
     }
 

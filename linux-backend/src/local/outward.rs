@@ -174,10 +174,14 @@ impl OutLanes {
         if waits && (route != Route::Call || deadline > WAIT_MAX) {
             return Way::Bus;
         }
+        if waits && self.calls.has_cookie(cookie) {
+            // Of two replies that kdbusd brings, only kdbusd knows which one is for whom.
+            return Way::Bus;
+        }
         if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
             return claim;
         }
-        if self.detour.next() {
+        if self.detour.next() || owed.is_some_and(|owed| owed.is_contested) {
             return claim;
         }
         let at = if is_last { Some(self.last) } else { self.lane_to(handle, to) };
@@ -190,14 +194,15 @@ impl OutLanes {
         let Some(Some(outward)) = self.lanes.get_mut(at) else { return claim };
         let lane = &mut outward.lane;
         let Some(first) = message.message.get(..len) else { return claim };
-        let now = bell::now().as_nanos();
+        let begun = bell::now();
+        let now = begun.as_nanos();
         let sent = match (route, owed, inward) {
             (Route::Call, ..) if waits => {
                 if deadline.as_nanos() <= now {
                     return Way::Bus;
                 }
-                let name = self.calls.wait_for(at, lane.receiver(), cookie, deadline);
-                lane.begin(name, cookie);
+                let name = self.calls.wait_for(at, lane.receiver(), cookie, begun, deadline);
+                lane.begin(name, cookie, begun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
                     self.stop_waiting();
@@ -206,9 +211,9 @@ impl OutLanes {
             }
             (Route::Call, ..) => {
                 let callee = lane.receiver();
-                let name = self.calls.open(at, callee, cookie, deadline);
+                let name = self.calls.open(at, callee, cookie, begun, deadline);
                 let Some(name) = name else { return Way::Bus };
-                lane.begin(name, cookie);
+                lane.begin(name, cookie, begun);
                 point::pass(Point::CallBegun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {

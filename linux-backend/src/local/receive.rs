@@ -11,7 +11,7 @@ use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
 use super::calls::Call;
 use super::gate;
-use super::inward::InLanes;
+use super::inward::{InLanes, read_header};
 use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
 use super::point::{self, Point};
@@ -123,6 +123,23 @@ impl<P: Words, S: Words> Receiver<P, S> {
         let entry = if by_priority { queue.peek() } else { queue.peek_front() }?;
         // kdbus: the most urgent message is returned only if its priority is at most the one given.
         (!by_priority || entry.priority <= priority).then_some(*entry.item)
+    }
+
+    /// Looks at the calls that kdbusd shows, because one that came by lane may be answered now and the newest with its cookie
+    /// has to be. They stay where they are. Cost: a load if nothing came, else a look at each entry.
+    pub(super) fn look_at_calls(&mut self, pool: Option<&ReadMap>) {
+        let Self { inbox, lanes, .. } = self;
+        if let Some(lanes) = lanes.as_mut().filter(|_| gate().is_some())
+            && inbox.has_fresh()
+            && lanes.owes()
+        {
+            let _ = inbox.has_fresh_that(|entry| {
+                if let Some(header) = read_header(entry, pool) {
+                    lanes.came_by_bus(&header);
+                }
+                false
+            });
+        }
     }
 
     /// Receives the message that came first if it came by lane, nothing is queued and no other lane has any: it does not pass
@@ -280,14 +297,15 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.lanes().is_some_and(|lanes| lanes.is_stuck())
     }
 
-    /// A queued message of kdbusd's lane that is `meant`. Cost: `O(depth)`.
+    /// The first queued message of kdbusd's lane that is `meant`. Cost: `O(depth)`.
     pub(super) fn find(&mut self, meant: impl Fn(&Arrived) -> bool) -> Option<Arrived> {
         let queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
         self.queued
             .iter()
             .flatten()
             .filter_map(|handle| queue.get(*handle))
-            .find(|arrived| meant(arrived))
+            .filter(|arrived| meant(arrived))
+            .min_by_key(|arrived| arrived.key)
             .copied()
     }
 

@@ -181,7 +181,7 @@ impl LocalTransport {
             // Only whoever takes the entry knows that it was not taken back meanwhile.
             arrived.lane == KDBUSD
                 && pool.read(arrived.offset, header.as_mut_bytes()).is_ok()
-                && call.is_answered_by(&header)
+                && call.is_answered_by(&header, arrived.key)
         };
         match receiver.find(answers) {
             Some(entry) => {

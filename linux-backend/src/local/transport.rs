@@ -2,7 +2,7 @@
 
 use core::cell::{Cell, OnceCell, RefCell};
 
-use kdbus_core::abi::{CmdFree, CmdHello, Command, Errno, HelloFlags, RecvFlags, SendFlags};
+use kdbus_core::abi::{CmdFree, CmdHello, Command, Errno, HelloFlags, Msg, RecvFlags, SendFlags};
 use kdbus_core::channel::InboxReader;
 use kdbus_core::client::{Failure, Found, Incoming, Outgoing, Transport};
 use kdbus_core::{Instant, WellKnownName};
@@ -291,6 +291,12 @@ impl LocalTransport {
     }
 }
 
+/// Whether a message answers a call.
+fn is_reply(message: &[u8]) -> bool {
+    Msg::read_from_prefix(message)
+        .is_ok_and(|(header, _)| !header.expects_reply() && header.timeout_or_reply != 0)
+}
+
 impl AsFd for LocalTransport {
     /// The descriptor that is readable while anything waits.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -317,6 +323,12 @@ impl Transport for LocalTransport {
     fn send(&self, message: &mut Outgoing<'_, BorrowedFd<'_>>) -> Result<(), Failure> {
         self.check()?;
         let mut receiver = self.receiver.borrow_mut();
+        if gate().is_some()
+            && let Some(receiver) = receiver.as_mut()
+            && is_reply(message.message)
+        {
+            receiver.look_at_calls(self.handle.pool());
+        }
         let mut inward = receiver.as_mut().and_then(Receiver::lanes);
         let way = match &mut *self.outward.borrow_mut() {
             Some(outward) if gate().is_some() => {
@@ -344,7 +356,7 @@ impl Transport for LocalTransport {
             outward.set_by_bus(answer.lane);
         }
         if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
-            inward.forget_owed(&owed);
+            inward.forget_ended(&owed);
         }
         drop(receiver);
         sent.map(|_| ()).map_err(|failure| self.refused(failure))
