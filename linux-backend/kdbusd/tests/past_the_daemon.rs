@@ -968,3 +968,29 @@ fn the_reply_to_an_older_call_with_the_same_cookie_is_not_taken_for_that_of_one_
         assert_eq!(ends(&a), [(b.id(), cookie, ItemType::PAYLOAD_OFF)]);
     }
 }
+
+#[test]
+fn who_holds_all_the_room_there_is_learns_that_the_reply_found_none() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    b.transport().open_lane(a.id()).unwrap();
+    let (to, before) = (b.id(), carried(&a));
+    let held = hold_all(&b, &a);
+    let serving = meanwhile(b, move |b| {
+        let caller = b.recv_blocking(LONG).unwrap().reply_to();
+        reply(b, caller, &BESIDES).unwrap();
+        let next = b.recv_blocking(LONG).unwrap().reply_to();
+        reply(b, next, &BESIDES).unwrap();
+        caller
+    });
+    let question = Message::to(to).payload(b"question");
+    let error = a.call_blocking(&question, LONG).map(|_| ()).unwrap_err();
+    assert_eq!(error.errno(), Errno::EXFULL);
+    give_back(&a, &held);
+    assert_eq!(a.call_blocking(&question, LONG).unwrap().payload(), BESIDES);
+    let (b, caller) = serving.join().unwrap();
+    assert!(reply(&b, caller, b"again").is_err(), "one is enough");
+    assert_eq!(ends(&a), [(b.id(), 0, ItemType::PAYLOAD_OFF)], "what was sent before, and no reply");
+    assert_eq!(carried(&a), before, "all of it went by lane");
+}

@@ -124,6 +124,10 @@ impl Inward {
     }
 }
 
+/// The application holds all the room there is for what comes by lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
 /// A message that was copied out of its lane.
 #[derive(Clone, Copy, Debug)]
 struct Copied {
@@ -503,8 +507,17 @@ impl InLanes {
 
     /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
     /// Cost: a look at each message in the lanes from its callee.
-    pub(super) fn look_ahead(&mut self, now: Instant, arena: &Arena, outward: &mut OutLanes) {
-        let Some(call) = outward.calls().waited().copied() else { return };
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] if it is there and finds none itself; its call has ended.
+    pub(super) fn look_ahead(
+        &mut self,
+        now: Instant,
+        arena: &Arena,
+        outward: &mut OutLanes,
+    ) -> Result<(), NoRoom> {
+        let Some(call) = outward.calls().waited().copied() else { return Ok(()) };
         let receiver = self.receiver;
         for inward in self.lanes.iter_mut().flatten() {
             let Inward { lane, terms, .. } = inward;
@@ -529,6 +542,11 @@ impl InLanes {
                     lane.copy_ahead(at, &head, first, second).ok_or(Violation)?;
                     settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
                 });
+                if filled.is_none()
+                    && outward.answered(Some(call.name), call.callee, call.cookie) == Answers::Waited
+                {
+                    return Err(NoRoom);
+                }
                 let Some(Ok((held, settled))) = filled else { break };
                 if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
                     == Answers::Waited
@@ -537,11 +555,12 @@ impl InLanes {
                     arena.show(held);
                     arena.release(held);
                     self.reply = Some(held);
-                    return;
+                    return Ok(());
                 }
                 arena.release(held);
             }
         }
+        Ok(())
     }
 
     /// The reply that the connection waits for, if it came: where it lies, and its bytes.

@@ -11,7 +11,7 @@ use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
 use super::calls::Call;
 use super::gate;
-use super::inward::{InLanes, read_header};
+use super::inward::{InLanes, NoRoom, read_header};
 use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
 use super::point::{self, Point};
@@ -276,20 +276,24 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
     /// Moves what came in into the queue. Returns the reply that the connection waits for, if it came by lane: where it lies,
     /// and its bytes.
-    pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Option<(u64, u64)> {
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] if it came and the application has left no room for it.
+    pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Result<Option<(u64, u64)>, NoRoom> {
         if gate().is_some()
             && let Some(inward) = &mut self.lanes
             && inward.has_fresh()
             && let Some(held) = inward.take_waited(bell::now(), &self.order, lanes.arena, lanes.outward)
         {
-            return Some((held.offset, held.size));
+            return Ok(Some((held.offset, held.size)));
         }
         self.look(Some(lanes));
-        let inward = self.lanes()?;
+        let Some(inward) = self.lanes() else { return Ok(None) };
         if inward.is_stuck() {
-            inward.look_ahead(bell::now(), lanes.arena, lanes.outward);
+            inward.look_ahead(bell::now(), lanes.arena, lanes.outward)?;
         }
-        inward.take_reply()
+        Ok(inward.take_reply())
     }
 
     /// Whether [`look_for_reply`](Self::look_for_reply) may find it though nothing is fresh: to be asked after arming.

@@ -13,6 +13,7 @@ use super::error::errno;
 use super::gate;
 use super::handle::check_cancel;
 use super::incoming::Taken;
+use super::inward::NoRoom;
 use super::map::WordMap;
 use super::outward::OutLanes;
 use super::receive::{KDBUSD, Lanes, Receiver};
@@ -148,9 +149,14 @@ impl LocalTransport {
         let Some(arena) = self.arena() else { return Ok(Stand::Over(Errno::EPIPE)) };
         let pool = self.handle.pool();
         let mut lanes = Lanes { arena, pool, bell: &self.bell, outward: &mut *outward };
-        if let Some((offset, msg_size)) = receiver.look_for_reply(&mut lanes) {
-            reply.info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
-            return Ok(Stand::Replied);
+        match receiver.look_for_reply(&mut lanes) {
+            Ok(Some((offset, msg_size))) => {
+                reply.info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
+                return Ok(Stand::Replied);
+            }
+            Ok(None) => {}
+            // kdbus: a reply without room ends the call.
+            Err(NoRoom) => return Ok(Stand::Over(Errno::EXFULL)),
         }
         let open = if dead { Stand::Over(Errno::EPIPE) } else { Stand::Open };
         match outward.state(call) {
