@@ -285,7 +285,8 @@ impl InLanes {
         for place in 0..self.hot.len() {
             let Some(at) = self.hot.get(place) else { return };
             let Some(Some(inward)) = self.lanes.get_mut(at) else { continue };
-            // Ends: a lane holds a bounded number of messages that were not received.
+            // Ends: a lane holds a bounded number of messages that were not received, and as many are taken out for nobody.
+            let mut ignored = 0;
             while let Ok(Some(head)) = inward.lane.peek() {
                 (inward.hot, inward.used) = (true, true);
                 if !batch.takes(head.key) {
@@ -327,6 +328,12 @@ impl InLanes {
                     if answers != Answers::Call {
                         arena.release(held);
                         inward.lane.give_back(words);
+                        point::pass(Point::Ignored);
+                        ignored += 1;
+                        if ignored == inward.places {
+                            // Its sender can fill the room that it has back as fast as it is read.
+                            break;
+                        }
                         continue;
                     }
                 }
@@ -767,4 +774,71 @@ pub(super) fn read_header(entry: &Entry, pool: Option<&ReadMap>) -> Option<Msg> 
     let mut header = Msg::default();
     pool?.read(entry.offset, header.as_mut_bytes()).ok()?;
     Some(header)
+}
+
+#[cfg(all(test, feature = "lanes"))]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use kdbus_core::abi::{ITEM_HEADER, ItemType, ItemWriter, Vec as PayloadVec};
+
+    use super::super::detour::Detour;
+    use super::super::handle::Answer;
+    use super::super::testbed::Lane;
+    use super::*;
+
+    const SENDER: u64 = 7;
+    const RECEIVER: u64 = 9;
+
+    /// A reply to a call with cookie 5, which nobody has made.
+    fn reply() -> [u8; Msg::SIZE + 32] {
+        let header = Msg {
+            size: (Msg::SIZE + ITEM_HEADER + size_of::<PayloadVec>()) as u64,
+            dst_id: RECEIVER,
+            payload_type: 1,
+            timeout_or_reply: 5,
+            ..Msg::default()
+        };
+        let mut message = [0; Msg::SIZE + 32];
+        let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
+        writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
+        message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        message
+    }
+
+    #[test]
+    fn a_look_ends_though_its_sender_fills_the_room_that_it_has_back() {
+        let lane = Lane::new(SENDER);
+        let fds = lane.fds().into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+        let answer = Answer { fds, fds_lost: false, lane: 0, receiver: 0 };
+        let (mut inward, arena) = InLanes::new([InLane::map(answer).unwrap()], 1, RECEIVER, 16).unwrap();
+        let writer = Rc::new(RefCell::new(lane.writer));
+        let send = move || {
+            let reply = reply();
+            let head = LaneHead { first: reply.len() as u64, second: 8, key: 1, call: 0 };
+            let mut writer = writer.borrow_mut();
+            let mut reserved = writer.reserve(head).unwrap();
+            reserved.put(&reply);
+            reserved.next_part();
+            reserved.put(b"an answr");
+            let _ = reserved.commit().unwrap();
+        };
+        send();
+        let ignored = Rc::new(RefCell::new(0));
+        let count = Rc::clone(&ignored);
+        point::set_own_hook(move |place| {
+            assert_eq!(place, Point::Ignored);
+            *count.borrow_mut() += 1;
+            assert!(*count.borrow() < 1000, "this does not end");
+            send();
+        });
+        let mut outward = OutLanes::new((1, 1), Detour::NONE, RECEIVER).unwrap();
+        let mut room = [Arrived::default(); 4];
+        let mut order = Order::new();
+        let mut batch = order.batch(bell::now(), &mut room);
+        inward.drain(bell::now(), &mut batch, &arena, &mut outward);
+        assert!(*ignored.borrow() > 0 && inward.has_fresh(), "the next look goes on");
+        assert!(batch.sorted().is_empty());
+    }
 }

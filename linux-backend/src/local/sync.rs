@@ -73,7 +73,12 @@ impl LocalTransport {
             // While it looks, nobody can cancel.
             let found =
                 cancel.is_none() && self.look(until, &mut looked, || receiver.has_news(seen, outward));
-            if !found && !self.arm_for_reply(receiver, outward, &mut seen)? {
+            if found {
+                // Nobody can cancel.
+            } else if self.arm_for_reply(receiver, outward, &mut seen)? {
+                // Whatever keeps coming in, whoever cancels is heard.
+                woken = cancel.map_or(Woken::Early, bell::look_at_cancel);
+            } else {
                 if receiver.is_stuck() {
                     // Behind messages without room, a reply makes nothing fresh.
                     stand = self.look_at(receiver, outward, call, false, reply)?;
