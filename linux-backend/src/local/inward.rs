@@ -1,5 +1,7 @@
 //! The lanes into one connection.
 
+use core::time::Duration;
+
 use kdbus_core::Instant;
 use kdbus_core::abi::{AttachFlags, Msg, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
@@ -27,6 +29,9 @@ use super::{Gate, gate};
 const BLOCKS: usize = 64;
 /// Bytes of the shortest message of a client's in its lane: head, header, one run and a word of it.
 const SHORTEST: u64 = 136;
+/// How long nobody asks for a lane after one was refused, and how long at the most after it was refused again and again.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// The lane of the transport's own notifications.
 const NOTICES: u32 = u32::MAX;
 
@@ -159,6 +164,10 @@ impl Look<'_> {
 #[derive(Debug)]
 pub(super) struct InLanes {
     lanes: Block<Option<Inward>>,
+    /// Places without a lane, when to ask for one, and how long to wait after that was refused.
+    empty: usize,
+    ask_at: Instant,
+    pause: Duration,
     hot: HotSet,
     /// The lane by which a call came last.
     last_call: usize,
@@ -213,6 +222,9 @@ impl InLanes {
         Ok((
             Self {
                 lanes,
+                empty: 0,
+                ask_at: Instant::ZERO,
+                pause: PAUSE,
                 hot: HotSet::new(count)?,
                 last_call: 0,
                 waiting,
@@ -747,8 +759,8 @@ impl InLanes {
         }
     }
 
-    /// A lane that nothing more comes by, and its number here; its place is empty now.
-    pub(super) fn worn_out(&mut self) -> Option<(usize, InLane)> {
+    /// A lane that nothing more comes by; its place is empty now.
+    pub(super) fn worn_out(&mut self) -> Option<InLane> {
         let Self { lanes, hot, .. } = self;
         let worn = |inward: &Inward| {
             inward.waiting == 0
@@ -756,13 +768,31 @@ impl InLanes {
                     || (terms::has_ended(inward.lane.page()) && inward.lane.is_drained()))
         };
         let at = hot.find_worn(|number| matches!(lanes.get(number), Some(Some(inward)) if worn(inward)))?;
-        Some((at, self.lanes.get_mut(at)?.take()?.lane))
+        let worn = self.lanes.get_mut(at)?.take()?.lane;
+        self.empty += 1;
+        Some(worn)
+    }
+
+    /// An empty place that a lane is to be brought for now.
+    pub(super) fn empty_place(&self) -> Option<usize> {
+        if self.empty == 0 || (self.ask_at > Instant::ZERO && bell::now() < self.ask_at) {
+            return None;
+        }
+        self.lanes.iter().position(Option::is_none)
+    }
+
+    /// There was no lane for it. The pause before the next one is asked for grows.
+    pub(super) fn refused(&mut self) {
+        self.ask_at = bell::now().after(self.pause);
+        self.pause = (2 * self.pause).min(PAUSE_MAX);
     }
 
     /// Puts a new lane in an empty place.
     pub(super) fn replace(&mut self, at: usize, lane: InLane) {
         if let Some(place) = self.lanes.get_mut(at) {
             *place = Some(Inward::new(lane));
+            self.empty = self.empty.saturating_sub(1);
+            (self.ask_at, self.pause) = (Instant::ZERO, PAUSE);
             // Few lanes are looked at whether they have rung or not.
             self.hot.add(at);
         }

@@ -171,6 +171,7 @@ pub(super) fn recv(transport: &LocalTransport) -> Option<u64> {
 pub(super) struct Lane {
     pub(super) files: [OwnedFd; 5],
     pub(super) writer: LaneWriter<WordMap, WordMap, WordMap>,
+    pub(super) gate: LaneGate<WordMap, WordMap>,
     _ringer: OwnedFd,
 }
 
@@ -192,7 +193,7 @@ impl Lane {
         let [lane_words, back_words] = [map(&lane, layout.lane_words()), map(&back, LaneLayout::BACK_WORDS)];
         let writer = LaneWriter::new(lane_words, back_words, map(&page, PAGE_WORDS), VERDICT_AT, layout);
         let (bell, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
-        Self { files: [lane, back, page, calls, bell], writer: writer.unwrap(), _ringer: ringer }
+        Self { files: [lane, back, page, calls, bell], writer: writer.unwrap(), gate, _ringer: ringer }
     }
 
     /// What its receiver gets.

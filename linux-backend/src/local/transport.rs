@@ -234,11 +234,19 @@ impl LocalTransport {
     /// Puts new lanes in the place of those that nothing more comes by.
     fn replace_lanes(&self, receiver: &mut Receiver<WordMap, WordMap>) -> Result<(), Failure> {
         let Some(lanes) = receiver.lanes() else { return Ok(()) };
-        while let Some((at, lane)) = lanes.worn_out() {
+        while let Some(lane) = lanes.worn_out() {
             self.handle.drop_lane(lane)?;
-            let Ok(lane) = self.handle.bring_lane() else { break };
-            if self.bell.add_lane(at, lane.as_fd()).is_ok() {
-                lanes.replace(at, lane);
+        }
+        // Ends: each round fills a place, or begins a pause.
+        while let Some(at) = lanes.empty_place() {
+            match self.handle.bring_lane() {
+                Ok(lane) if self.bell.add_lane(at, lane.as_fd()).is_ok() => lanes.replace(at, lane),
+                Ok(lane) => {
+                    self.handle.drop_lane(lane)?;
+                    lanes.refused();
+                }
+                Err(Failure::Refused(_)) => lanes.refused(),
+                Err(broken) => return Err(broken),
             }
         }
         Ok(())
