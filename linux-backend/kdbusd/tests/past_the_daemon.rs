@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn name() -> WellKnownName<'static> {
     WellKnownName::parse("org.example.Service").unwrap()
 }
 
-type Plain<'a> = Message<'a, std::os::fd::BorrowedFd<'a>>;
+type Plain<'a> = Message<'a, BorrowedFd<'a>>;
 
 /// A received message to the last byte, its times aside.
 fn received(client: &Client) -> Vec<u8> {
@@ -993,4 +993,88 @@ fn who_holds_all_the_room_there_is_learns_that_the_reply_found_none() {
     assert!(reply(&b, caller, b"again").is_err(), "one is enough");
     assert_eq!(ends(&a), [(b.id(), 0, ItemType::PAYLOAD_OFF)], "what was sent before, and no reply");
     assert_eq!(carried(&a), before, "all of it went by lane");
+}
+
+#[test]
+fn a_call_is_answered_before_it_is_received() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let to = ReplyTo { id: a.id(), cookie: 7, priority: 0 };
+    let before = carried(&a);
+    call(&a, &b, 7, 60_000);
+    reply(&b, to, b"answer").unwrap();
+    assert_eq!((ends(&a), carried(&a)), (vec![(b.id(), 7, ItemType::PAYLOAD_OFF)], before));
+    assert!(reply(&b, to, b"again").is_err());
+    assert_eq!(called(&b), to, "it is received all the same");
+    assert!(reply(&b, to, b"again").is_err());
+    // The newest one is answered, though an older one was received.
+    call(&a, &b, 7, 60_000);
+    assert_eq!(called(&b), to);
+    call(&a, &b, 8, 60_000);
+    call(&a, &b, 7, 60_000);
+    reply(&b, to, b"answer").unwrap();
+    assert_eq!(ends(&a), [(b.id(), 7, ItemType::PAYLOAD_OFF)]);
+    assert_eq!(called(&b).cookie, 8);
+    assert!(b.transport().recv(RecvFlags::DROP, 0).unwrap().message.is_none());
+    look(&a);
+    assert_eq!(ends(&a), [], "the one that was dropped is answered");
+    reply(&b, to, b"answer").unwrap();
+    assert_eq!(ends(&a), [(b.id(), 7, ItemType::PAYLOAD_OFF)]);
+    // One by the daemon is newer.
+    call(&a, &b, 7, 60_000);
+    call_by_bus(&a, &b, 7);
+    reply(&b, to, b"answer").unwrap();
+    while b.try_recv().unwrap().is_some() {}
+    assert_eq!(open_by_bus(&a, &b), 0);
+    reply(&b, to, b"answer").unwrap();
+    assert_eq!(ends(&a), [(b.id(), 7, ItemType::PAYLOAD_OFF); 2]);
+}
+
+/// Replies to the owner of the name.
+fn reply_by_name(from: &Client, cookie: u64, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    let mut message = vec![0; 512];
+    let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
+    writer.bytes(ItemType::DST_NAME, format!("{}\0", name()).as_bytes()).unwrap();
+    let vec = PayloadVec { size: 8, address: 64 };
+    writer.bytes(ItemType::PAYLOAD_VEC, vec.as_bytes()).unwrap();
+    if !fds.is_empty() {
+        writer.bytes(ItemType::FDS, 0_i32.as_bytes()).unwrap();
+    }
+    let size = writer.len();
+    let header = Msg { size: size as u64, payload_type: 1, timeout_or_reply: cookie, ..Msg::default() };
+    message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+    message.truncate(size);
+    from.transport().send(&mut Outgoing { message: &mut message, payload: &[&SHORTEST], fds })
+}
+
+#[test]
+fn a_reply_to_a_call_by_lane_may_be_addressed_to_the_name_of_its_caller() {
+    let bus = bus();
+    let with_files = Hello::new().accept_fds();
+    let (other, a, b) =
+        (hello(&bus, 2, &Hello::new()), hello(&bus, 2, &with_files), hello(&bus, 2, &Hello::new()));
+    a.acquire(name(), NameFlags::empty()).unwrap();
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    for from in [&other, &a] {
+        from.transport().open_lane(b.id()).unwrap();
+        b.transport().open_lane(from.id()).unwrap();
+    }
+    for fds in [&[][..], &[reader.as_fd()]] {
+        // Somebody else has called with that cookie, before and after.
+        call(&other, &b, 7, 60_000);
+        call(&a, &b, 7, 60_000);
+        let all = [called(&b), called(&b)];
+        assert_eq!(all.map(|to| to.id), [other.id(), a.id()]);
+        reply_by_name(&b, 7, fds).unwrap();
+        assert_eq!(ends(&a), [(b.id(), 7, ItemType::DST_NAME)]);
+        assert_eq!(reply_by_name(&b, 7, fds), Err(Failure::Refused(Errno::EBADSLT)));
+        assert_eq!(ends(&other), []);
+        reply(&b, all[0], b"answer").unwrap();
+        assert_eq!(ends(&other), [(b.id(), 7, ItemType::PAYLOAD_OFF)]);
+        // One by the daemon.
+        call_by_bus(&a, &b, 7);
+        reply_by_name(&b, 7, fds).unwrap();
+        assert_eq!(ends(&a), [(b.id(), 7, ItemType::DST_NAME)]);
+        assert_eq!(b.try_recv().unwrap().unwrap().cookie(), 7);
+    }
 }

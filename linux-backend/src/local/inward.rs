@@ -171,6 +171,8 @@ pub(super) struct InLanes {
     hot: HotSet,
     /// The lane by which a call came last.
     last_call: usize,
+    /// kdbusd shows something that was not looked at.
+    unseen: bool,
     waiting: Block<Option<Waiting>>,
     /// Places in `waiting` that are free, the one that was left last on top.
     free: Block<u32>,
@@ -227,6 +229,7 @@ impl InLanes {
                 pause: PAUSE,
                 hot: HotSet::new(count)?,
                 last_call: 0,
+                unseen: false,
                 waiting,
                 free,
                 free_len: room,
@@ -656,17 +659,39 @@ impl InLanes {
         Some(Arrived { key, priority: 0, lane: NOTICES, slot, offset, size, with_files: false })
     }
 
-    /// The call from connection `caller` that a reply to `cookie` answers, if it came by lane.
-    pub(super) fn owed(&self, caller: u64, cookie: u64) -> Option<OwedCall> {
-        let found = |lane: usize| {
-            let inward = self.lanes.get(lane)?.as_ref().filter(|inward| inward.terms.sender() == caller)?;
-            let waits =
-                |name: CallName| inward.lane.call(name).state(name.number) == Some(CallState::Pending);
-            let name = inward.owed.find(cookie, waits)?;
-            Some(OwedCall { lane, name, is_contested: inward.owed.is_contested(name) })
-        };
+    /// The call from connection `caller` that a reply to `cookie` answers, if it came by lane. It may be there still.
+    pub(super) fn owed(&mut self, caller: u64, cookie: u64) -> Option<OwedCall> {
+        let is_meant = |sender| sender == caller;
         // Mostly the one that came last is answered first.
-        found(self.last_call).or_else(|| (0..self.lanes.len()).find_map(found))
+        let last = self.owed_in(self.last_call, cookie, is_meant);
+        last.or_else(|| (0..self.lanes.len()).find_map(|lane| self.owed_in(lane, cookie, is_meant)))
+    }
+
+    /// The same, whoever called, by a lane behind `last`.
+    pub(super) fn owed_to_any(&mut self, last: Option<&OwedCall>, cookie: u64) -> Option<OwedCall> {
+        let first = last.map_or(0, |owed| owed.lane + 1);
+        (first..self.lanes.len()).find_map(|lane| self.owed_in(lane, cookie, |_| true))
+    }
+
+    fn owed_in(&mut self, lane: usize, cookie: u64, is_meant: impl Fn(u64) -> bool) -> Option<OwedCall> {
+        let unseen = self.unseen;
+        let Inward { lane: reader, terms, owed, .. } = self.lanes.get_mut(lane)?.as_mut()?;
+        terms.refresh(reader.page());
+        if !is_meant(terms.sender()) {
+            return None;
+        }
+        let waits = |name: CallName| reader.call(name).state(name.number) == Some(CallState::Pending);
+        let mut ahead = None;
+        reader.each_call_ahead(|call, other| {
+            let name = CallName::from_word(call).filter(|name| other == cookie && waits(*name));
+            ahead = name.or(ahead);
+        });
+        // What was not copied out is newer than what was.
+        let (name, is_contested) = match ahead {
+            Some(name) => (name, unseen),
+            None => owed.find(cookie, waits).map(|name| (name, owed.is_contested(name)))?,
+        };
+        Some(OwedCall { lane, name, is_contested })
     }
 
     /// The word of such a call.
@@ -692,6 +717,11 @@ impl InLanes {
     /// Whether some calls that came by lane may wait for an answer.
     pub(super) fn owes(&self) -> bool {
         self.lanes.iter().flatten().any(|inward| !inward.owed.is_empty())
+    }
+
+    /// Whether something came by kdbusd that was not looked at: it may be a call that is newer than those in the lanes.
+    pub(super) const fn set_unseen(&mut self, unseen: bool) {
+        self.unseen = unseen;
     }
 
     /// A message came by kdbusd.

@@ -114,6 +114,11 @@ impl InLane {
         self.reader.find_ahead(from, call)
     }
 
+    /// As [`LaneReader::each_call_ahead`].
+    pub(super) fn each_call_ahead(&self, each: impl FnMut(u64, u64)) {
+        self.reader.each_call_ahead(each);
+    }
+
     /// As [`LaneReader::copy_ahead`].
     pub(super) fn copy_ahead(
         &self,

@@ -73,6 +73,8 @@ pub(super) enum Way {
     Bus,
     /// It has to go through kdbusd, as the reply to this call.
     Claim(OwedCall),
+    /// It has to go through kdbusd, as the reply to a call with this cookie from the owner of a name: kdbusd knows who that is.
+    ClaimByName(u64),
 }
 
 /// Whom a message goes to.
@@ -131,7 +133,7 @@ impl OutLanes {
     pub(super) fn call<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>) -> Option<Call> {
         match self.send(handle, None, message, true) {
             Way::Lane => self.calls.waited().copied(),
-            Way::Bus | Way::Claim(_) => None,
+            Way::Bus | Way::Claim(_) | Way::ClaimByName(_) => None,
         }
     }
 
@@ -149,10 +151,12 @@ impl OutLanes {
         let Some(sendable) = sendable(message.message, self.sender, known) else {
             // Descriptors, say. What is no reply, or a bad one, kdbusd tells apart.
             let header = Msg::read_from_prefix(message.message).map(|(header, _)| header);
-            let owed = header.ok().zip(inward).and_then(|(header, inward)| {
-                (!header.expects_reply()).then(|| inward.owed(header.dst_id, header.timeout_or_reply))?
-            });
-            return owed.map_or(Way::Bus, Way::Claim);
+            let answer = header.ok().filter(|header| !header.expects_reply() && header.timeout_or_reply != 0);
+            let Some((header, inward)) = answer.zip(inward) else { return Way::Bus };
+            if header.dst_id == DST_ID_NAME {
+                return Way::ClaimByName(header.timeout_or_reply);
+            }
+            return inward.owed(header.dst_id, header.timeout_or_reply).map_or(Way::Bus, Way::Claim);
         };
         let (route, cookie) = (sendable.route, sendable.header.cookie);
         // The same lane as the last time, mostly.
@@ -166,6 +170,7 @@ impl OutLanes {
         let len = sendable.len.next_multiple_of(8) as usize;
         // Whatever way a reply takes, this is the call that it answers.
         let owed = match (route, &mut inward) {
+            (Route::Reply(cookie), Some(_)) if sendable.name.is_some() => return Way::ClaimByName(cookie),
             (Route::Reply(cookie), Some(inward)) => inward.owed(callee, cookie),
             _ => None,
         };

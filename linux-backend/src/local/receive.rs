@@ -129,10 +129,10 @@ impl<P: Words, S: Words> Receiver<P, S> {
     /// has to be. They stay where they are. Cost: a load if nothing came, else a look at each entry.
     pub(super) fn look_at_calls(&mut self, pool: Option<&ReadMap>) {
         let Self { inbox, lanes, .. } = self;
-        if let Some(lanes) = lanes.as_mut().filter(|_| gate().is_some())
-            && inbox.has_fresh()
-            && lanes.owes()
-        {
+        let Some(lanes) = lanes.as_mut().filter(|_| gate().is_some()) else { return };
+        let unseen = inbox.has_fresh();
+        lanes.set_unseen(unseen);
+        if unseen && lanes.owes() {
             let _ = inbox.has_fresh_that(|entry| {
                 if let Some(header) = read_header(entry, pool) {
                     lanes.came_by_bus(&header);

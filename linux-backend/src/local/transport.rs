@@ -348,18 +348,33 @@ impl Transport for LocalTransport {
             }
             _ => Way::Bus,
         };
-        let owed = match way {
+        let (mut owed, by_name) = match way {
             Way::Lane => return self.beat(),
-            Way::Bus => None,
-            Way::Claim(owed) => Some(owed),
+            Way::Bus => (None, None),
+            Way::Claim(owed) => (Some(owed), None),
+            Way::ClaimByName(cookie) => {
+                (inward.as_mut().and_then(|inward| inward.owed_to_any(None, cookie)), Some(cookie))
+            }
         };
-        let lane = owed.and_then(|owed| inward.as_ref()?.number(&owed));
-        let beside = match owed.zip(lane) {
-            Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
-            None => self.open_calls(),
+        // Ends: each round is about another lane, or the last one.
+        let sent = loop {
+            let lane = owed.and_then(|owed| inward.as_ref()?.number(&owed));
+            let beside = match owed.zip(lane) {
+                Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
+                None => self.open_calls(),
+            };
+            let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
+            let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside);
+            let next = (by_name, inward.as_mut(), owed);
+            if let (Err(Failure::Refused(Errno::EBADSLT)), (Some(cookie), Some(inward), Some(last))) =
+                (&sent, next)
+            {
+                // It was another one who called, or it has ended.
+                owed = inward.owed_to_any(Some(&last), cookie);
+                continue;
+            }
+            break sent;
         };
-        let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
-        let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside);
         if let (Ok((_, answer)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
             outward.set_by_bus(answer.lane);
         }
