@@ -12,7 +12,7 @@ use kdbus_core::abi::{
     RecvFlags, Timestamp, Vec as PayloadVec,
 };
 use kdbus_core::client::{
-    CallError, Connection, Failure, Hello, Message, Outgoing, Part, ReplyTo, Transport,
+    CallError, Connection, Failure, Hello, Message, Outgoing, Part, ReplyTo, Rule, Transport,
 };
 use kdbus_core::{Instant, NodeName, WellKnownName};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -1076,5 +1076,48 @@ fn a_reply_to_a_call_by_lane_may_be_addressed_to_the_name_of_its_caller() {
         reply_by_name(&b, 7, fds).unwrap();
         assert_eq!(ends(&a), [(b.id(), 7, ItemType::DST_NAME)]);
         assert_eq!(b.try_recv().unwrap().unwrap().cookie(), 7);
+    }
+}
+
+#[test]
+fn that_a_call_has_no_reply_is_told_before_its_callee_is_said_to_be_gone() {
+    // With room for that, without, and with messages of the dead that find none.
+    for full in [None, Some(true), Some(false)] {
+        let bus = bus();
+        let (a, b, c) =
+            (hello(&bus, 2, &Hello::new()), hello(&bus, 2, &Hello::new()), hello(&bus, 2, &Hello::new()));
+        for from in [&b, &c] {
+            from.transport().open_lane(a.id()).unwrap();
+        }
+        a.transport().open_lane(b.id()).unwrap();
+        a.add_match(1, &[Rule::IdRemove(None)]).unwrap();
+        let id = b.id();
+        call(&a, &b, 7, 60_000);
+        let held = match full {
+            None => vec![],
+            Some(true) => {
+                for from in [&b, &c] {
+                    take_all_places(from, &a);
+                }
+                look(&a);
+                vec![]
+            }
+            Some(false) => hold_all(&b, &a),
+        };
+        drop(b);
+        // kdbusd has served that when it answers.
+        assert!(c.transport().handle().stats(id).is_err());
+        look(&a);
+        if !held.is_empty() {
+            assert_eq!(ends(&a), []);
+            give_back(&a, &held);
+        }
+        let all = ends(&a);
+        let told: Vec<_> = all.iter().filter(|(from, ..)| *from == 0).copied().collect();
+        assert_eq!(told, [(0, 7, ItemType::REPLY_DEAD), (0, 0, ItemType::ID_REMOVE)], "{full:?}");
+        let last = all.iter().rposition(|(from, ..)| *from == id);
+        let dead = all.iter().position(|(from, ..)| *from == 0);
+        assert!(last < dead, "what it has sent comes first: {full:?}");
+        assert_eq!(ends(&a), []);
     }
 }

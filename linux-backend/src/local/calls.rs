@@ -185,6 +185,11 @@ impl Calls {
         self.untold > 0
     }
 
+    /// Whether there is one of a call to `callee`.
+    pub(super) fn has_untold_to(&self, callee: u64) -> bool {
+        self.places.iter().flatten().any(|call| call.end.is_some() && call.callee == callee)
+    }
+
     /// The call that ended first of those whose end was not told, and whether its callee is to blame. Cost:
     /// `O(`[`CALLS_MAX`]`)`, and nothing if there is none.
     pub(super) fn untold(&self) -> Option<(Call, bool)> {

@@ -440,7 +440,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             let mut inward = self.lanes.as_mut().filter(|_| gate().is_some());
             self.inbox.fresh(|entry| {
                 if let (Some(inward), Some(lanes)) = (&mut inward, lanes.as_deref_mut())
-                    && inward.holds_up(&entry, lanes.pool, lanes.outward.calls().waited())
+                    && !inward.meet(&entry, lanes.pool, lanes.arena, lanes.outward, &mut batch)
                 {
                     return false;
                 }
