@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use kdbus_core::Instant;
 use kdbus_core::channel::terms::{self, PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
     CALL_WORDS, CallName, CallRecord, CallState, CallWord, LaneGate, LaneHead, LaneLayout, LaneReader,
@@ -148,7 +149,7 @@ struct Caller<'a> {
 
 impl Caller<'_> {
     fn begin(&self, name: CallName) {
-        self.record(name).begin(name.number);
+        self.record(name).begin(name.number, Instant::ZERO);
         CallWord::new(&self.calls, name.index).begin(name.number);
     }
 
@@ -403,38 +404,25 @@ impl Scene {
                 return;
             };
             let (word, record) = (CallWord::new(&calls, name.index), CallRecord::new(&record, name));
-            if record.end(CallState::Relayed) {
+            // It may be no good, and ends nothing then.
+            if actor.below(4) != 0 && record.end(CallState::Relayed) {
                 assert_eq!(record.cookie(), name.number, "the cookie is what the caller said");
                 let _ = word.end(name.number, CallState::Relayed);
-                self.bring(actor, name, &word, &record);
+                self.bring(actor, name, &record);
             }
             self.facts().answers.push_back(name.number);
         }
     }
 
-    /// Brings a reply whose call it has taken over; or has no room for it; or refuses it, and the call goes on.
-    fn bring(
-        &self,
-        actor: &Actor,
-        name: CallName,
-        word: &CallWord<&Shown<'_>>,
-        record: &CallRecord<&Shown<'_>>,
-    ) {
-        match actor.below(4) {
-            0 => {
-                assert!(record.reopen(CallState::Relayed), "nobody else ends it");
-                let _ = word.reopen(name.number, CallState::Relayed);
-                return;
-            }
-            1 => {
-                self.facts().lost.push(name.number);
-                record.fail(105);
-            }
-            _ => {
-                let mut facts = self.facts();
-                facts.replied.push(name.number);
-                facts.brought.push_back(name);
-            }
+    /// Brings a reply whose call it has taken over, or has no room for it.
+    fn bring(&self, actor: &Actor, name: CallName, record: &CallRecord<&Shown<'_>>) {
+        if actor.below(3) == 0 {
+            self.facts().lost.push(name.number);
+            record.fail(105);
+        } else {
+            let mut facts = self.facts();
+            facts.replied.push(name.number);
+            facts.brought.push_back(name);
         }
         actor.ring(CALLER);
     }

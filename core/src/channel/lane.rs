@@ -29,6 +29,9 @@
 //! it sleeps. As long as it does not ask again, it is *hot*, and nobody rings. No word is written by both.
 
 use core::fmt;
+use core::mem::offset_of;
+
+use crate::abi::{Msg, MsgFlags};
 
 use super::verdict::{CLOSED, Verdict};
 use super::words::Words;
@@ -377,6 +380,29 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             at += words;
         }
         None
+    }
+
+    /// Hands what names each call that was not copied out, and its cookie, to `each`, in their order: for who answers one before
+    /// its turn. Cost: a look at each message that was not copied out.
+    pub fn each_call_ahead(&self, mut each: impl FnMut(u64, u64)) {
+        let end = tail(self.tail_words());
+        if self.violated || end.wrapping_sub(self.returned) > self.layout.ring() {
+            return;
+        }
+        let mut at = self.head;
+        // Ends: a message takes some words.
+        while at < end {
+            let head = self.head_at(at);
+            let Some(words) = head.words().filter(|words| *words <= end - at) else { return };
+            let header = |byte: usize| self.lane.load(self.layout.at(at + HEAD + byte as u64 / 8));
+            if head.call != 0
+                && head.first >= Msg::SIZE as u64
+                && header(offset_of!(Msg, flags)) & MsgFlags::EXPECT_REPLY.bits() != 0
+            {
+                each(head.call, header(offset_of!(Msg, cookie)));
+            }
+            at += words;
+        }
     }
 
     /// Copies the two parts of a message that [`find_ahead`](Self::find_ahead) has found at `at`. It stays in the lane,

@@ -2,11 +2,12 @@
 //!
 //! The [word](CallWord) of a call tells its callee how it stands, and the callee can write there what it likes. So
 //! caller and bus keep a second one: whoever moves that one away from *pending* has ended the call for both of them,
-//! the caller by taking a reply out of a lane or by waiting no longer, the bus by bringing a reply. Beside it stands
-//! the cookie that a reply has to name. Each call thus has one reply at most, and one that its caller asked for.
+//! the caller by taking a reply out of a lane or by waiting no longer, the bus by bringing a reply. Beside it stand
+//! the cookie that a reply has to name, and when the call was made. Each call thus has one reply at most, and one that its caller asked for.
 
 use super::call::{CALLS_MAX, CallName, CallState, CallWord};
 use super::words::Words;
+use crate::Instant;
 
 /// Words that hold the records of all calls by one lane, a page.
 pub const RECORD_WORDS: usize = 512;
@@ -14,6 +15,7 @@ pub const RECORD_WORDS: usize = 512;
 const COOKIES_AT: usize = CALLS_MAX;
 /// Where the bus says why it could not bring a reply.
 const FAILURES_AT: usize = 2 * CALLS_MAX;
+const TIMES_AT: usize = 3 * CALLS_MAX;
 
 /// The record of one call.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +34,9 @@ impl<W: Words> CallRecord<W> {
         CallWord::new(&self.words, self.name.index)
     }
 
-    /// Makes the call pending. Only the caller does this, before anybody hears of the call.
-    pub fn begin(&self, cookie: u64) {
+    /// Makes the call pending, from `now` on. Only the caller does this, before anybody hears of the call.
+    pub fn begin(&self, cookie: u64, now: Instant) {
+        self.words.store(TIMES_AT + self.name.index, now.as_nanos());
         self.words.store(COOKIES_AT + self.name.index, cookie);
         self.word().begin(self.name.number);
     }
@@ -45,26 +48,12 @@ impl<W: Words> CallRecord<W> {
     }
 
     /// Ends the call because nobody waits for it any more, here and in the `word` that its callee sees. False if the callee
-    /// has announced a reply, or if the bus has taken one over: then the call goes on as if nothing had been said.
+    /// has announced a reply, or if the bus brings one.
     #[must_use = "a call that goes on has to be looked at again"]
     pub fn expire<V: Words>(&self, word: &CallWord<V>) -> bool {
-        let number = self.name.number;
         // Twice: a callee may take back just now what it has announced.
-        let is_told = (0..2).any(|_| word.end(number, CallState::Expired));
-        if self.stands(word.state(number)) == Some(CallState::Answered) {
-            return false;
-        }
-        let has_ended = self.end(CallState::Expired);
-        if is_told && !has_ended {
-            // The bus may give it back, and it must not seem dropped by its callee then.
-            let _ = word.reopen(number, CallState::Expired);
-        }
-        has_ended
-    }
-
-    /// Undoes an end as `how`: the reply was refused.
-    pub fn reopen(&self, how: CallState) -> bool {
-        self.word().reopen(self.name.number, how)
+        let _ = (0..2).any(|_| word.end(self.name.number, CallState::Expired));
+        self.stands(word.state(self.name.number)) != Some(CallState::Answered) && self.end(CallState::Expired)
     }
 
     /// How the call stands; `None` if another one has its place.
@@ -77,6 +66,12 @@ impl<W: Words> CallRecord<W> {
     #[must_use]
     pub fn cookie(&self) -> u64 {
         self.words.load(COOKIES_AT + self.name.index)
+    }
+
+    /// When it was made, by the caller's word.
+    #[must_use]
+    pub fn made_at(&self) -> Instant {
+        Instant::from_nanos(self.words.load(TIMES_AT + self.name.index))
     }
 
     /// Says why the reply that the bus has [taken over](CallState::Relayed) will not come: a code from 1 to 255.
@@ -112,19 +107,22 @@ mod tests {
     const NEXT: CallName = CallName { index: 5, number: 8 };
     const OTHER: CallName = CallName { index: 6, number: 9 };
 
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
+
     #[test]
     fn a_call_has_one_end_and_the_cookie_that_its_caller_gave_it() {
         let words = [const { AtomicU64::new(0) }; RECORD_WORDS];
         let record = |name| CallRecord::new(&words[..], name);
         assert!(!record(CALL).end(CallState::Relayed), "it has not begun");
-        record(CALL).begin(50);
-        record(OTHER).begin(60);
+        record(CALL).begin(50, at(5));
+        record(OTHER).begin(60, at(6));
         assert_eq!([CALL, OTHER].map(|name| record(name).cookie()), [50, 60]);
+        assert_eq!([CALL, OTHER].map(|name| record(name).made_at()), [at(5), at(6)]);
         assert!(record(CALL).end(CallState::Relayed));
         assert!(!record(CALL).end(CallState::Answered) && !record(CALL).end(CallState::Relayed));
-        assert!(record(CALL).reopen(CallState::Relayed) && record(CALL).end(CallState::Expired));
-        assert!(!record(CALL).reopen(CallState::Relayed));
-        record(NEXT).begin(70);
+        record(NEXT).begin(70, at(7));
         assert!(!record(CALL).end(CallState::Relayed) && record(NEXT).end(CallState::Relayed));
     }
 
@@ -133,7 +131,7 @@ mod tests {
         let words = [const { AtomicU64::new(0) }; RECORD_WORDS];
         let record = CallRecord::new(&words[..], CALL);
         let stand = |word| record.stands(word);
-        record.begin(50);
+        record.begin(50, at(5));
         let (pending, relayed) = (Some(CallState::Pending), Some(CallState::Relayed));
         for word in [pending, relayed, None] {
             assert_eq!(stand(word), pending);
@@ -152,22 +150,16 @@ mod tests {
         let (words, callee) = ([const { AtomicU64::new(0) }; RECORD_WORDS], [const { AtomicU64::new(0) }; 6]);
         let (record, word) = (CallRecord::new(&words[..], CALL), CallWord::new(&callee[..], CALL.index));
         let begin = || {
-            record.begin(50);
+            record.begin(50, at(5));
             word.begin(CALL.number);
         };
         begin();
         assert!(word.end(CALL.number, CallState::Answered) && !record.expire(&word), "announced");
         assert!(word.reopen(CALL.number, CallState::Answered) && record.expire(&word));
         assert_eq!([record.state(), word.state(CALL.number)], [Some(CallState::Expired); 2]);
+        assert!(!record.expire(&word));
         begin();
-        assert!(record.end(CallState::Relayed) && !record.expire(&word), "taken over");
-        assert!(record.reopen(CallState::Relayed));
-        assert_eq!(
-            record.stands(word.state(CALL.number)),
-            Some(CallState::Pending),
-            "given back, and not dropped"
-        );
-        assert!(record.expire(&word) && !record.expire(&word));
+        assert!(record.end(CallState::Relayed) && !record.expire(&word), "the bus brings it");
     }
 
     #[test]

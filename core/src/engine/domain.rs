@@ -157,17 +157,16 @@ impl<'s> Domain<'s> {
         }
     }
 
-    /// Carries out a command as [`handle`](Self::handle), of a client that exchanges messages past the bus too. The call
-    /// that it may answer stays in `beside` if it was no reply to that one.
+    /// Carries out a command as [`handle`](Self::handle), of a client that exchanges messages past the bus too.
     pub fn handle_beside_lanes(
         &mut self,
         host: &mut dyn Host,
         arrival: Arrival<'_>,
-        beside: &mut BesideLanes,
+        beside: BesideLanes,
     ) -> Outcome {
-        self.beside = *beside;
+        self.beside = beside;
         let outcome = self.handle(host, arrival);
-        *beside = core::mem::take(&mut self.beside);
+        self.beside = BesideLanes::default();
         outcome
     }
 

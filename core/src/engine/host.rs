@@ -343,6 +343,12 @@ pub trait Host {
         None
     }
 
+    /// Ends the call past the bus that the command being handled [may answer](super::BesideLanes::answers): the engine
+    /// brings its reply. False if it has ended already.
+    fn end_past_call(&mut self) -> bool {
+        false
+    }
+
     /// Shows a newly queued message to a client that reads its queue in shared memory.
     fn publish(&mut self, to: HandleId, entry: Entry) {
         let _ = (to, entry);

@@ -6,6 +6,7 @@
 
 use core::fmt;
 
+use crate::Instant;
 use crate::WellKnownName;
 use crate::abi::{AttachFlags, Errno, ItemType, ItemWriter};
 use crate::channel::terms::{TERMS_METADATA_MAX, Terms};
@@ -48,11 +49,21 @@ pub enum LaneTo<'n> {
 /// What a SEND has to do with messages that went past the bus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BesideLanes {
-    /// It may answer the call with this cookie that came by lane from this connection. The host has made sure that this
-    /// is its end.
-    pub answers: Option<(HandleId, u64)>,
+    /// It may answer this call that came by lane, unless a newer one with that cookie came by the bus.
+    pub answers: Option<PastCall>,
     /// Calls that the sender has open by lane, as it says.
     pub calls: u32,
+}
+
+/// A call that went past the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PastCall {
+    /// Who called.
+    pub caller: HandleId,
+    /// Cookie of the call.
+    pub cookie: u64,
+    /// When it was made.
+    pub made_at: Instant,
 }
 
 /// Lanes that are to be closed.

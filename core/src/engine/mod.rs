@@ -62,5 +62,5 @@ pub use host::{
     LABEL_MAX, Node, Outcome, Readiness, Request, Spaces,
 };
 pub use inspect::{ConnectionView, Counters, Holder, Usage, Violation};
-pub use lanes::{BesideLanes, LaneGrant, LaneTo, Lanes, NoLane};
+pub use lanes::{BesideLanes, LaneGrant, LaneTo, Lanes, NoLane, PastCall};
 pub use storage::{Allocate, StaticStorage, Storage};

@@ -123,6 +123,23 @@ impl<'a> ReplyTable<'a> {
         self.calls.get(caller.0 as usize).map_or(0, |calls| calls.count)
     }
 
+    /// Awaits the reply to `call`, which is made `now`, as [`open`](Self::open).
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub fn open_at(&mut self, call: Call, now: Instant) -> Result<TrackerId, CallError> {
+        // Fewer calls are made than nanoseconds pass.
+        self.arena.serial = self.arena.serial.max(now.as_nanos());
+        self.open(call)
+    }
+
+    /// Whether a call was made [after](Self::open_at) `then`, in `O(1)`.
+    #[must_use]
+    pub fn is_made_after(&self, id: TrackerId, then: Instant) -> bool {
+        self.arena.slots.get(self.trackers, id.0).is_some_and(|tracker| tracker.serial > then.as_nanos())
+    }
+
     /// Awaits the reply to `call`, in `O(log n)`.
     ///
     /// The tracker is pending from now on; [`carry`](Self::carry) ties it to its message. If the message

@@ -54,6 +54,20 @@ fn entries() -> Vec<queue::Handle> {
 }
 
 #[test]
+fn a_call_is_older_or_newer_than_what_is_made_elsewhere() {
+    let mut fixture = Fixture::new(8);
+    let mut table = fixture.table();
+    let at = Instant::from_nanos;
+    let [first, second, third] = [50, 50, 90].map(|now| table.open_at(call(7), at(now)).unwrap());
+    for (id, before) in [(first, 50), (second, 50), (third, 90)] {
+        assert!(table.is_made_after(id, at(before)) && !table.is_made_after(id, at(before + 9)));
+    }
+    assert_eq!(table.find(CALLER, REPLIER, 7), Some(third));
+    let _ = table.close(third);
+    assert!(!table.is_made_after(third, at(0)) && table.find(CALLER, REPLIER, 7) == Some(second));
+}
+
+#[test]
 fn a_reply_ends_the_newest_call_with_its_cookie() {
     let mut fixture = Fixture::new(8);
     let mut table = fixture.table();

@@ -222,7 +222,7 @@ impl Domain<'_> {
         });
         let deadline = Instant::from_nanos(timeout_ns);
         let call = Call { caller: index(conn), replier: index(to), cookie, deadline, sequence: name, mode };
-        let opened = self.replies.open(call).map_err(|error| error.errno());
+        let opened = self.replies.open_at(call, at.monotonic).map_err(|error| error.errno());
         let delivered = opened.and_then(|tracker| {
             self.copy_to_monitors(host, at, bus, parcel);
             let delivered = self.deliver(host, at, to, parcel, name, Some(tracker));
@@ -258,14 +258,21 @@ impl Domain<'_> {
     ) -> Result<Sent, Errno> {
         let &Sending { conn, bus, ref parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
-        if self.beside.answers == Some((self.handle_id(self.conns[to].handle), cookie)) {
-            self.beside.answers = None;
-            self.copy_to_monitors(host, at, bus, parcel);
-            let delivered = self.deliver(host, at, to, parcel, name, None);
-            self.note_refusal(conn, to, delivered)?;
-            return Ok(Sent::Done(None));
+        let tracker = self.replies.find(index(to), index(conn), cookie);
+        if let Some(past) = self.beside.answers {
+            if (past.caller, past.cookie) != (self.handle_id(self.conns[to].handle), cookie) {
+                return Err(Errno::EBADSLT);
+            }
+            // kdbus: the newest call with that cookie is answered, whichever way it took.
+            let is_newest = tracker.is_none_or(|other| !self.replies.is_made_after(other, past.made_at));
+            if is_newest && host.end_past_call() {
+                self.copy_to_monitors(host, at, bus, parcel);
+                let delivered = self.deliver(host, at, to, parcel, name, None);
+                self.note_refusal(conn, to, delivered)?;
+                return Ok(Sent::Done(None));
+            }
         }
-        let tracker = self.replies.find(index(to), index(conn), cookie).ok_or(Errno::EBADSLT)?;
+        let tracker = tracker.ok_or(Errno::EBADSLT)?;
         let mode = self.replies.get(tracker).map(|call| call.mode).ok_or(Errno::EBADSLT)?;
         match mode {
             CallMode::Asynchronous => {

@@ -112,12 +112,17 @@ pub(crate) struct Turn<'a> {
     pub(crate) pinned: &'a mut [Option<(FileId, FileKind)>],
     /// Who sent it.
     pub(crate) from: Option<HandleId>,
+    /// The call by lane that it may answer: number of the lane, and what names the call.
+    pub(crate) past: Option<(u32, u64)>,
+    /// Whether it has ended that.
+    pub(crate) claimed: bool,
 }
 
 impl<'a> Turn<'a> {
     /// The daemon while nobody's command is carried out.
     pub(crate) const fn idle(state: &'a mut State) -> Self {
-        Self { state, payload: Payload::Inline(&[]), fds: &mut [], pinned: &mut [], from: None }
+        let (fds, pinned) = (&mut [], &mut []);
+        Self { state, payload: Payload::Inline(&[]), fds, pinned, from: None, past: None, claimed: false }
     }
 
     fn pool(&mut self, owner: HandleId, write: impl FnOnce(&mut Shared) -> bool) {
@@ -265,6 +270,14 @@ impl Host for Turn<'_> {
 
     fn id_seen(&mut self, by: HandleId, id: Id) -> Option<u32> {
         self.state.clients.get_mut(by)?.names.as_ref()?.name(id)
+    }
+
+    fn end_past_call(&mut self) -> bool {
+        let (past, from) = (self.past.take(), self.from);
+        let ended =
+            past.zip(from).is_some_and(|((lane, call), from)| self.state.lanes.claim(lane, from, call));
+        self.claimed |= ended;
+        ended
     }
 
     fn process_exists(&mut self, _from: HandleId, pid: u32) -> bool {

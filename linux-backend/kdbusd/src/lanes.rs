@@ -10,7 +10,7 @@ use kdbus_core::channel::terms::{self, PAGE_WORDS, Terms, VERDICT_AT};
 use kdbus_core::channel::{
     CALL_WORDS, CallName, CallRecord, CallState, CallWord, LaneGate, LaneLayout, LaneTraffic, RECORD_WORDS,
 };
-use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane};
+use kdbus_core::engine::{HandleId, LaneGrant, Lanes, NoLane, PastCall};
 use kdbus_linux::local::map::{self, Seal, WordMap};
 use kdbus_linux::local::wire::LANE_OUT_FDS;
 use rustix::fd::{AsRawFd, OwnedFd};
@@ -292,16 +292,22 @@ impl LaneTable {
         lane.sender
     }
 
-    /// Ends a call that came to `receiver` by one of its lanes, because kdbusd brings its reply. Returns the caller
-    /// and the cookie, by the caller's own word; `None` if there is no such call, or none that waits.
-    pub(crate) fn claim(&mut self, number: u32, receiver: HandleId, call: u64) -> Option<(HandleId, u64)> {
-        let (sender, word, record, name) = self.call(number, receiver, call)?;
+    /// A call that came to `receiver` by one of its lanes and waits, by the caller's own word; `None` if there is none.
+    pub(crate) fn past_call(&self, number: u32, receiver: HandleId, call: u64) -> Option<PastCall> {
+        let (caller, _, record, _) = self.call(number, receiver, call)?;
+        let waits = record.state() == Some(CallState::Pending);
+        waits.then(|| PastCall { caller, cookie: record.cookie(), made_at: record.made_at() })
+    }
+
+    /// Ends such a call, because kdbusd brings its reply. False if it has ended already.
+    pub(crate) fn claim(&mut self, number: u32, receiver: HandleId, call: u64) -> bool {
+        let Some((_, word, record, name)) = self.call(number, receiver, call) else { return false };
         if !record.end(CallState::Relayed) {
-            return None;
+            return false;
         }
         // For the callee to see, who can write it too.
         let _ = word.end(name.number, CallState::Relayed);
-        Some((sender, record.cookie()))
+        true
     }
 
     /// Says that the reply to a call that was [claimed](Self::claim) does not come, and why. Returns the caller, who has to
@@ -316,14 +322,6 @@ impl LaneTable {
         let (sender, _, record, _) = self.call(number, receiver, call)?;
         record.fail(u8::try_from(why.raw()).ok()?);
         Some(sender)
-    }
-
-    /// Undoes a [claim](Self::claim): the reply was refused.
-    pub(crate) fn give_claim_back(&mut self, number: u32, receiver: HandleId, call: u64) {
-        if let Some((_, word, record, name)) = self.call(number, receiver, call) {
-            record.reopen(CallState::Relayed);
-            let _ = word.reopen(name.number, CallState::Relayed);
-        }
     }
 
     /// A call that came to `receiver` by one of its lanes: its caller, its word and its record.

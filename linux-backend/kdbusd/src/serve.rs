@@ -413,29 +413,29 @@ impl Daemon {
         let mut places = places(fds);
         let mut pinned: heapless::Vec<_, FDS_MAX> = heapless::Vec::new();
         pinned.extend(places.iter().map(|_| None));
-        let mut turn =
-            Turn { payload, fds: &mut places, pinned: &mut pinned, from: Some(from), state: &mut self.state };
+        let past = (header.flags & FLAG_CLAIM != 0).then_some((header.slot, header.key));
+        let mut turn = Turn {
+            payload,
+            fds: &mut places,
+            pinned: &mut pinned,
+            from: Some(from),
+            past,
+            claimed: false,
+            state: &mut self.state,
+        };
         let message_at = message.as_deref_mut();
         let request = Request { number: header.number, arg: &mut *arg, message: message_at, token };
         let arrival = Arrival { at, from, caller: None, request };
-        let claims = header.flags & FLAG_CLAIM != 0;
-        let answers = if claims { turn.state.lanes.claim(header.slot, from, header.key) } else { None };
-        let calls = if claims { 0 } else { header.slot };
-        let mut beside = BesideLanes { answers, calls };
-        let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, &mut beside);
-        if beside.answers.is_some() {
-            // Whatever that was, it was no reply to that call.
-            self.state.lanes.give_claim_back(header.slot, from, header.key);
-        } else if let (Some(_), Outcome::Done(Err(error))) = (answers, outcome) {
-            if uses_call_up(error) {
-                // kdbus: whoever waits for the reply gets the error too, or hears that the other end is to blame.
-                let why = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
-                let caller = self.state.lanes.fail_claim(header.slot, from, header.key, why);
-                if let Some(caller) = caller {
-                    Turn::idle(&mut self.state).notice(caller);
-                }
-            } else {
-                self.state.lanes.give_claim_back(header.slot, from, header.key);
+        let answers = past.and_then(|(lane, call)| turn.state.lanes.past_call(lane, from, call));
+        let calls = if past.is_some() { 0 } else { header.slot };
+        let outcome = self.domain.handle_beside_lanes(&mut turn, arrival, BesideLanes { answers, calls });
+        if let (true, Outcome::Done(Err(error))) = (turn.claimed, outcome) {
+            // kdbus: the reply uses the call up, and whoever waits for it gets the error too, or hears that the other end is
+            // to blame.
+            let why = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
+            let caller = self.state.lanes.fail_claim(header.slot, from, header.key, why);
+            if let Some(caller) = caller {
+                Turn::idle(&mut self.state).notice(caller);
             }
         }
         // What no message holds is closed before anybody hears of the command's end.
@@ -565,14 +565,6 @@ impl Daemon {
             _ => {}
         }
     }
-}
-
-/// Whether a reply that was refused this way was the call's one reply all the same. kdbus: one that finds no room is.
-const fn uses_call_up(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::ENOBUFS | Errno::EXFULL | Errno::EMFILE | Errno::ECOMM | Errno::ECONNRESET | Errno::EFAULT
-    )
 }
 
 fn stats(view: &ConnectionView) -> Stats {

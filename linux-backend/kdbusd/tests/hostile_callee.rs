@@ -14,11 +14,11 @@ use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
     CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, Words,
 };
-use kdbus_core::client::{Connection, Hello, Message};
+use kdbus_core::client::{CallError, Connection, Hello, Message};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Wait};
 use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS, LANE_OUT_FDS};
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use zerocopy::IntoBytes;
 
@@ -36,6 +36,9 @@ fn after(span: Duration) -> Instant {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Instant::from_nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64).after(span)
 }
+
+/// A lane to a caller, and its bell.
+type WayBack = (LaneWriter<WordMap, WordMap, WordMap>, OwnedFd);
 
 /// A callee that has its lane in its own hands.
 struct Attacker {
@@ -143,14 +146,13 @@ impl Attacker {
         exchange(&self.client, &header, &[command.as_bytes()]).0.result()
     }
 
-    /// Says by lane that a message is the reply to `call`.
-    fn answer(&self, call: CallName, caller: u64, cookie: u64) {
+    fn way_back(&self, caller: u64) -> WayBack {
         let open = Header { key: caller, ..Header::new(Kind::OpenLane, 1 << 42) };
         let (answer, fds) = exchange(&self.client, &open, &[]);
         answer.result().unwrap();
         let [lane, back, page, _calls, bell, _record, _heard] = fds.into_array::<LANE_OUT_FDS>().unwrap();
         let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
-        let mut writer = LaneWriter::new(
+        let writer = LaneWriter::new(
             WordMap::writable(&lane, words).unwrap(),
             WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap(),
             WordMap::read_only(&page, PAGE_WORDS).unwrap(),
@@ -161,16 +163,27 @@ impl Attacker {
         let mapped = Header { slot: answer.slot, ..Header::new(Kind::LaneMapped, 0) };
         socket::send(self.client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
         let _ = self.client.transport().handle().command(0, &mut [0; 8]);
-        let reply = Self::reply(caller, cookie);
-        let key = after(Duration::ZERO).as_nanos();
-        let head = LaneHead { first: reply.len() as u64, second: 8, key, call: call.word() };
-        let mut reserved = writer.reserve(head).unwrap();
-        reserved.put(&reply);
-        reserved.next_part();
-        reserved.put(b"an answr");
-        let _ = reserved.commit().unwrap();
-        let _ = rustix::io::write(&bell, &[1]);
+        (writer, bell)
     }
+
+    /// Says by lane that a message is the reply to `call`.
+    fn answer(&self, call: CallName, caller: u64, cookie: u64) {
+        let mut way = self.way_back(caller);
+        assert!(put(&mut way, after(Duration::ZERO).as_nanos(), call, &Self::reply(caller, cookie)));
+    }
+}
+
+/// Sends a reply by lane. False if it is full.
+fn put((writer, bell): &mut WayBack, key: u64, call: CallName, reply: &[u8]) -> bool {
+    let head = LaneHead { first: reply.len() as u64, second: 8, key, call: call.word() };
+    let Ok(mut reserved) = writer.reserve(head) else { return false };
+    reserved.put(reply);
+    reserved.next_part();
+    reserved.put(b"an answr");
+    if reserved.commit().unwrap() {
+        let _ = rustix::io::write(&*bell, &[1]);
+    }
+    true
 }
 
 #[test]
@@ -223,12 +236,11 @@ fn a_claim_that_brings_no_reply_ends_no_call() {
                 // The reply to another call of the same two, which went through kdbusd.
                 let handle = callee.client.transport().handle();
                 let (reader, _writer) = rustix::pipe::pipe().unwrap();
-                let fds = [std::os::fd::AsFd::as_fd(&reader)];
+                let fds = [AsFd::as_fd(&reader)];
                 let question = Message::to(to).fds(&fds).cookie(6).expect_reply(after(LONG));
                 caller.send(&question).unwrap();
                 assert_eq!(handle.stats(to).unwrap().stats.queued, 1);
-                callee.claim(call, id, 6).unwrap();
-                assert_eq!(caller.recv_blocking(LONG).unwrap().cookie_reply(), 6);
+                assert_eq!(callee.claim(call, id, 6), Err(Errno::EBADSLT));
             }
         }
         if then_answers {
@@ -272,6 +284,35 @@ fn a_call_has_one_reply_whatever_way_its_callee_answers_again() {
         assert!(callee.claim(call, id, 5).is_err());
         assert!(caller.try_recv().unwrap().is_none(), "by lane {by_lane}, looked {looked}");
     }
+}
+
+#[test]
+fn what_keeps_coming_in_keeps_nobody_from_canceling() {
+    // A lane full of replies that nobody waits for. The time of the next one has not come yet when the one before it is read.
+    let bus = Bus::with(|config| {
+        config.capacity.lanes = 16;
+        config.memory.lane = kdbusd::config::Bytes(1 << 20);
+    });
+    let callee = Attacker::new(&bus);
+    let caller = client(&bus);
+    caller.transport().open_lane(callee.client.id()).unwrap();
+    let mut way = callee.way_back(caller.id());
+    let (cancel, canceler) = rustix::pipe::pipe().unwrap();
+    rustix::io::write(&canceler, b"!").unwrap();
+    let (call, reply) = (CallName { index: 5, number: 5 }, Attacker::reply(caller.id(), 9));
+    let mut fill = || {
+        let (now, mut count) = (after(Duration::ZERO), 0);
+        while put(&mut way, now.after(count * Duration::from_micros(900)).as_nanos(), call, &reply) {
+            count += 1;
+        }
+        count
+    };
+    let count = fill();
+    let question = Message::to(callee.client.id()).payload(b"question");
+    let error = caller.call_cancelable(&question, 6 * LONG, cancel.as_fd()).map(|_| ()).unwrap_err();
+    assert_eq!(error, CallError::Canceled);
+    let read = fill();
+    assert!(read < count / 2, "it has read {read} of {count} before");
 }
 
 #[test]

@@ -307,18 +307,13 @@ impl Bell {
                 Err(error) => return Err(error),
                 Ok(_) => {}
             }
-            let [set, canceled] = [&fds[0], &fds[1]].map(PollFd::revents);
+            let [set, events] = [&fds[0], &fds[1]].map(PollFd::revents);
             if !set.is_empty() {
                 // Its events are there, so this does not wait.
                 let woken = self.wait(socket, Some(Instant::ZERO), rung)?;
-                let cancels = woken == Woken::Early && canceled.contains(PollFlags::IN);
-                return Ok(if cancels { Woken::Canceled } else { woken });
+                return Ok(if woken == Woken::Early { canceled(events) } else { woken });
             }
-            return Ok(match canceled {
-                canceled if canceled.contains(PollFlags::IN) => Woken::Canceled,
-                canceled if canceled.is_empty() => Woken::Early,
-                _ => Woken::NeverCanceled,
-            });
+            return Ok(canceled(events));
         }
     }
 
@@ -426,6 +421,26 @@ pub(super) fn wait_answer(
             // It can never become readable, so from here on only the socket counts.
             return Ok(true);
         }
+    }
+}
+
+/// Whether a descriptor cancels, without waiting for it.
+pub(super) fn look_at_cancel(cancel: BorrowedFd<'_>) -> Woken {
+    let mut fds = [PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
+    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(1..) => canceled(fds[0].revents()),
+        _ => Woken::Early,
+    }
+}
+
+/// What the events of a descriptor that cancels say.
+const fn canceled(events: PollFlags) -> Woken {
+    if events.contains(PollFlags::IN) {
+        Woken::Canceled
+    } else if events.is_empty() {
+        Woken::Early
+    } else {
+        Woken::NeverCanceled
     }
 }
 

@@ -35,16 +35,33 @@ pub(super) struct Call {
     /// Id of the callee.
     pub(super) callee: u64,
     pub(super) cookie: u64,
+    /// When it was made.
+    made_at: Instant,
     /// When to look whether it has ended.
     pub(super) deadline: Instant,
     /// How often that was put off.
     pub(super) looks: u8,
+    /// How it has ended, if its connection is to be told and was not yet.
+    end: Option<End>,
+}
+
+/// The end of a call that has no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    /// Which one it is: they are told in their order.
+    number: u64,
+    /// Its callee has dropped it or is gone; else its time is over.
+    dead: bool,
 }
 
 impl Call {
-    /// Whether a message is its reply, by what kdbusd says of it.
-    pub(super) const fn is_answered_by(&self, header: &Msg) -> bool {
-        header.src_id == self.callee && !header.expects_reply() && header.timeout_or_reply == self.cookie
+    /// Whether a message that kdbusd has queued at the time `key` is its reply, by what kdbusd says of it. One that answers
+    /// an older call with that cookie was there before.
+    pub(super) fn is_answered_by(&self, header: &Msg, key: u64) -> bool {
+        header.src_id == self.callee
+            && !header.expects_reply()
+            && header.timeout_or_reply == self.cookie
+            && key >= self.made_at.as_nanos()
     }
 }
 
@@ -57,6 +74,9 @@ pub(super) struct Calls {
     waited: Option<Call>,
     /// The number of the last call.
     number: u64,
+    /// Calls that have ended and stay in their places until that is told, and how many there ever were.
+    untold: usize,
+    ends: u64,
     /// Not after the earliest deadline.
     next: Instant,
 }
@@ -64,7 +84,15 @@ pub(super) struct Calls {
 impl Calls {
     /// No calls.
     pub(super) const fn new() -> Self {
-        Self { places: [None; WAITED], len: 0, waited: None, number: 0, next: Instant::FAR }
+        Self {
+            places: [None; WAITED],
+            len: 0,
+            waited: None,
+            number: 0,
+            untold: 0,
+            ends: 0,
+            next: Instant::FAR,
+        }
     }
 
     /// Whether there is none.
@@ -78,10 +106,17 @@ impl Calls {
     }
 
     /// Opens the call that the connection waits for, until it is [over](Self::stop_waiting).
-    pub(super) fn wait_for(&mut self, lane: usize, callee: u64, cookie: u64, deadline: Instant) -> CallName {
+    pub(super) fn wait_for(
+        &mut self,
+        lane: usize,
+        callee: u64,
+        cookie: u64,
+        made_at: Instant,
+        deadline: Instant,
+    ) -> CallName {
         self.number += 1;
         let name = CallName { index: WAITED, number: self.number };
-        self.waited = Some(Call { name, lane, callee, cookie, deadline, looks: 0 });
+        self.waited = Some(Call { name, lane, callee, cookie, made_at, deadline, looks: 0, end: None });
         name
     }
 
@@ -101,6 +136,7 @@ impl Calls {
         lane: usize,
         callee: u64,
         cookie: u64,
+        made_at: Instant,
         deadline: Instant,
     ) -> Option<CallName> {
         if self.len == WAITED {
@@ -112,7 +148,8 @@ impl Calls {
             .map(|step| (number as usize).wrapping_add(step) % WAITED)
             .find(|index| self.places.get(*index).is_some_and(Option::is_none))?;
         let name = CallName { index, number };
-        *self.places.get_mut(index)? = Some(Call { name, lane, callee, cookie, deadline, looks: 0 });
+        *self.places.get_mut(index)? =
+            Some(Call { name, lane, callee, cookie, made_at, deadline, looks: 0, end: None });
         (self.number, self.len) = (number, self.len + 1);
         self.next = self.next.min(deadline);
         Some(name)
@@ -121,20 +158,57 @@ impl Calls {
     /// Ends a call.
     pub(super) fn close(&mut self, name: CallName) {
         if let Some(place) = self.places.get_mut(name.index)
-            && place.take_if(|call| call.name == name).is_some()
+            && let Some(call) = place.take_if(|call| call.name == name)
         {
             self.len -= 1;
+            self.untold -= usize::from(call.end.is_some());
             if self.len == 0 {
                 self.next = Instant::FAR;
             }
         }
     }
 
+    /// A call has ended without a reply, and keeps its place until that is told and it is [closed](Self::close).
+    pub(super) fn end(&mut self, name: CallName, dead: bool) {
+        if let Some(Some(call)) = self.places.get_mut(name.index)
+            && call.name == name
+            && call.end.is_none()
+        {
+            self.ends += 1;
+            self.untold += 1;
+            call.end = Some(End { number: self.ends, dead });
+        }
+    }
+
+    /// Whether there is an end that was not told.
+    pub(super) const fn has_untold(&self) -> bool {
+        self.untold > 0
+    }
+
+    /// Whether there is one of a call to `callee`.
+    pub(super) fn has_untold_to(&self, callee: u64) -> bool {
+        self.places.iter().flatten().any(|call| call.end.is_some() && call.callee == callee)
+    }
+
+    /// The call that ended first of those whose end was not told, and whether its callee is to blame. Cost:
+    /// `O(`[`CALLS_MAX`]`)`, and nothing if there is none.
+    pub(super) fn untold(&self) -> Option<(Call, bool)> {
+        if !self.has_untold() {
+            return None;
+        }
+        let ended = |call: &&Call| Some((call.end?.number, **call, call.end?.dead));
+        let (_, call, dead) =
+            self.places.iter().flatten().filter_map(|call| ended(&call)).min_by_key(|end| end.0)?;
+        Some((call, dead))
+    }
+
     /// The call to `callee` that a reply names and answers, if nothing has ended it.
     pub(super) fn meant(&self, name: Option<CallName>, callee: u64, cookie: u64) -> Option<Call> {
         let name = name?;
         let place = if name.index == WAITED { self.waited } else { *self.places.get(name.index)? };
-        place.filter(|call| call.name == name && call.callee == callee && call.cookie == cookie)
+        place.filter(|call| {
+            call.name == name && call.callee == callee && call.cookie == cookie && call.end.is_none()
+        })
     }
 
     /// Ends a call that is [meant](Self::meant) by a reply.
@@ -158,7 +232,7 @@ impl Calls {
         if now < self.next {
             return None;
         }
-        let first = self.places.iter().flatten().min_by_key(|call| call.deadline).copied();
+        let first = self.iter().min_by_key(|call| call.deadline).copied();
         self.next = first.map_or(Instant::FAR, |call| call.deadline);
         first.filter(|call| call.deadline <= now)
     }
@@ -175,14 +249,19 @@ impl Calls {
         true
     }
 
-    /// All of them.
+    /// All of them that have not ended.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Call> {
-        self.places.iter().flatten()
+        self.places.iter().flatten().filter(|call| call.end.is_none())
+    }
+
+    /// Whether there is one with this cookie.
+    pub(super) fn has_cookie(&self, cookie: u64) -> bool {
+        self.len > 0 && self.iter().any(|call| call.cookie == cookie)
     }
 
     /// A call that was sent by this lane and that nobody waits for.
     pub(super) fn by_lane(&self, lane: usize) -> Option<Call> {
-        self.places.iter().flatten().find(|call| call.lane == lane).copied()
+        self.iter().find(|call| call.lane == lane).copied()
     }
 }
 
@@ -191,6 +270,10 @@ impl Calls {
 pub(super) struct Owed {
     /// Number and cookie of each; number 0 where there is none.
     places: [(u64, u64); CALLS_MAX],
+    /// How many there are, whether they still wait or not.
+    len: usize,
+    /// A bit for each of them with whose cookie another call came from the same caller by kdbusd.
+    contested: u128,
     /// Where to look first.
     hint: usize,
 }
@@ -198,15 +281,34 @@ pub(super) struct Owed {
 impl Owed {
     /// None.
     pub(super) const fn new() -> Self {
-        Self { places: [(0, 0); CALLS_MAX], hint: 0 }
+        Self { places: [(0, 0); CALLS_MAX], len: 0, contested: 0, hint: 0 }
     }
 
     /// A call came in. Another one in its place has ended at its caller.
     pub(super) fn add(&mut self, name: CallName, cookie: u64) {
         if let Some(place) = self.places.get_mut(name.index) {
+            self.len += usize::from(place.0 == 0);
             *place = (name.number, cookie);
+            self.contested &= !(1 << name.index);
             self.hint = name.index;
         }
+    }
+
+    /// Whether there is none.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A call with this cookie came by kdbusd from the caller of these. Which of them is the newest, kdbusd knows.
+    pub(super) fn contest(&mut self, cookie: u64) {
+        for (index, place) in self.places.iter().enumerate() {
+            self.contested |= u128::from(place.0 != 0 && place.1 == cookie) << index;
+        }
+    }
+
+    /// Whether a call with the cookie of this one came by kdbusd since.
+    pub(super) const fn is_contested(&self, name: CallName) -> bool {
+        self.contested >> name.index & 1 != 0
     }
 
     /// The call with this cookie that `waits`, the newest of them, as in kdbus. Cost: `O(1)` for the one that came last,
@@ -224,8 +326,10 @@ impl Owed {
     pub(super) fn remove(&mut self, name: CallName) {
         if let Some(place) = self.places.get_mut(name.index)
             && place.0 == name.number
+            && place.0 != 0
         {
             *place = (0, 0);
+            self.len -= 1;
         }
     }
 }
@@ -243,8 +347,8 @@ mod tests {
     #[test]
     fn calls_come_due_in_the_order_of_their_deadlines() {
         let mut calls = Calls::new();
-        let first = calls.open(0, 7, 1, at(300)).unwrap();
-        let second = calls.open(1, 8, 2, at(100)).unwrap();
+        let first = calls.open(0, 7, 1, at(1), at(300)).unwrap();
+        let second = calls.open(1, 8, 2, at(1), at(100)).unwrap();
         assert_eq!((calls.next(), calls.due(at(99))), (at(100), None));
         assert_eq!(calls.due(at(400)).unwrap().name, second);
         assert!(calls.put_off(second, at(500), false));
@@ -258,7 +362,7 @@ mod tests {
     #[test]
     fn a_call_is_put_off_for_longer_each_time_and_not_for_ever() {
         let mut calls = Calls::new();
-        let name = calls.open(0, 7, 1, at(300)).unwrap();
+        let name = calls.open(0, 7, 1, at(1), at(300)).unwrap();
         let mut now = at(300);
         let mut looks = 0;
         while calls.put_off(name, now, false) {
@@ -280,7 +384,7 @@ mod tests {
     #[test]
     fn a_reply_ends_the_call_that_it_names_once() {
         let mut calls = Calls::new();
-        let name = calls.open(0, 7, 1, Instant::FAR);
+        let name = calls.open(0, 7, 1, at(1), Instant::FAR);
         for (name, callee, cookie) in [(name, 8, 1), (name, 7, 2), (None, 7, 1)] {
             assert_eq!(answer(&mut calls, name, callee, cookie), Answers::Nothing);
         }
@@ -292,8 +396,8 @@ mod tests {
     #[test]
     fn the_call_that_is_waited_for_is_apart_from_the_others() {
         let mut calls = Calls::new();
-        let other = calls.open(0, 7, 1, at(9));
-        let waited = calls.wait_for(0, 7, 1, at(5));
+        let other = calls.open(0, 7, 1, at(1), at(9));
+        let waited = calls.wait_for(0, 7, 1, at(1), at(5));
         assert_ne!(other, Some(waited));
         assert_eq!((calls.len(), calls.next(), calls.due(at(6))), (1, at(9), None));
         assert_eq!(calls.waited().map(|call| call.deadline), Some(at(5)));
@@ -301,19 +405,65 @@ mod tests {
         assert_eq!(answer(&mut calls, Some(waited), 7, 1), Answers::Waited);
         assert_eq!(answer(&mut calls, Some(waited), 7, 1), Answers::Nothing);
         assert_eq!(answer(&mut calls, other, 7, 1), Answers::Call);
-        let given_up = calls.wait_for(0, 7, 1, at(5));
+        let given_up = calls.wait_for(0, 7, 1, at(1), at(5));
         calls.stop_waiting();
         assert_eq!(answer(&mut calls, Some(given_up), 7, 1), Answers::Nothing);
+    }
+
+    #[test]
+    fn an_ended_call_keeps_its_place_until_its_end_is_told_and_comes_to_nothing_else() {
+        let mut calls = Calls::new();
+        let names = [1, 2, 3].map(|cookie| calls.open(0, 7, cookie, at(1), at(100 * cookie)).unwrap());
+        calls.end(names[1], true);
+        calls.end(names[0], false);
+        calls.end(names[0], true);
+        let told = |calls: &Calls| calls.untold().map(|(call, dead)| (call.name, dead));
+        assert_eq!((told(&calls), calls.len()), (Some((names[1], true)), 3));
+        assert_eq!(answer(&mut calls, Some(names[0]), 7, 1), Answers::Nothing);
+        assert_eq!(calls.due(at(200)), None);
+        assert_eq!(calls.next(), at(300), "that of the one that goes on");
+        calls.close(names[1]);
+        assert_eq!(told(&calls), Some((names[0], false)), "as it ended first");
+        calls.close(names[0]);
+        assert_eq!((told(&calls), calls.by_lane(0).map(|call| call.name)), (None, Some(names[2])));
+    }
+
+    #[test]
+    fn a_reply_that_was_there_before_a_call_is_not_its_own() {
+        let mut calls = Calls::new();
+        let name = calls.wait_for(0, 7, 5, at(40), at(90));
+        let reply = Msg { src_id: 7, timeout_or_reply: 5, ..Msg::default() };
+        let waited = *calls.waited().unwrap();
+        assert_eq!(waited.name, name);
+        assert_eq!([39, 40, 41].map(|key| waited.is_answered_by(&reply, key)), [false, true, true]);
+        assert!(!waited.is_answered_by(&Msg { src_id: 8, ..reply }, 41));
     }
 
     #[test]
     fn there_are_as_many_as_there_are_words() {
         let mut calls = Calls::new();
         let names: Vec<_> =
-            (0..WAITED as u64).map(|cookie| calls.open(0, 7, cookie, at(9)).unwrap()).collect();
-        assert!(calls.open(0, 7, 9, at(9)).is_none());
+            (0..WAITED as u64).map(|cookie| calls.open(0, 7, cookie, at(1), at(9)).unwrap()).collect();
+        assert!(calls.open(0, 7, 9, at(1), at(9)).is_none());
         calls.close(names[5]);
-        assert_eq!(calls.open(0, 7, 9, at(9)).unwrap().index, names[5].index);
+        assert_eq!(calls.open(0, 7, 9, at(1), at(9)).unwrap().index, names[5].index);
+    }
+
+    #[test]
+    fn a_call_by_the_other_way_contests_those_with_its_cookie_that_were_there() {
+        let mut owed = Owed::new();
+        let [a, b, last] = [0, 4, CALLS_MAX - 1].map(|index| CallName { index, number: 9 });
+        for (name, cookie) in [(a, 50), (b, 60), (last, 50)] {
+            owed.add(name, cookie);
+        }
+        owed.contest(50);
+        assert_eq!([a, b, last].map(|name| owed.is_contested(name)), [true, false, true]);
+        owed.add(CallName { number: 10, ..a }, 50);
+        assert!(!owed.is_contested(a) && !owed.is_empty());
+        for name in [CallName { number: 10, ..a }, b, last] {
+            owed.remove(name);
+        }
+        assert!(owed.is_empty());
     }
 
     #[test]

@@ -241,7 +241,15 @@ impl Handle {
     pub fn bring_lane(&self) -> Result<InLane, Failure> {
         let header = Header::new(Kind::BringLane, self.next_serial());
         let answer = self.transact(header, &mut [], None, Attachments::default())?;
-        let lane = InLane::map(answer).map_err(Failure::Refused)?;
+        let number = answer.lane;
+        let lane = match InLane::map(answer) {
+            Ok(lane) => lane,
+            Err(error) => {
+                // kdbusd counts it otherwise.
+                self.about_lane(Kind::DropLane, number)?;
+                return Err(Failure::Refused(error));
+            }
+        };
         point::pass(Point::LaneBrought);
         self.about_lane(Kind::LaneMapped, lane.number())?;
         Ok(lane)

@@ -1,7 +1,9 @@
 //! The lanes into one connection.
 
+use core::time::Duration;
+
 use kdbus_core::Instant;
-use kdbus_core::abi::{AttachFlags, Msg, Timestamp};
+use kdbus_core::abi::{AttachFlags, ItemType, Msg, PAYLOAD_KERNEL, SRC_ID_KERNEL, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
     Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Entry, LaneHead, Order, Place, Settled,
@@ -27,6 +29,9 @@ use super::{Gate, gate};
 const BLOCKS: usize = 64;
 /// Bytes of the shortest message of a client's in its lane: head, header, one run and a word of it.
 const SHORTEST: u64 = 136;
+/// How long nobody asks for a lane after one was refused, and how long at the most after it was refused again and again.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// The lane of the transport's own notifications.
 const NOTICES: u32 = u32::MAX;
 
@@ -36,6 +41,8 @@ pub(super) struct OwedCall {
     /// Which lane.
     lane: usize,
     pub(super) name: CallName,
+    /// Another call with its cookie came by kdbusd, which knows the newest.
+    pub(super) is_contested: bool,
 }
 
 /// A message that came by lane and waits in the queue.
@@ -122,6 +129,10 @@ impl Inward {
     }
 }
 
+/// The application holds all the room there is for what comes by lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
 /// A message that was copied out of its lane.
 #[derive(Clone, Copy, Debug)]
 struct Copied {
@@ -153,9 +164,15 @@ impl Look<'_> {
 #[derive(Debug)]
 pub(super) struct InLanes {
     lanes: Block<Option<Inward>>,
+    /// Places without a lane, when to ask for one, and how long to wait after that was refused.
+    empty: usize,
+    ask_at: Instant,
+    pause: Duration,
     hot: HotSet,
     /// The lane by which a call came last.
     last_call: usize,
+    /// kdbusd shows something that was not looked at.
+    unseen: bool,
     waiting: Block<Option<Waiting>>,
     /// Places in `waiting` that are free, the one that was left last on top.
     free: Block<u32>,
@@ -201,13 +218,18 @@ impl InLanes {
             number += 1;
             number - 1
         })?;
-        let arena = Arena::new(BLOCKS * count, count, bytes, places)?;
+        // What is left of a pool takes a record too.
+        let arena = Arena::new(BLOCKS * count, count, bytes, places + 1)?;
         let waiting = Block::new(room, || None)?;
         Ok((
             Self {
                 lanes,
+                empty: 0,
+                ask_at: Instant::ZERO,
+                pause: PAUSE,
                 hot: HotSet::new(count)?,
                 last_call: 0,
+                unseen: false,
                 waiting,
                 free,
                 free_len: room,
@@ -278,7 +300,8 @@ impl InLanes {
         for place in 0..self.hot.len() {
             let Some(at) = self.hot.get(place) else { return };
             let Some(Some(inward)) = self.lanes.get_mut(at) else { continue };
-            // Ends: a lane holds a bounded number of messages that were not received.
+            // Ends: a lane holds a bounded number of messages that were not received, and as many are taken out for nobody.
+            let mut ignored = 0;
             while let Ok(Some(head)) = inward.lane.peek() {
                 (inward.hot, inward.used) = (true, true);
                 if !batch.takes(head.key) {
@@ -320,6 +343,12 @@ impl InLanes {
                     if answers != Answers::Call {
                         arena.release(held);
                         inward.lane.give_back(words);
+                        point::pass(Point::Ignored);
+                        ignored += 1;
+                        if ignored == inward.places {
+                            // Its sender can fill the room that it has back as fast as it is read.
+                            break;
+                        }
                         continue;
                     }
                 }
@@ -446,31 +475,83 @@ impl InLanes {
         self.stuck
     }
 
-    /// Whether an entry that kdbusd shows has to stay there for now, because an older message of its sender stays in a
-    /// lane. The reply that the connection waits for stays for nothing.
-    pub(super) fn holds_up(&mut self, entry: &Entry, pool: Option<&ReadMap>, waited: Option<&Call>) -> bool {
-        let mut header = Msg::default();
-        // Whether the entry was taken back, and its place is another's, tells whoever takes it.
-        let is_read =
-            self.stuck && pool.is_some_and(|pool| pool.read(entry.offset, header.as_mut_bytes()).is_ok());
-        if !is_read || waited.is_some_and(|call| call.is_answered_by(&header)) {
-            return false;
+    /// Looks at an entry that kdbusd shows before it is admitted. False if it has to stay there for now.
+    pub(super) fn meet(
+        &mut self,
+        entry: &Entry,
+        pool: Option<&ReadMap>,
+        arena: &Arena,
+        outward: &mut OutLanes,
+        batch: &mut Batch<'_>,
+    ) -> bool {
+        if !self.stuck && !self.owes() && outward.calls().is_empty() {
+            return true;
         }
-        let is_older = |inward: &mut Inward| {
-            inward.full
-                && inward.terms.sender() == header.src_id
-                && matches!(inward.lane.peek(), Ok(Some(head)) if head.key <= entry.key)
-        };
-        let holds = self.lanes.iter_mut().flatten().any(is_older);
-        if holds {
+        let Some(header) = read_header(entry, pool) else { return true };
+        self.came_by_bus(&header);
+        let gone = who_left(entry, &header, pool);
+        let held = self.holds_up(entry, &header, gone, outward.calls().waited())
+            || gone.is_some_and(|gone| {
+                batch.takes(entry.key) && !self.tell_before(gone, entry.key, arena, outward, batch)
+            });
+        if held {
             self.held.add(entry.slot, entry.key);
         }
-        holds
+        !held
+    }
+
+    /// Whether an entry that kdbusd shows has to stay there for now, because an older message of its sender, or of who is
+    /// `gone` by its word, stays in a lane. The reply that the connection waits for stays for nothing.
+    fn holds_up(&mut self, entry: &Entry, header: &Msg, gone: Option<u64>, waited: Option<&Call>) -> bool {
+        if !self.stuck || waited.is_some_and(|call| call.is_answered_by(header, entry.key)) {
+            return false;
+        }
+        let from = gone.unwrap_or(header.src_id);
+        self.lanes.iter_mut().flatten().any(|inward| {
+            inward.full
+                && inward.terms.sender() == from
+                && matches!(inward.lane.peek(), Ok(Some(head)) if head.key <= entry.key)
+        })
+    }
+
+    /// Ends the calls to who is `gone`, and admits that before the notification with this key, which says so. False if that
+    /// has to stay for now: who is gone has sent something that was not looked at, or there is no room.
+    fn tell_before(
+        &mut self,
+        gone: u64,
+        key: u64,
+        arena: &Arena,
+        outward: &mut OutLanes,
+        batch: &mut Batch<'_>,
+    ) -> bool {
+        if outward.calls().is_empty() {
+            return true;
+        }
+        let others = |callee| callee != gone;
+        if self.awaits(gone) {
+            return outward.call_to_the_dead(others).is_none();
+        }
+        // Ends: each round ends a call.
+        while let Some(call) = outward.call_to_the_dead(others) {
+            outward.finish(&call, false, true);
+        }
+        // What they have sent is older than that they are gone.
+        let before = Instant::from_nanos(key.saturating_sub(1));
+        while let Some((call, dead)) = outward.calls().untold() {
+            let Some(arrived) = self.call_ended(call.cookie, dead, before, arena) else {
+                self.silence();
+                return !outward.calls().has_untold_to(gone);
+            };
+            let admitted = batch.admit(arrived);
+            debug_assert!(admitted, "there was room");
+            outward.calls().close(call.name);
+        }
+        true
     }
 
     /// Whether some of what kdbusd shows is held up until something is given back.
     pub(super) const fn holds_back(&self) -> bool {
-        self.stuck && self.held.is_any()
+        (self.stuck || self.mute) && self.held.is_any()
     }
 
     /// Whether something that connection `from` has sent, and it alone, is still in its lane. Of whoever is gone, the lane
@@ -499,8 +580,17 @@ impl InLanes {
 
     /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
     /// Cost: a look at each message in the lanes from its callee.
-    pub(super) fn look_ahead(&mut self, now: Instant, arena: &Arena, outward: &mut OutLanes) {
-        let Some(call) = outward.calls().waited().copied() else { return };
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] if it is there and finds none itself; its call has ended.
+    pub(super) fn look_ahead(
+        &mut self,
+        now: Instant,
+        arena: &Arena,
+        outward: &mut OutLanes,
+    ) -> Result<(), NoRoom> {
+        let Some(call) = outward.calls().waited().copied() else { return Ok(()) };
         let receiver = self.receiver;
         for inward in self.lanes.iter_mut().flatten() {
             let Inward { lane, terms, .. } = inward;
@@ -525,6 +615,11 @@ impl InLanes {
                     lane.copy_ahead(at, &head, first, second).ok_or(Violation)?;
                     settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
                 });
+                if filled.is_none()
+                    && outward.answered(Some(call.name), call.callee, call.cookie) == Answers::Waited
+                {
+                    return Err(NoRoom);
+                }
                 let Some(Ok((held, settled))) = filled else { break };
                 if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
                     == Answers::Waited
@@ -533,11 +628,12 @@ impl InLanes {
                     arena.show(held);
                     arena.release(held);
                     self.reply = Some(held);
-                    return;
+                    return Ok(());
                 }
                 arena.release(held);
             }
         }
+        Ok(())
     }
 
     /// The reply that the connection waits for, if it came: where it lies, and its bytes.
@@ -614,16 +710,39 @@ impl InLanes {
         Some(Arrived { key, priority: 0, lane: NOTICES, slot, offset, size, with_files: false })
     }
 
-    /// The call from connection `caller` that a reply to `cookie` answers, if it came by lane.
-    pub(super) fn owed(&self, caller: u64, cookie: u64) -> Option<OwedCall> {
-        let found = |lane: usize| {
-            let inward = self.lanes.get(lane)?.as_ref().filter(|inward| inward.terms.sender() == caller)?;
-            let waits =
-                |name: CallName| inward.lane.call(name).state(name.number) == Some(CallState::Pending);
-            Some(OwedCall { lane, name: inward.owed.find(cookie, waits)? })
-        };
+    /// The call from connection `caller` that a reply to `cookie` answers, if it came by lane. It may be there still.
+    pub(super) fn owed(&mut self, caller: u64, cookie: u64) -> Option<OwedCall> {
+        let is_meant = |sender| sender == caller;
         // Mostly the one that came last is answered first.
-        found(self.last_call).or_else(|| (0..self.lanes.len()).find_map(found))
+        let last = self.owed_in(self.last_call, cookie, is_meant);
+        last.or_else(|| (0..self.lanes.len()).find_map(|lane| self.owed_in(lane, cookie, is_meant)))
+    }
+
+    /// The same, whoever called, by a lane behind `last`.
+    pub(super) fn owed_to_any(&mut self, last: Option<&OwedCall>, cookie: u64) -> Option<OwedCall> {
+        let first = last.map_or(0, |owed| owed.lane + 1);
+        (first..self.lanes.len()).find_map(|lane| self.owed_in(lane, cookie, |_| true))
+    }
+
+    fn owed_in(&mut self, lane: usize, cookie: u64, is_meant: impl Fn(u64) -> bool) -> Option<OwedCall> {
+        let unseen = self.unseen;
+        let Inward { lane: reader, terms, owed, .. } = self.lanes.get_mut(lane)?.as_mut()?;
+        terms.refresh(reader.page());
+        if !is_meant(terms.sender()) {
+            return None;
+        }
+        let waits = |name: CallName| reader.call(name).state(name.number) == Some(CallState::Pending);
+        let mut ahead = None;
+        reader.each_call_ahead(|call, other| {
+            let name = CallName::from_word(call).filter(|name| other == cookie && waits(*name));
+            ahead = name.or(ahead);
+        });
+        // What was not copied out is newer than what was.
+        let (name, is_contested) = match ahead {
+            Some(name) => (name, unseen),
+            None => owed.find(cookie, waits).map(|name| (name, owed.is_contested(name)))?,
+        };
+        Some(OwedCall { lane, name, is_contested })
     }
 
     /// The word of such a call.
@@ -644,6 +763,35 @@ impl InLanes {
         let name = waiting.call?;
         inward.owed.remove(name);
         inward.lane.call(name).end(name.number, CallState::Expired).then(|| inward.lane.number())
+    }
+
+    /// Whether some calls that came by lane may wait for an answer.
+    pub(super) fn owes(&self) -> bool {
+        self.lanes.iter().flatten().any(|inward| !inward.owed.is_empty())
+    }
+
+    /// Whether something came by kdbusd that was not looked at: it may be a call that is newer than those in the lanes.
+    pub(super) const fn set_unseen(&mut self, unseen: bool) {
+        self.unseen = unseen;
+    }
+
+    /// A message came by kdbusd.
+    pub(super) fn came_by_bus(&mut self, header: &Msg) {
+        if header.expects_reply() {
+            for inward in
+                self.lanes.iter_mut().flatten().filter(|inward| inward.terms.sender() == header.src_id)
+            {
+                inward.owed.contest(header.cookie);
+            }
+        }
+    }
+
+    /// Forgets such a call if it waits no longer.
+    pub(super) fn forget_ended(&mut self, owed: &OwedCall) {
+        let state = self.call(owed).and_then(|call| call.state(owed.name.number));
+        if state != Some(CallState::Pending) {
+            self.forget_owed(owed);
+        }
     }
 
     /// Such a call was answered, or has ended otherwise.
@@ -692,8 +840,8 @@ impl InLanes {
         }
     }
 
-    /// A lane that nothing more comes by, and its number here; its place is empty now.
-    pub(super) fn worn_out(&mut self) -> Option<(usize, InLane)> {
+    /// A lane that nothing more comes by; its place is empty now.
+    pub(super) fn worn_out(&mut self) -> Option<InLane> {
         let Self { lanes, hot, .. } = self;
         let worn = |inward: &Inward| {
             inward.waiting == 0
@@ -701,15 +849,116 @@ impl InLanes {
                     || (terms::has_ended(inward.lane.page()) && inward.lane.is_drained()))
         };
         let at = hot.find_worn(|number| matches!(lanes.get(number), Some(Some(inward)) if worn(inward)))?;
-        Some((at, self.lanes.get_mut(at)?.take()?.lane))
+        let worn = self.lanes.get_mut(at)?.take()?.lane;
+        self.empty += 1;
+        Some(worn)
+    }
+
+    /// An empty place that a lane is to be brought for now.
+    pub(super) fn empty_place(&self) -> Option<usize> {
+        if self.empty == 0 || (self.ask_at > Instant::ZERO && bell::now() < self.ask_at) {
+            return None;
+        }
+        self.lanes.iter().position(Option::is_none)
+    }
+
+    /// There was no lane for it. The pause before the next one is asked for grows.
+    pub(super) fn refused(&mut self) {
+        self.ask_at = bell::now().after(self.pause);
+        self.pause = (2 * self.pause).min(PAUSE_MAX);
     }
 
     /// Puts a new lane in an empty place.
     pub(super) fn replace(&mut self, at: usize, lane: InLane) {
         if let Some(place) = self.lanes.get_mut(at) {
             *place = Some(Inward::new(lane));
+            self.empty = self.empty.saturating_sub(1);
+            (self.ask_at, self.pause) = (Instant::ZERO, PAUSE);
             // Few lanes are looked at whether they have rung or not.
             self.hot.add(at);
         }
+    }
+}
+
+/// The header of what kdbusd shows. Whether the entry was taken back, and its place is another's, tells whoever takes it.
+pub(super) fn read_header(entry: &Entry, pool: Option<&ReadMap>) -> Option<Msg> {
+    let mut header = Msg::default();
+    pool?.read(entry.offset, header.as_mut_bytes()).ok()?;
+    Some(header)
+}
+
+/// Whose connection has ended, if an entry says that of one.
+fn who_left(entry: &Entry, header: &Msg, pool: Option<&ReadMap>) -> Option<u64> {
+    let mut words = [0_u64; 3];
+    let is_notification = header.src_id == SRC_ID_KERNEL && header.payload_type == PAYLOAD_KERNEL;
+    pool.filter(|_| is_notification)?.read(entry.offset + Msg::SIZE as u64, words.as_mut_bytes()).ok()?;
+    let [_, kind, id] = words;
+    (kind == ItemType::ID_REMOVE.0).then_some(id)
+}
+
+#[cfg(all(test, feature = "lanes"))]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use kdbus_core::abi::{ITEM_HEADER, ItemWriter, Vec as PayloadVec};
+
+    use super::super::detour::Detour;
+    use super::super::handle::Answer;
+    use super::super::testbed::Lane;
+    use super::*;
+
+    const SENDER: u64 = 7;
+    const RECEIVER: u64 = 9;
+
+    /// A reply to a call with cookie 5, which nobody has made.
+    fn reply() -> [u8; Msg::SIZE + 32] {
+        let header = Msg {
+            size: (Msg::SIZE + ITEM_HEADER + size_of::<PayloadVec>()) as u64,
+            dst_id: RECEIVER,
+            payload_type: 1,
+            timeout_or_reply: 5,
+            ..Msg::default()
+        };
+        let mut message = [0; Msg::SIZE + 32];
+        let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
+        writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
+        message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        message
+    }
+
+    #[test]
+    fn a_look_ends_though_its_sender_fills_the_room_that_it_has_back() {
+        let lane = Lane::new(SENDER);
+        let fds = lane.fds().into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+        let answer = Answer { fds, fds_lost: false, lane: 0, receiver: 0 };
+        let (mut inward, arena) = InLanes::new([InLane::map(answer).unwrap()], 1, RECEIVER, 16).unwrap();
+        let writer = Rc::new(RefCell::new(lane.writer));
+        let send = move || {
+            let reply = reply();
+            let head = LaneHead { first: reply.len() as u64, second: 8, key: 1, call: 0 };
+            let mut writer = writer.borrow_mut();
+            let mut reserved = writer.reserve(head).unwrap();
+            reserved.put(&reply);
+            reserved.next_part();
+            reserved.put(b"an answr");
+            let _ = reserved.commit().unwrap();
+        };
+        send();
+        let ignored = Rc::new(RefCell::new(0));
+        let count = Rc::clone(&ignored);
+        point::set_own_hook(move |place| {
+            assert_eq!(place, Point::Ignored);
+            *count.borrow_mut() += 1;
+            assert!(*count.borrow() < 1000, "this does not end");
+            send();
+        });
+        let mut outward = OutLanes::new((1, 1), Detour::NONE, RECEIVER).unwrap();
+        let mut room = [Arrived::default(); 4];
+        let mut order = Order::new();
+        let mut batch = order.batch(bell::now(), &mut room);
+        inward.drain(bell::now(), &mut batch, &arena, &mut outward);
+        assert!(*ignored.borrow() > 0 && inward.has_fresh(), "the next look goes on");
+        assert!(batch.sorted().is_empty());
     }
 }

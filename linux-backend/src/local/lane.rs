@@ -1,5 +1,6 @@
 //! Lanes in mapped memory: what a client has of those that kdbusd gave it.
 
+use kdbus_core::Instant;
 use kdbus_core::abi::Errno;
 use kdbus_core::channel::terms::{self, PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
@@ -115,6 +116,11 @@ impl InLane {
         self.reader.find_ahead(from, call)
     }
 
+    /// As [`LaneReader::each_call_ahead`].
+    pub(super) fn each_call_ahead(&self, each: impl FnMut(u64, u64)) {
+        self.reader.each_call_ahead(each);
+    }
+
     /// As [`LaneReader::copy_ahead`].
     pub(super) fn copy_ahead(
         &self,
@@ -218,8 +224,8 @@ impl OutLane {
     }
 
     /// Opens a call that goes by this lane.
-    pub(super) fn begin(&self, name: CallName, cookie: u64) {
-        self.record(name).begin(cookie);
+    pub(super) fn begin(&self, name: CallName, cookie: u64, now: Instant) {
+        self.record(name).begin(cookie, now);
         self.call(name).begin(name.number);
     }
 

@@ -73,6 +73,8 @@ pub(super) enum Way {
     Bus,
     /// It has to go through kdbusd, as the reply to this call.
     Claim(OwedCall),
+    /// It has to go through kdbusd, as the reply to a call with this cookie from the owner of a name: kdbusd knows who that is.
+    ClaimByName(u64),
 }
 
 /// Whom a message goes to.
@@ -131,7 +133,7 @@ impl OutLanes {
     pub(super) fn call<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>) -> Option<Call> {
         match self.send(handle, None, message, true) {
             Way::Lane => self.calls.waited().copied(),
-            Way::Bus | Way::Claim(_) => None,
+            Way::Bus | Way::Claim(_) | Way::ClaimByName(_) => None,
         }
     }
 
@@ -149,10 +151,12 @@ impl OutLanes {
         let Some(sendable) = sendable(message.message, self.sender, known) else {
             // Descriptors, say. What is no reply, or a bad one, kdbusd tells apart.
             let header = Msg::read_from_prefix(message.message).map(|(header, _)| header);
-            let owed = header.ok().zip(inward).and_then(|(header, inward)| {
-                (!header.expects_reply()).then(|| inward.owed(header.dst_id, header.timeout_or_reply))?
-            });
-            return owed.map_or(Way::Bus, Way::Claim);
+            let answer = header.ok().filter(|header| !header.expects_reply() && header.timeout_or_reply != 0);
+            let Some((header, inward)) = answer.zip(inward) else { return Way::Bus };
+            if header.dst_id == DST_ID_NAME {
+                return Way::ClaimByName(header.timeout_or_reply);
+            }
+            return inward.owed(header.dst_id, header.timeout_or_reply).map_or(Way::Bus, Way::Claim);
         };
         let (route, cookie) = (sendable.route, sendable.header.cookie);
         // The same lane as the last time, mostly.
@@ -166,6 +170,7 @@ impl OutLanes {
         let len = sendable.len.next_multiple_of(8) as usize;
         // Whatever way a reply takes, this is the call that it answers.
         let owed = match (route, &mut inward) {
+            (Route::Reply(cookie), Some(_)) if sendable.name.is_some() => return Way::ClaimByName(cookie),
             (Route::Reply(cookie), Some(inward)) => inward.owed(callee, cookie),
             _ => None,
         };
@@ -174,10 +179,14 @@ impl OutLanes {
         if waits && (route != Route::Call || deadline > WAIT_MAX) {
             return Way::Bus;
         }
+        if waits && self.calls.has_cookie(cookie) {
+            // Of two replies that kdbusd brings, only kdbusd knows which one is for whom.
+            return Way::Bus;
+        }
         if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
             return claim;
         }
-        if self.detour.next() {
+        if self.detour.next() || owed.is_some_and(|owed| owed.is_contested) {
             return claim;
         }
         let at = if is_last { Some(self.last) } else { self.lane_to(handle, to) };
@@ -190,14 +199,15 @@ impl OutLanes {
         let Some(Some(outward)) = self.lanes.get_mut(at) else { return claim };
         let lane = &mut outward.lane;
         let Some(first) = message.message.get(..len) else { return claim };
-        let now = bell::now().as_nanos();
+        let begun = bell::now();
+        let now = begun.as_nanos();
         let sent = match (route, owed, inward) {
             (Route::Call, ..) if waits => {
                 if deadline.as_nanos() <= now {
                     return Way::Bus;
                 }
-                let name = self.calls.wait_for(at, lane.receiver(), cookie, deadline);
-                lane.begin(name, cookie);
+                let name = self.calls.wait_for(at, lane.receiver(), cookie, begun, deadline);
+                lane.begin(name, cookie, begun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
                     self.stop_waiting();
@@ -206,9 +216,9 @@ impl OutLanes {
             }
             (Route::Call, ..) => {
                 let callee = lane.receiver();
-                let name = self.calls.open(at, callee, cookie, deadline);
+                let name = self.calls.open(at, callee, cookie, begun, deadline);
                 let Some(name) = name else { return Way::Bus };
-                lane.begin(name, cookie);
+                lane.begin(name, cookie, begun);
                 point::pass(Point::CallBegun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
                 if !sent {
@@ -307,10 +317,14 @@ impl OutLanes {
         self.record(call).is_none_or(|record| record.end(CallState::Expired))
     }
 
-    /// Ends a call for good and forgets it. False if it has ended otherwise: nobody has to hear of it.
-    pub(super) fn close(&mut self, call: &Call) -> bool {
-        self.calls.close(call.name);
-        self.give_up(call)
+    /// Ends a call for good, unless it is `ended` already. It keeps its place until its connection is told, because its
+    /// callee is `dead` or its time is over. If it has ended otherwise, nobody has to hear of it.
+    pub(super) fn finish(&mut self, call: &Call, ended: bool, dead: bool) {
+        if ended || self.give_up(call) {
+            self.calls.end(call.name, dead);
+        } else {
+            self.calls.close(call.name);
+        }
     }
 
     /// Waits no longer for the call that the connection waits for.

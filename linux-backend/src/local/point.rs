@@ -22,6 +22,8 @@ pub enum Point {
     BeforeBell,
     /// A message was copied out of its lane and examined, and waits in the queue; its lane has not got its room back.
     Copied,
+    /// A reply that nobody waits for was taken out of its lane, which has its room back.
+    Ignored,
     /// A message is received, and its lane has not got its room back.
     Received,
     /// A call by lane was ended because it is dropped, and kdbusd does not know.
@@ -47,6 +49,20 @@ pub fn set_hook(hook: fn(Point)) -> bool {
     HOOK.set(hook).is_ok()
 }
 
+#[cfg(test)]
+type Hook = std::boxed::Box<dyn FnMut(Point)>;
+
+#[cfg(test)]
+std::thread_local! {
+    static OWN: core::cell::RefCell<Option<Hook>> = const { core::cell::RefCell::new(None) };
+}
+
+/// Has `hook` called at each place that this thread passes by from now on.
+#[cfg(test)]
+pub(super) fn set_own_hook(hook: impl FnMut(Point) + 'static) {
+    OWN.set(Some(std::boxed::Box::new(hook)));
+}
+
 /// Passes by a place.
 #[inline(always)]
 pub(super) fn pass(place: Point) {
@@ -54,6 +70,8 @@ pub(super) fn pass(place: Point) {
     if let Some(hook) = HOOK.get() {
         hook(place);
     }
+    #[cfg(test)]
+    OWN.with_borrow_mut(|hook| hook.iter_mut().for_each(|hook| hook(place)));
     #[cfg(not(feature = "points"))]
     let _ = place;
 }

@@ -11,7 +11,7 @@ use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
 use super::calls::Call;
 use super::gate;
-use super::inward::InLanes;
+use super::inward::{InLanes, NoRoom, read_header};
 use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
 use super::point::{self, Point};
@@ -123,6 +123,23 @@ impl<P: Words, S: Words> Receiver<P, S> {
         let entry = if by_priority { queue.peek() } else { queue.peek_front() }?;
         // kdbus: the most urgent message is returned only if its priority is at most the one given.
         (!by_priority || entry.priority <= priority).then_some(*entry.item)
+    }
+
+    /// Looks at the calls that kdbusd shows, because one that came by lane may be answered now and the newest with its cookie
+    /// has to be. They stay where they are. Cost: a load if nothing came, else a look at each entry.
+    pub(super) fn look_at_calls(&mut self, pool: Option<&ReadMap>) {
+        let Self { inbox, lanes, .. } = self;
+        let Some(lanes) = lanes.as_mut().filter(|_| gate().is_some()) else { return };
+        let unseen = inbox.has_fresh();
+        lanes.set_unseen(unseen);
+        if unseen && lanes.owes() {
+            let _ = inbox.has_fresh_that(|entry| {
+                if let Some(header) = read_header(entry, pool) {
+                    lanes.came_by_bus(&header);
+                }
+                false
+            });
+        }
     }
 
     /// Receives the message that came first if it came by lane, nothing is queued and no other lane has any: it does not pass
@@ -259,20 +276,24 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
     /// Moves what came in into the queue. Returns the reply that the connection waits for, if it came by lane: where it lies,
     /// and its bytes.
-    pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Option<(u64, u64)> {
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] if it came and the application has left no room for it.
+    pub(super) fn look_for_reply(&mut self, lanes: &mut Lanes<'_>) -> Result<Option<(u64, u64)>, NoRoom> {
         if gate().is_some()
             && let Some(inward) = &mut self.lanes
             && inward.has_fresh()
             && let Some(held) = inward.take_waited(bell::now(), &self.order, lanes.arena, lanes.outward)
         {
-            return Some((held.offset, held.size));
+            return Ok(Some((held.offset, held.size)));
         }
         self.look(Some(lanes));
-        let inward = self.lanes()?;
+        let Some(inward) = self.lanes() else { return Ok(None) };
         if inward.is_stuck() {
-            inward.look_ahead(bell::now(), lanes.arena, lanes.outward);
+            inward.look_ahead(bell::now(), lanes.arena, lanes.outward)?;
         }
-        inward.take_reply()
+        Ok(inward.take_reply())
     }
 
     /// Whether [`look_for_reply`](Self::look_for_reply) may find it though nothing is fresh: to be asked after arming.
@@ -280,14 +301,15 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.lanes().is_some_and(|lanes| lanes.is_stuck())
     }
 
-    /// A queued message of kdbusd's lane that is `meant`. Cost: `O(depth)`.
+    /// The first queued message of kdbusd's lane that is `meant`. Cost: `O(depth)`.
     pub(super) fn find(&mut self, meant: impl Fn(&Arrived) -> bool) -> Option<Arrived> {
         let queue = PriorityQueue::new(&mut self.head, &mut self.nodes);
         self.queued
             .iter()
             .flatten()
             .filter_map(|handle| queue.get(*handle))
-            .find(|arrived| meant(arrived))
+            .filter(|arrived| meant(arrived))
+            .min_by_key(|arrived| arrived.key)
             .copied()
     }
 
@@ -310,6 +332,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Ends the calls by lane whose time is over, and those to the dead, once everything that these have sent was looked at.
+    /// Those whose end there is no room to tell of keep their places until there is.
     fn end_calls(&mut self, lanes: &mut Lanes<'_>, now: Instant) {
         // Ends: each round ends a call or puts it off.
         while let Some(call) = lanes.outward.calls().due(now) {
@@ -322,27 +345,27 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 // The reply is about to be sent, or was taken back just now.
                 continue;
             }
-            if lanes.outward.close(&call) || expired {
-                self.call_ended(lanes, call.cookie, false, now);
-            }
+            lanes.outward.finish(&call, expired, false);
         }
         // Whoever drops a call ends it as if its time were over, and this connection closes those that it ends so itself.
         while let Some(call) = lanes.outward.dropped_call() {
-            if lanes.outward.close(&call) {
-                self.call_ended(lanes, call.cookie, true, now);
-            }
+            lanes.outward.finish(&call, false, true);
         }
-        // Ends: each round ends a call. What others send holds nothing up.
+        // Ends: each round ends a call. What others send holds nothing up, and what kdbusd has brought, it brought before.
         while let Some(inward) = &mut self.lanes
             && let Some(call) = dead_call(lanes.outward, inward)
         {
-            // What kdbusd has brought, it brought before the end.
-            let told = lanes.outward.state(&call) == Some(CallState::Relayed)
-                || self.call_ended(lanes, call.cookie, true, now);
-            if !told {
-                return;
-            }
-            lanes.outward.close(&call);
+            lanes.outward.finish(&call, false, true);
+        }
+        self.tell_ends(lanes, now);
+    }
+
+    /// Tells of the ends of calls, in their order and as far as there is room.
+    fn tell_ends(&mut self, lanes: &mut Lanes<'_>, now: Instant) {
+        while let Some((call, dead)) = lanes.outward.calls().untold()
+            && self.call_ended(lanes, call.cookie, dead, now)
+        {
+            lanes.outward.calls().close(call.name);
         }
     }
 
@@ -400,6 +423,12 @@ impl<P: Words, S: Words> Receiver<P, S> {
             // The clock comes first: what is queued later in one lane waits for the next look, because
             // something older may come into a lane that was looked at before.
             let now = cut.unwrap_or_else(bell::now);
+            if let Some(lanes) = lanes.as_deref_mut()
+                && tells_ends(lanes.outward, self.lanes())
+            {
+                // What came in after that does not take its room.
+                self.tell_ends(lanes, now);
+            }
             let mut batch = self.order.batch(now, &mut self.batch);
             // What comes by lane from whom, before what kdbusd shows of it.
             if gate().is_some()
@@ -411,7 +440,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             let mut inward = self.lanes.as_mut().filter(|_| gate().is_some());
             self.inbox.fresh(|entry| {
                 if let (Some(inward), Some(lanes)) = (&mut inward, lanes.as_deref_mut())
-                    && inward.holds_up(&entry, lanes.pool, lanes.outward.calls().waited())
+                    && !inward.meet(&entry, lanes.pool, lanes.arena, lanes.outward, &mut batch)
                 {
                     return false;
                 }
@@ -467,18 +496,22 @@ fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> Ins
     cut
 }
 
-/// A call to somebody who is gone and has sent nothing that was not looked at, if there is room to tell of its end.
+/// A call to somebody who is gone and has sent nothing that was not looked at.
 fn dead_call(outward: &OutLanes, inward: &mut InLanes) -> Option<Call> {
-    if inward.is_mute() {
-        return None;
-    }
     outward.call_to_the_dead(|callee| inward.awaits(callee))
 }
 
-/// Whether a call has to be ended.
-fn wants_attention(outward: &mut OutLanes, inward: Option<&mut InLanes>) -> bool {
+/// Whether there are ends of calls that were not told, and may be room for that.
+fn tells_ends(outward: &mut OutLanes, inward: Option<&mut InLanes>) -> bool {
+    gate().is_some() && outward.calls().has_untold() && inward.is_some_and(|inward| !inward.is_mute())
+}
+
+/// Whether a call has to be ended, or its end told.
+fn wants_attention(outward: &mut OutLanes, mut inward: Option<&mut InLanes>) -> bool {
     if gate().is_none() || outward.calls().is_empty() {
         return false;
     }
-    inward.is_some_and(|inward| dead_call(outward, inward).is_some()) || bell::now() >= outward.calls().next()
+    tells_ends(outward, inward.as_deref_mut())
+        || inward.is_some_and(|inward| dead_call(outward, inward).is_some())
+        || bell::now() >= outward.calls().next()
 }

@@ -13,6 +13,7 @@ use super::error::errno;
 use super::gate;
 use super::handle::check_cancel;
 use super::incoming::Taken;
+use super::inward::NoRoom;
 use super::map::WordMap;
 use super::outward::OutLanes;
 use super::receive::{KDBUSD, Lanes, Receiver};
@@ -72,7 +73,12 @@ impl LocalTransport {
             // While it looks, nobody can cancel.
             let found =
                 cancel.is_none() && self.look(until, &mut looked, || receiver.has_news(seen, outward));
-            if !found && !self.arm_for_reply(receiver, outward, &mut seen)? {
+            if found {
+                // Nobody can cancel.
+            } else if self.arm_for_reply(receiver, outward, &mut seen)? {
+                // Whatever keeps coming in, whoever cancels is heard.
+                woken = cancel.map_or(Woken::Early, bell::look_at_cancel);
+            } else {
                 if receiver.is_stuck() {
                     // Behind messages without room, a reply makes nothing fresh.
                     stand = self.look_at(receiver, outward, call, false, reply)?;
@@ -148,9 +154,14 @@ impl LocalTransport {
         let Some(arena) = self.arena() else { return Ok(Stand::Over(Errno::EPIPE)) };
         let pool = self.handle.pool();
         let mut lanes = Lanes { arena, pool, bell: &self.bell, outward: &mut *outward };
-        if let Some((offset, msg_size)) = receiver.look_for_reply(&mut lanes) {
-            reply.info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
-            return Ok(Stand::Replied);
+        match receiver.look_for_reply(&mut lanes) {
+            Ok(Some((offset, msg_size))) => {
+                reply.info = MsgInfo { offset: self.arena_base() + offset, msg_size, return_flags: 0 };
+                return Ok(Stand::Replied);
+            }
+            Ok(None) => {}
+            // kdbus: a reply without room ends the call.
+            Err(NoRoom) => return Ok(Stand::Over(Errno::EXFULL)),
         }
         let open = if dead { Stand::Over(Errno::EPIPE) } else { Stand::Open };
         match outward.state(call) {
@@ -181,7 +192,7 @@ impl LocalTransport {
             // Only whoever takes the entry knows that it was not taken back meanwhile.
             arrived.lane == KDBUSD
                 && pool.read(arrived.offset, header.as_mut_bytes()).is_ok()
-                && call.is_answered_by(&header)
+                && call.is_answered_by(&header, arrived.key)
         };
         match receiver.find(answers) {
             Some(entry) => {

@@ -4,7 +4,13 @@ use std::thread::{self, JoinHandle};
 use std::vec;
 use std::vec::Vec;
 
+#[cfg(feature = "lanes")]
+use kdbus_core::abi::AttachFlags;
 use kdbus_core::abi::{CmdHello, Command, Errno, HelloFlags, RecvFlags};
+#[cfg(feature = "lanes")]
+use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
+#[cfg(feature = "lanes")]
+use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, LaneWriter};
 use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::{Failure, Transport};
 use kdbus_core::engine::{Entry, Return};
@@ -158,4 +164,40 @@ pub(super) fn recv(transport: &LocalTransport) -> Option<u64> {
     let message = transport.recv(RecvFlags::empty(), 0).unwrap().message?;
     let bytes = transport.slice(message.info.offset, message.info.msg_size).unwrap();
     Some(u64::from_ne_bytes(bytes.try_into().unwrap()))
+}
+
+/// A lane as kdbusd makes one, which is open, and its sender's end.
+#[cfg(feature = "lanes")]
+pub(super) struct Lane {
+    pub(super) files: [OwnedFd; 5],
+    pub(super) writer: LaneWriter<WordMap, WordMap, WordMap>,
+    pub(super) gate: LaneGate<WordMap, WordMap>,
+    _ringer: OwnedFd,
+}
+
+#[cfg(feature = "lanes")]
+impl Lane {
+    pub(super) fn new(sender: u64) -> Self {
+        let layout = LaneLayout::new(512).unwrap();
+        let words = [layout.lane_words(), LaneLayout::BACK_WORDS, PAGE_WORDS, CALL_WORDS];
+        let [lane, back, page, calls] = words.map(|words| {
+            let file = create(c"part", 8 * words as u64).unwrap();
+            seal(&file, Seal::Size).unwrap();
+            file
+        });
+        let map = |file: &OwnedFd, words| WordMap::writable(file, words).unwrap();
+        let terms = Terms { sender, attach: AttachFlags::empty(), name: b"", metadata: b"" };
+        assert!(terms.write(&map(&page, PAGE_WORDS), 1));
+        let mut gate = LaneGate::new(map(&lane, layout.lane_words()), map(&page, PAGE_WORDS), VERDICT_AT);
+        assert!(gate.open());
+        let [lane_words, back_words] = [map(&lane, layout.lane_words()), map(&back, LaneLayout::BACK_WORDS)];
+        let writer = LaneWriter::new(lane_words, back_words, map(&page, PAGE_WORDS), VERDICT_AT, layout);
+        let (bell, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+        Self { files: [lane, back, page, calls, bell], writer: writer.unwrap(), gate, _ringer: ringer }
+    }
+
+    /// What its receiver gets.
+    pub(super) fn fds(&self) -> [BorrowedFd<'_>; 5] {
+        self.files.each_ref().map(AsFd::as_fd)
+    }
 }

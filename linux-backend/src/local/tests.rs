@@ -455,3 +455,48 @@ fn lost_descriptors_are_told_with_the_message() {
     assert_eq!(message.info.return_flags, RecvReturnFlags::INCOMPLETE_FDS.bits());
     server.join().unwrap();
 }
+
+#[cfg(feature = "lanes")]
+#[test]
+fn a_place_whose_lane_was_refused_is_asked_for_again() {
+    use kdbus_core::channel::terms;
+
+    let (mut bus, client) = pair();
+    let server = thread::spawn(move || {
+        let connection = bus.welcome();
+        let mut kinds = vec![];
+        let mut next = |bus: &mut Bus| {
+            let (kind, serial) = bus.next(|packet, _| (packet.kind, packet.header.serial)).unwrap();
+            kinds.push(kind);
+            serial
+        };
+        let mut first = Lane::new(9);
+        let serial = next(&mut bus);
+        bus.answer(serial, Ok(()), &[], &first.fds());
+        next(&mut bus);
+        // Its sender is gone.
+        first.gate.close();
+        terms::end(first.gate.page());
+        next(&mut bus);
+        for _ in 0..3 {
+            let serial = next(&mut bus);
+            bus.answer(serial, Err(Errno::ENOBUFS), &[], &[]);
+        }
+        let serial = next(&mut bus);
+        bus.answer(serial, Ok(()), &[], &Lane::new(9).fds());
+        next(&mut bus);
+        (kinds, bus, connection)
+    });
+    let mut transport = LocalTransport::over(handle(client)).unwrap();
+    transport.wanted = (1, 8);
+    say_hello(&transport, HelloFlags::empty()).unwrap();
+    for _ in 0..10_000 {
+        if !server.is_finished() {
+            transport.wait(Some(transport.now().after(core::time::Duration::from_millis(1)))).unwrap();
+        }
+    }
+    assert!(server.is_finished(), "it is asked for no more");
+    let asks = [Kind::BringLane; 4];
+    let expected = [&[Kind::BringLane, Kind::LaneMapped, Kind::DropLane][..], &asks, &[Kind::LaneMapped]];
+    assert_eq!(server.join().unwrap().0, expected.concat());
+}

@@ -2,7 +2,7 @@
 
 use core::cell::{Cell, OnceCell, RefCell};
 
-use kdbus_core::abi::{CmdFree, CmdHello, Command, Errno, HelloFlags, RecvFlags, SendFlags};
+use kdbus_core::abi::{CmdFree, CmdHello, Command, Errno, HelloFlags, Msg, RecvFlags, SendFlags};
 use kdbus_core::channel::InboxReader;
 use kdbus_core::client::{Failure, Found, Incoming, Outgoing, Transport};
 use kdbus_core::{Instant, WellKnownName};
@@ -234,11 +234,19 @@ impl LocalTransport {
     /// Puts new lanes in the place of those that nothing more comes by.
     fn replace_lanes(&self, receiver: &mut Receiver<WordMap, WordMap>) -> Result<(), Failure> {
         let Some(lanes) = receiver.lanes() else { return Ok(()) };
-        while let Some((at, lane)) = lanes.worn_out() {
+        while let Some(lane) = lanes.worn_out() {
             self.handle.drop_lane(lane)?;
-            let Ok(lane) = self.handle.bring_lane() else { break };
-            if self.bell.add_lane(at, lane.as_fd()).is_ok() {
-                lanes.replace(at, lane);
+        }
+        // Ends: each round fills a place, or begins a pause.
+        while let Some(at) = lanes.empty_place() {
+            match self.handle.bring_lane() {
+                Ok(lane) if self.bell.add_lane(at, lane.as_fd()).is_ok() => lanes.replace(at, lane),
+                Ok(lane) => {
+                    self.handle.drop_lane(lane)?;
+                    lanes.refused();
+                }
+                Err(Failure::Refused(_)) => lanes.refused(),
+                Err(broken) => return Err(broken),
             }
         }
         Ok(())
@@ -291,6 +299,12 @@ impl LocalTransport {
     }
 }
 
+/// Whether a message answers a call.
+fn is_reply(message: &[u8]) -> bool {
+    Msg::read_from_prefix(message)
+        .is_ok_and(|(header, _)| !header.expects_reply() && header.timeout_or_reply != 0)
+}
+
 impl AsFd for LocalTransport {
     /// The descriptor that is readable while anything waits.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -317,6 +331,12 @@ impl Transport for LocalTransport {
     fn send(&self, message: &mut Outgoing<'_, BorrowedFd<'_>>) -> Result<(), Failure> {
         self.check()?;
         let mut receiver = self.receiver.borrow_mut();
+        if gate().is_some()
+            && let Some(receiver) = receiver.as_mut()
+            && is_reply(message.message)
+        {
+            receiver.look_at_calls(self.handle.pool());
+        }
         let mut inward = receiver.as_mut().and_then(Receiver::lanes);
         let way = match &mut *self.outward.borrow_mut() {
             Some(outward) if gate().is_some() => {
@@ -328,23 +348,38 @@ impl Transport for LocalTransport {
             }
             _ => Way::Bus,
         };
-        let owed = match way {
+        let (mut owed, by_name) = match way {
             Way::Lane => return self.beat(),
-            Way::Bus => None,
-            Way::Claim(owed) => Some(owed),
+            Way::Bus => (None, None),
+            Way::Claim(owed) => (Some(owed), None),
+            Way::ClaimByName(cookie) => {
+                (inward.as_mut().and_then(|inward| inward.owed_to_any(None, cookie)), Some(cookie))
+            }
         };
-        let lane = owed.and_then(|owed| inward.as_ref()?.number(&owed));
-        let beside = match owed.zip(lane) {
-            Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
-            None => self.open_calls(),
+        // Ends: each round is about another lane, or the last one.
+        let sent = loop {
+            let lane = owed.and_then(|owed| inward.as_ref()?.number(&owed));
+            let beside = match owed.zip(lane) {
+                Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
+                None => self.open_calls(),
+            };
+            let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
+            let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside, None);
+            let next = (by_name, inward.as_mut(), owed);
+            if let (Err(Failure::Refused(Errno::EBADSLT)), (Some(cookie), Some(inward), Some(last))) =
+                (&sent, next)
+            {
+                // It was another one who called, or it has ended.
+                owed = inward.owed_to_any(Some(&last), cookie);
+                continue;
+            }
+            break sent;
         };
-        let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
-        let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside, None);
-        if let (Ok((_, ended)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
-            outward.set_by_bus(ended.lane);
+        if let (Ok((_, answer)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
+            outward.set_by_bus(answer.lane);
         }
         if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
-            inward.forget_owed(&owed);
+            inward.forget_ended(&owed);
         }
         drop(receiver);
         sent.map(|_| ()).map_err(|failure| self.refused(failure))
