@@ -114,7 +114,7 @@ pub struct Client<W: Transported> {
     transport: RefCell<Option<W::Transport>>,
     user: W::User,
     pool_size: Cell<u64>,
-    /// Offsets of received messages that were not given back.
+    /// Offsets of messages that were received or shown, and not given back.
     received: RefCell<BTreeSet<u64>>,
     /// Numbers of the descriptors of received messages, in the order of [`Incoming::fds`].
     installed: RefCell<BTreeMap<u64, Vec<i32>>>,
@@ -158,7 +158,10 @@ impl<W: Transported> OverTransport<W> {
             command.return_flags =
                 if command.dropped_msgs == 0 { 0 } else { RecvReturnFlags::DROPPED_MSGS.bits() };
             match received.message {
-                Some(incoming) if flags.contains(RecvFlags::PEEK) => command.msg = incoming.info,
+                Some(incoming) if flags.contains(RecvFlags::PEEK) => {
+                    client.received.borrow_mut().insert(incoming.info.offset);
+                    command.msg = incoming.info;
+                }
                 Some(incoming) => command.msg = self.received(client, incoming),
                 // A transport does not tell whether there was something to drop.
                 None if flags.contains(RecvFlags::DROP) => {}
