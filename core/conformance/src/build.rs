@@ -163,8 +163,16 @@ pub(crate) fn bloom_parameter(size: u64, n_hash: u64) -> Item {
 /// Bytes of the pool that connections have unless a case needs another.
 pub(crate) const POOL: u64 = 1 << 20;
 
-/// How a case's connection says HELLO. Unless told otherwise it is ordinary, takes descriptors, gives
-/// and asks for all metadata, and has a pool of 1 MiB.
+/// What a connection asks for unless told otherwise: what tells who has sent a message and when, and can go past a bus.
+pub(crate) const USUAL: AttachFlags = AttachFlags::TIMESTAMP
+    .union(AttachFlags::CREDS)
+    .union(AttachFlags::PIDS)
+    .union(AttachFlags::AUXGROUPS)
+    .union(AttachFlags::SECLABEL)
+    .union(AttachFlags::CONN_DESCRIPTION);
+
+/// How a case's connection says HELLO. Unless told otherwise it is ordinary, takes descriptors, gives all metadata and asks for
+/// the [usual](USUAL), and has a pool of 1 MiB.
 #[derive(Clone, Debug)]
 pub(crate) struct Hello {
     pub(crate) record: CmdHello,
@@ -178,7 +186,7 @@ impl Default for Hello {
         let record = CmdHello {
             flags: HelloFlags::ACCEPT_FD.bits(),
             attach_flags_send: all,
-            attach_flags_recv: all,
+            attach_flags_recv: USUAL.bits(),
             pool_size: POOL,
             ..CmdHello::default()
         };

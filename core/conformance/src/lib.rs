@@ -39,5 +39,5 @@ mod sync;
 
 pub use record::{Recorded, record};
 pub use suite::{CaseInfo, NOT_EXPRESSED, Needs, cases, report_not_expressed, run, table, try_run};
-pub use transport::{Client, OverTransport, TransportHandle, Transported};
+pub use transport::{Apart, CallApart, Client, OverTransport, TransportCall, TransportHandle, Transported};
 pub use world::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Who, World};

@@ -42,7 +42,7 @@ pub(crate) fn capabilities_are_told_when_asked<W: World>(t: &mut Bench<W>) -> Ou
 }
 
 pub(crate) fn held_names_are_told_one_by_one<W: World>(t: &mut Bench<W>) -> Outcome {
-    let (a, b) = (t.connect(), t.connect());
+    let (a, b) = (t.hello(&Hello::default().asks(AttachFlags::all())), t.connect());
     assert!(t.conn_info(&a, b.id, AttachFlags::NAMES).unwrap().items.is_empty());
     t.own(&b, NAME);
     t.own(&b, OTHER);
@@ -96,7 +96,8 @@ pub(crate) fn who_gives_nothing_is_told_nothing_about<W: World>(t: &mut Bench<W>
 
 pub(crate) fn messages_carry_what_receivers_ask<W: World>(t: &mut Bench<W>) -> Outcome {
     let a = t.hello(&Hello::default().gives(AttachFlags::empty()));
-    let (b, who) = (t.connect(), t.world.who(t.owner));
+    let b = t.hello(&Hello::default().asks(AttachFlags::all()));
+    let who = t.world.who(t.owner);
     t.send(&a, &Message::to(b.id)).unwrap();
     let received = t.recv(&b).unwrap();
     assert_eq!(received.record::<Creds>(ItemType::CREDS).unwrap().euid, u64::from(who.uid));
@@ -178,7 +179,8 @@ pub(crate) fn processes_have_no_number_in_other_namespaces<W: World>(t: &mut Ben
 }
 
 pub(crate) fn who_is_out_of_sight_says_what_it_gives_out<W: World>(t: &mut Bench<W>) -> Outcome {
-    let (giving, apart) = parted(t)?;
+    let (giving, usual) = parted(t)?;
+    let apart = t.hello_as(usual.user, &Hello::default().asks(AttachFlags::all()));
     let quiet = t.hello_as(giving.user, &Hello::default().gives(AttachFlags::empty()));
     t.send(&giving, &Message::to(apart.id)).unwrap();
     assert!(t.recv(&apart).unwrap().has(ItemType::PID_COMM));
@@ -322,7 +324,7 @@ pub(crate) fn unknown_list_flags_are_refused<W: World>(t: &mut Bench<W>) -> Outc
 
 pub(crate) fn metadata_comes_in_a_fixed_order<W: World>(t: &mut Bench<W>) -> Outcome {
     let a = t.hello(&Hello::default().item(Item::text(ItemType::CONN_DESCRIPTION, "described")));
-    let b = t.connect();
+    let b = t.hello(&Hello::default().asks(AttachFlags::all()));
     t.own(&a, NAME);
     t.send(&a, &Message::to(b.id)).unwrap();
     let kinds: Vec<u64> = t.recv(&b).unwrap().items.into_iter().map(|(kind, _)| kind.0).collect();

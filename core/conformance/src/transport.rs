@@ -1,13 +1,14 @@
 //! The suite through a client's transport: the same cases, as far as a well-behaved client can express them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::thread::JoinHandle;
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{
     Cmd, CmdFree, CmdHello, CmdRecv, CmdSend, Command, Errno, ITEM_HEADER, ItemType, Items, Msg, MsgInfo,
-    RecvFlags, RecvReturnFlags,
+    RecvFlags, RecvReturnFlags, SendFlags,
 };
 use kdbus_core::client::{Failure, Incoming, Outgoing, Transport};
 use zerocopy::{FromBytes, IntoBytes};
@@ -38,12 +39,64 @@ pub trait Transported: World {
 
     /// Keeps a received descriptor and returns its number in the process of `user`.
     fn keep(&mut self, user: Self::User, fd: <Self::Transport as Transport>::Fd) -> i32;
+
+    /// Lets a call wait in a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// The transport, if it cannot leave its thread.
+    fn wait_apart(
+        &mut self,
+        user: Self::User,
+        transport: Self::Transport,
+        call: CallApart,
+    ) -> Result<Apart<Self::Transport>, Self::Transport> {
+        let _ = (user, call);
+        Err(transport)
+    }
+}
+
+/// A thread in which a call waits, and which hands the transport back.
+pub type Apart<T> = JoinHandle<(T, Result<Incoming<<T as Transport>::Fd>, Failure>)>;
+
+/// A call for a thread of its own.
+#[derive(Debug)]
+pub struct CallApart {
+    message: Vec<u8>,
+    payload: Vec<Vec<u8>>,
+    /// Number of the descriptor that cancels it.
+    pub cancel: Option<i32>,
+}
+
+impl CallApart {
+    /// Makes the call, which `cancel` ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`], as [`Transport::call`].
+    pub fn make<T: Transport>(
+        mut self,
+        transport: &T,
+        cancel: Option<T::BorrowedFd<'_>>,
+    ) -> Result<Incoming<T::Fd>, Failure> {
+        let payload: Vec<_> = self.payload.iter().map(Vec::as_slice).collect();
+        let mut outgoing = Outgoing { message: &mut self.message, payload: &payload, fds: &[] };
+        transport.call(&mut outgoing, cancel)
+    }
+}
+
+/// A call that waits, or has ended.
+pub struct TransportCall<W: Transported> {
+    client: Rc<Client<W>>,
+    command: Vec<u8>,
+    thread: Apart<W::Transport>,
 }
 
 /// A world whose endpoints are opened by a [`Transport`], and all commands on them go through it.
 ///
 /// What a transport cannot be asked for is skipped: malformed SEND and RECV, unknown request numbers, memory
-/// that cannot be read, and calls that wait while their own thread goes on.
+/// that cannot be read, and what else a client does while it waits for a call. Calls wait in threads of their own, where
+/// the transport [can](Transported::wait_apart).
 #[derive(Debug)]
 pub struct OverTransport<W>(pub W);
 
@@ -57,15 +110,25 @@ pub enum TransportHandle<W: Transported> {
 
 /// One transport, and what a case may ask of it later.
 pub struct Client<W: Transported> {
-    transport: W::Transport,
+    /// Away while a call waits in it.
+    transport: RefCell<Option<W::Transport>>,
     user: W::User,
     pool_size: Cell<u64>,
-    /// Offsets of received messages that were not given back.
+    /// Offsets of messages that were received or shown, and not given back.
     received: RefCell<BTreeSet<u64>>,
     /// Numbers of the descriptors of received messages, in the order of [`Incoming::fds`].
     installed: RefCell<BTreeMap<u64, Vec<i32>>>,
     /// Lost broadcasts that a look at the queue brought to light.
     lost: Cell<u64>,
+}
+
+impl<W: Transported> Client<W> {
+    fn transport(&self) -> Ref<'_, W::Transport> {
+        Ref::map(self.transport.borrow(), |transport| match transport {
+            Some(transport) => transport,
+            None => skip("a client that waits for a call does nothing else"),
+        })
+    }
 }
 
 impl<W: Transported> OverTransport<W> {
@@ -89,13 +152,16 @@ impl<W: Transported> OverTransport<W> {
             skip("a transport's RECV is well formed");
         };
         command.msg = MsgInfo { offset: client.pool_size.get(), ..MsgInfo::default() };
-        let result = client.transport.recv(flags, command.priority);
+        let result = client.transport().recv(flags, command.priority);
         let result = result.map_err(Failure::errno).and_then(|received| {
             command.dropped_msgs = received.dropped + client.lost.take();
             command.return_flags =
                 if command.dropped_msgs == 0 { 0 } else { RecvReturnFlags::DROPPED_MSGS.bits() };
             match received.message {
-                Some(incoming) if flags.contains(RecvFlags::PEEK) => command.msg = incoming.info,
+                Some(incoming) if flags.contains(RecvFlags::PEEK) => {
+                    client.received.borrow_mut().insert(incoming.info.offset);
+                    command.msg = incoming.info;
+                }
                 Some(incoming) => command.msg = self.received(client, incoming),
                 // A transport does not tell whether there was something to drop.
                 None if flags.contains(RecvFlags::DROP) => {}
@@ -114,10 +180,10 @@ impl<W: Transported> OverTransport<W> {
         };
         client.installed.borrow_mut().remove(&offset);
         if client.received.borrow_mut().remove(&offset) {
-            client.transport.free(offset);
+            client.transport().free(offset);
             return Ok(());
         }
-        client.transport.command(Command::Free, arg).map_err(Failure::errno)
+        client.transport().command(Command::Free, arg).map_err(Failure::errno)
     }
 
     fn send_through(&self, client: &Client<W>, command: &[u8], body: Option<Body<'_>>) -> Result<(), Errno> {
@@ -149,7 +215,7 @@ impl<W: Transported> OverTransport<W> {
             }
         }
         let mut outgoing = Outgoing { message: &mut message, payload: &payload, fds: &fds };
-        client.transport.send(&mut outgoing).map_err(Failure::errno)
+        client.transport().send(&mut outgoing).map_err(Failure::errno)
     }
 }
 
@@ -171,7 +237,7 @@ fn fd_at(message: &[u8], at: usize) -> i32 {
 impl<W: Transported> World for OverTransport<W> {
     type User = W::User;
     type Handle = TransportHandle<W>;
-    type Call = ();
+    type Call = TransportCall<W>;
 
     fn owner(&mut self) -> W::User {
         self.0.owner()
@@ -203,7 +269,7 @@ impl<W: Transported> World for OverTransport<W> {
 
     fn open(&mut self, user: W::User, bus: &str, endpoint: &str) -> Result<Self::Handle, Errno> {
         let client = Client {
-            transport: self.0.connect(user, bus, endpoint)?,
+            transport: RefCell::new(Some(self.0.connect(user, bus, endpoint)?)),
             user,
             pool_size: Cell::new(0),
             received: RefCell::default(),
@@ -235,7 +301,7 @@ impl<W: Transported> World for OverTransport<W> {
             Some(Command::Recv) => self.recv(&client, arg),
             Some(Command::Free) => Self::free(&client, arg),
             Some(command) => {
-                if let Err(failure) = client.transport.command(command, arg) {
+                if let Err(failure) = client.transport().command(command, arg) {
                     let setup = [Command::BusMake, Command::EndpointMake, Command::Hello].contains(&command);
                     let malformed = Cmd::read_from_prefix(arg).is_ok_and(|(cmd, _)| cmd.flags != 0);
                     if (setup || malformed) && failure == Failure::Broken(Errno::ECONNRESET) {
@@ -275,20 +341,63 @@ impl<W: Transported> World for OverTransport<W> {
         }
     }
 
-    fn start(&mut self, _: &Self::Handle, _: Vec<u8>, _: Vec<u8>, _: Vec<Payload>) {
-        skip("a call through a transport occupies its thread");
+    fn start(
+        &mut self,
+        handle: &Self::Handle,
+        command: Vec<u8>,
+        message: Vec<u8>,
+        payload: Vec<Payload>,
+    ) -> Self::Call {
+        let TransportHandle::Client(client) = handle else { skip("only clients call through a transport") };
+        let Ok((head, items)) = CmdSend::read_from_prefix(&command) else {
+            skip("a transport's SEND is well formed");
+        };
+        let cancel = match Items::new(items).collect::<Result<Vec<_>, _>>().as_deref() {
+            Ok([]) => None,
+            Ok([item]) if item.kind == ItemType::CANCEL_FD => Some(fd_at(item.payload, 0)),
+            _ => skip("a transport's SEND is well formed"),
+        };
+        if (head.size, head.flags) != (command.len() as u64, SendFlags::SYNC_REPLY.bits()) {
+            skip("a transport's SEND is well formed");
+        }
+        if !fd_places(&message).is_empty() {
+            skip("a call in a thread of its own has no descriptors");
+        }
+        let bytes = |memory: Payload| match memory {
+            Payload::Bytes(bytes) => bytes,
+            Payload::Unmapped | Payload::Kernel => skip("a transport's payload can be read"),
+        };
+        let call = CallApart { message, payload: payload.into_iter().map(bytes).collect(), cancel };
+        drop(client.transport());
+        let Some(transport) = client.transport.take() else { unreachable!("it was there just now") };
+        match self.0.wait_apart(client.user, transport, call) {
+            Ok(thread) => TransportCall { client: Rc::clone(client), command, thread },
+            Err(transport) => {
+                client.transport.replace(Some(transport));
+                skip("this call through a transport cannot wait in a thread of its own")
+            }
+        }
     }
 
-    fn finish(&mut self, (): ()) -> Ended {
-        skip("a call through a transport occupies its thread");
+    fn finish(&mut self, call: Self::Call) -> Ended {
+        let TransportCall { client, mut command, thread } = call;
+        let (transport, result) = thread.join().expect("a call does not panic");
+        client.transport.replace(Some(transport));
+        let result = result.map_err(Failure::errno).map(|incoming| {
+            let info = self.received(&client, incoming);
+            if let Ok((head, _)) = CmdSend::mut_from_prefix(&mut command) {
+                head.reply = info;
+            }
+        });
+        Ended { result, command }
     }
 
-    fn is_waiting(&mut self, (): &()) -> bool {
-        false
+    fn is_waiting(&mut self, call: &Self::Call) -> bool {
+        !call.thread.is_finished()
     }
 
-    fn interrupt(&mut self, (): &mut (), _: bool) -> Result<(), Skip> {
-        Err(Skip::because("a call through a transport occupies its thread"))
+    fn interrupt(&mut self, _: &mut Self::Call, _: bool) -> Result<(), Skip> {
+        Err(Skip::because("a call through a transport goes on after a signal"))
     }
 
     fn poll(&mut self, handle: &Self::Handle) -> Poll {
@@ -297,10 +406,10 @@ impl<W: Transported> World for OverTransport<W> {
             TransportHandle::Control(handle) => return self.0.poll(handle),
             TransportHandle::Client(client) => client,
         };
-        match client.transport.recv(RecvFlags::PEEK, 0) {
+        match client.transport().recv(RecvFlags::PEEK, 0) {
             Ok(received) => {
                 client.lost.update(|lost| lost + received.dropped);
-                let waits = received.message.inspect(|message| client.transport.free(message.info.offset));
+                let waits = received.message.inspect(|message| client.transport().free(message.info.offset));
                 Poll { readable: waits.is_some() || client.lost.get() > 0, writable: true, hung_up: false }
             }
             Err(Failure::Refused(Errno::EOPNOTSUPP)) => {
@@ -320,7 +429,7 @@ impl<W: Transported> World for OverTransport<W> {
                 TransportHandle::Control(handle) => return self.0.wait(handle, until),
                 // It may return early, and tells of a broken bus by every other operation too.
                 TransportHandle::Client(client) => {
-                    let _ = client.transport.wait(Some(Instant::from_nanos(until)));
+                    let _ = client.transport().wait(Some(Instant::from_nanos(until)));
                 }
             }
         }
@@ -328,7 +437,7 @@ impl<W: Transported> World for OverTransport<W> {
 
     fn pool(&mut self, handle: &Self::Handle, offset: u64, len: u64) -> Option<Vec<u8>> {
         let TransportHandle::Client(client) = handle else { return None };
-        let mut bytes = client.transport.slice(offset, len)?.to_vec();
+        let mut bytes = client.transport().slice(offset, len)?.to_vec();
         let installed = client.installed.borrow();
         if let Some(numbers) = installed.get(&offset)
             && let Ok((header, _)) = Msg::read_from_prefix(&bytes)

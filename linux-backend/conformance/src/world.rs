@@ -7,7 +7,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use kdbus_conformance::{BadAddress, Body, Ended, Node, Payload, Poll, Skip, Transported, Who, World};
+use kdbus_conformance::{
+    Apart, BadAddress, Body, CallApart, Ended, Node, Payload, Poll, Skip, Transported, Who, World,
+};
 use kdbus_core::Instant;
 use kdbus_core::abi::{CmdHello, Command, Errno};
 use kdbus_linux::kernel::{KernelTransport, Ready, Seam};
@@ -501,5 +503,24 @@ impl<P: Platform> Transported for SeamWorld<P> {
 
     fn keep(&mut self, _: User, fd: OwnedFd) -> i32 {
         fd.into_raw_fd()
+    }
+
+    fn wait_apart(
+        &mut self,
+        user: User,
+        transport: Self::Transport,
+        call: CallApart,
+    ) -> Result<Apart<Self::Transport>, Self::Transport> {
+        let cancel = match call.cancel {
+            None => None,
+            Some(number) => match self.borrow(user, number).map(|fd| fd.try_clone_to_owned()) {
+                Some(Ok(fd)) => Some(fd),
+                _ => return Err(transport),
+            },
+        };
+        Ok(std::thread::spawn(move || {
+            let ended = call.make(&transport, cancel.as_ref().map(AsFd::as_fd));
+            (transport, ended)
+        }))
     }
 }

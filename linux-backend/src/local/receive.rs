@@ -362,6 +362,9 @@ impl<P: Words, S: Words> Receiver<P, S> {
 
     /// Tells of the ends of calls, in their order and as far as there is room.
     fn tell_ends(&mut self, lanes: &mut Lanes<'_>, now: Instant) {
+        if gate().is_none() {
+            return;
+        }
         while let Some((call, dead)) = lanes.outward.calls().untold()
             && self.call_ended(lanes, call.cookie, dead, now)
         {
@@ -403,7 +406,8 @@ impl<P: Words, S: Words> Receiver<P, S> {
     }
 
     /// Moves what came in into the queue.
-    fn look(&mut self, mut lanes: Option<&mut Lanes<'_>>) {
+    fn look(&mut self, lanes: Option<&mut Lanes<'_>>) {
+        let mut lanes = lanes.filter(|_| gate().is_some());
         for _ in 0..LOOKS {
             // A callee that drops a call has kdbusd notify its caller.
             let notices = self.inbox.notices();

@@ -17,9 +17,11 @@ const LANES: usize = 2;
 /// As many that most of them are cold.
 const MANY_LANES: usize = 12;
 
-/// Cases that fill a pool, a queue or a quota to the brim, or know where in a pool a message lies. What came by lane is
-/// in none of them.
-const BEYOND_THE_POOL: [&str; 11] = [
+/// Cases that fill a pool, a queue or a quota to the brim, know where in a pool a message lies, or count the messages of a bus.
+/// What came by lane is in none of them.
+const BEYOND_THE_POOL: [&str; 13] = [
+    "a_failed_import_leaves_a_gap",
+    "a_reply_that_failed_cannot_be_repeated",
     "a_broadcast_to_a_full_receiver_counts_as_lost",
     "a_full_pool_charges_nobody",
     "a_full_service_loses_everything",

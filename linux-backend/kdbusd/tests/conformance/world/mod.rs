@@ -14,7 +14,9 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use kdbus_conformance::{BadAddress, Body, Ended, Needs, Node, Payload, Poll, Skip, Transported, Who, World};
+use kdbus_conformance::{
+    Apart, BadAddress, Body, CallApart, Ended, Needs, Node, Payload, Poll, Skip, Transported, Who, World,
+};
 use kdbus_core::abi::{
     CmdFree, CmdRecv, CmdSend, Command, Errno, Frame, ITEM_HEADER, ItemType, Items, Msg, MsgInfo,
 };
@@ -588,6 +590,25 @@ impl<D> Transported for DaemonWorld<D> {
 
     fn keep(&mut self, _: User, fd: OwnedFd) -> i32 {
         Self::keep(self, fd)
+    }
+
+    fn wait_apart(
+        &mut self,
+        user: User,
+        transport: LocalTransport,
+        call: CallApart,
+    ) -> Result<Apart<LocalTransport>, LocalTransport> {
+        let cancel = match call.cancel {
+            None => None,
+            Some(number) => match self.borrow(user, number).map(|fd| fd.try_clone_to_owned()) {
+                Some(Ok(fd)) => Some(fd),
+                _ => return Err(transport),
+            },
+        };
+        Ok(thread::spawn(move || {
+            let ended = call.make(&transport, cancel.as_ref().map(AsFd::as_fd));
+            (transport, ended)
+        }))
     }
 }
 
