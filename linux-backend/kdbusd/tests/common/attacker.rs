@@ -2,7 +2,7 @@
 
 use kdbus_core::abi::{ItemType, ItemWriter, Msg, Vec as PayloadVec};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
-use kdbus_core::channel::{CALL_WORDS, LaneHead, LaneLayout, LaneWriter, RECORD_WORDS};
+use kdbus_core::channel::{CALL_WORDS, LaneHead, LaneLayout, LaneWriter, RECORD_WORDS, Words};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Wait};
 use kdbus_linux::local::wire::{Header, Kind, LANE_OUT_FDS};
@@ -11,15 +11,21 @@ use zerocopy::IntoBytes;
 
 use super::{Bus, Client, exchange};
 
-/// A sender that has its lane in its own hands.
-pub(crate) struct Attacker {
-    pub(crate) client: Client,
+/// The ends of a lane in its sender's own hands.
+pub(crate) struct Ends {
     pub(crate) lane: WordMap,
+    pub(crate) back: WordMap,
     pub(crate) page: WordMap,
     pub(crate) calls: WordMap,
     pub(crate) record: WordMap,
     pub(crate) bell: OwnedFd,
     pub(crate) writer: LaneWriter<WordMap, WordMap, WordMap>,
+}
+
+/// A sender that has them.
+pub(crate) struct Attacker {
+    pub(crate) client: Client,
+    ends: Ends,
 }
 
 impl Attacker {
@@ -28,35 +34,57 @@ impl Attacker {
     }
 
     pub(crate) fn by(client: Client, victim: u64) -> Self {
+        let ends = Ends::open(&client, victim).unwrap();
+        Self { client, ends }
+    }
+}
+
+impl core::ops::Deref for Attacker {
+    type Target = Ends;
+
+    fn deref(&self) -> &Ends {
+        &self.ends
+    }
+}
+
+impl core::ops::DerefMut for Attacker {
+    fn deref_mut(&mut self) -> &mut Ends {
+        &mut self.ends
+    }
+}
+
+impl Ends {
+    /// Opens a lane from `client` to connection `victim`; `None` if there is none for it.
+    pub(crate) fn open(client: &Client, victim: u64) -> Option<Self> {
         let ask = Header { key: victim, ..Header::new(Kind::OpenLane, 1 << 40) };
-        let (answer, fds) = exchange(&client, &ask, &[]);
-        answer.result().unwrap();
+        let (answer, fds) = exchange(client, &ask, &[]);
+        answer.result().ok()?;
         let number = answer.slot;
         let [lane, back, page, calls, bell, record, _heard] = fds.into_array::<LANE_OUT_FDS>().unwrap();
         let words = rustix::fs::fstat(&lane).unwrap().st_size as usize / 8;
         let layout = LaneLayout::of_words(words).unwrap();
-        let map = || WordMap::writable(&lane, words).unwrap();
-        let writer = LaneWriter::new(
-            map(),
-            WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap(),
-            WordMap::read_only(&page, PAGE_WORDS).unwrap(),
-            VERDICT_AT,
-            layout,
-        );
-        let attacker = Self {
-            lane: map(),
-            page: WordMap::read_only(&page, PAGE_WORDS).unwrap(),
+        let lane = || WordMap::writable(&lane, words).unwrap();
+        let back = || WordMap::read_only(&back, LaneLayout::BACK_WORDS).unwrap();
+        let page = || WordMap::read_only(&page, PAGE_WORDS).unwrap();
+        let ends = Self {
+            lane: lane(),
+            back: back(),
+            page: page(),
             calls: WordMap::writable(&calls, CALL_WORDS).unwrap(),
             record: WordMap::writable(&record, RECORD_WORDS).unwrap(),
             bell,
-            writer: writer.unwrap(),
-            client,
+            writer: LaneWriter::new(lane(), back(), page(), VERDICT_AT, layout).unwrap(),
         };
         let mapped = Header { slot: number, ..Header::new(Kind::LaneMapped, 0) };
-        socket::send(attacker.client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
+        socket::send(client.transport().handle().socket(), &mapped, &[], &[], Wait::Yes).unwrap();
         // Its answer comes when the lane is open.
-        let _ = attacker.client.transport().handle().command(0, &mut [0; 8]);
-        attacker
+        let _ = client.transport().handle().command(0, &mut [0; 8]);
+        Some(ends)
+    }
+
+    /// Whether its receiver says that its sender broke the rules.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.back.load(0) == u64::MAX
     }
 
     pub(crate) fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[u8]) {
