@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{Bus, Client, exchange};
@@ -356,8 +358,13 @@ fn whatever_a_callee_writes_to_the_words_of_calls_each_call_ends_and_the_next_on
     caller.transport().open_lane(callee.client.id()).unwrap();
     caller.transport().open_lane(honest.id()).unwrap();
     let (to, next) = (callee.client.id(), honest.id());
+    // Calls that were made, and those of them that were found: on a busy machine a call may be over before.
+    let counts = Arc::new([const { AtomicU64::new(0) }; 2]);
+    let shared = Arc::clone(&counts);
     let calling = std::thread::spawn(move || {
-        for _ in 0..100 {
+        let [made, found] = &*shared;
+        while found.load(Ordering::Relaxed) < 50 {
+            made.fetch_add(1, Ordering::Relaxed);
             let question = Message::to(to).payload(b"question");
             let answer = caller.call_blocking(&question, Duration::from_millis(3));
             assert!(answer.is_err(), "nobody answers");
@@ -372,14 +379,16 @@ fn whatever_a_callee_writes_to_the_words_of_calls_each_call_ends_and_the_next_on
         seed
     };
     let waited = CALLS_MAX - 1;
+    let [made, found] = &*counts;
     // The number of the call, or words for another one would be all that the caller finds.
     let mut number = 0;
     let mut since = Instant::ZERO;
     while !calling.is_finished() {
         let seen = callee.calls.load(waited) >> 2;
-        let is_new = seen > number && seen - number < 8;
+        let is_new = seen > number && seen == made.load(Ordering::Relaxed);
         if is_new {
             (number, since) = (seen, after(LONG));
+            found.fetch_add(1, Ordering::Relaxed);
         }
         assert!(number == 0 || after(Duration::ZERO) < since, "call {number} does not end");
         // Of every second call the words stay as they are written first; those of the others change on and on.
@@ -394,7 +403,6 @@ fn whatever_a_callee_writes_to_the_words_of_calls_each_call_ends_and_the_next_on
             if is_new || scramble().is_multiple_of(2) { waited } else { scramble() as usize % CALL_WORDS };
         callee.calls.store(at, word);
     }
-    assert!(number > 50, "most calls were found");
     let caller = calling.join().unwrap();
     let serving = std::thread::spawn(move || {
         let question = honest.recv_blocking(LONG).unwrap().reply_to();
