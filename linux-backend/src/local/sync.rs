@@ -47,23 +47,25 @@ impl LocalTransport {
         if cancel.is_some_and(|cancel| check_cancel(cancel).is_err()) {
             return None;
         }
+        // Before anybody can hear of the call: what kdbusd tells from here on may be its end.
+        let seen = receiver.notices();
         let call = outward.call(&self.handle, message)?;
-        let ended = self.await_end(receiver, outward, &call, cancel, reply);
+        let ended = self.await_end(receiver, outward, &call, seen, cancel, reply);
         outward.stop_waiting();
         self.ring_for_the_rest(receiver, outward);
         Some(ended.and_then(|()| self.beat()))
     }
 
-    /// Waits for the end of a call. Other messages that come in stay queued.
+    /// Waits for the end of a call, which began when kdbusd had told of `seen`. Other messages that come in stay queued.
     fn await_end(
         &self,
         receiver: &mut Reader,
         outward: &mut OutLanes,
         call: &Call,
+        mut seen: u64,
         mut cancel: Option<BorrowedFd<'_>>,
         reply: &mut Incoming<OwnedFd>,
     ) -> Result<(), Failure> {
-        let mut seen = receiver.notices();
         // Why nobody waits any more, and until when a reply may come that was on its way by then.
         let mut given_up: Option<(Errno, Instant)> = None;
         loop {
