@@ -179,8 +179,9 @@ pub(crate) fn processes_have_no_number_in_other_namespaces<W: World>(t: &mut Ben
 }
 
 pub(crate) fn who_is_out_of_sight_says_what_it_gives_out<W: World>(t: &mut Bench<W>) -> Outcome {
-    let (giving, usual) = parted(t)?;
-    let apart = t.hello_as(usual.user, &Hello::default().asks(AttachFlags::all()));
+    let (one, other) = parted(t)?;
+    let [giving, apart] =
+        [one, other].map(|usual| t.hello_as(usual.user, &Hello::default().asks(AttachFlags::all())));
     let quiet = t.hello_as(giving.user, &Hello::default().gives(AttachFlags::empty()));
     t.send(&giving, &Message::to(apart.id)).unwrap();
     assert!(t.recv(&apart).unwrap().has(ItemType::PID_COMM));
