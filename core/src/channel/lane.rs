@@ -394,15 +394,28 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         while at < end {
             let head = self.head_at(at);
             let Some(words) = head.words().filter(|words| *words <= end - at) else { return };
-            let header = |byte: usize| self.lane.load(self.layout.at(at + HEAD + byte as u64 / 8));
-            if head.call != 0
-                && head.first >= Msg::SIZE as u64
-                && header(offset_of!(Msg, flags)) & MsgFlags::EXPECT_REPLY.bits() != 0
+            if head.call != 0 && self.header_at(at, &head, offset_of!(Msg, flags)).is_some_and(expects_reply)
             {
-                each(head.call, header(offset_of!(Msg, cookie)));
+                let cookie = self.header_at(at, &head, offset_of!(Msg, cookie));
+                cookie.into_iter().for_each(|cookie| each(head.call, cookie));
             }
             at += words;
         }
+    }
+
+    /// Whether a message that [`find_ahead`](Self::find_ahead) has found at `at` says that it is a reply to the call with this
+    /// cookie.
+    #[must_use]
+    pub fn is_reply_ahead(&self, at: u64, head: &LaneHead, cookie: u64) -> bool {
+        let header = |byte| self.header_at(at, head, byte);
+        header(offset_of!(Msg, flags)).is_some_and(|flags| !expects_reply(flags))
+            && header(offset_of!(Msg, timeout_or_reply)) == Some(cookie)
+    }
+
+    /// The word at this byte of the header of the message at `at`, if it has one.
+    fn header_at(&self, at: u64, head: &LaneHead, byte: usize) -> Option<u64> {
+        let has_header = head.first >= Msg::SIZE as u64;
+        has_header.then(|| self.lane.load(self.layout.at(at + HEAD + byte as u64 / 8)))
     }
 
     /// Copies the two parts of a message that [`find_ahead`](Self::find_ahead) has found at `at`. It stays in the lane,
@@ -487,6 +500,11 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         self.back.store(RETURNED_AT, ABANDONED);
         Violation
     }
+}
+
+/// What the flags of a header say.
+const fn expects_reply(flags: u64) -> bool {
+    flags & MsgFlags::EXPECT_REPLY.bits() != 0
 }
 
 /// How far messages are sent by what these words say.

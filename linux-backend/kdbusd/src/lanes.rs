@@ -239,7 +239,8 @@ impl LaneTable {
         let Some(place) = self.lanes.get_mut(number as usize) else { return false };
         let Some(lane) = place.as_mut().filter(|lane| lane.receiver == receiver) else { return false };
         lane.gate.close();
-        let broke_rules = lane.sender.filter(|_| !terms::has_ended(lane.gate.page()));
+        // What its sender has not mapped, the receiver had no use for after all.
+        let broke_rules = lane.sender.filter(|_| lane.files.is_none() && !terms::has_ended(lane.gate.page()));
         terms::end(lane.gate.page());
         *place = None;
         if let Some(sender) = broke_rules {
@@ -468,6 +469,19 @@ mod tests {
 
     fn is_open(table: &LaneTable, number: u32) -> bool {
         table.lanes[number as usize].as_ref().unwrap().gate.verdict().is_open()
+    }
+
+    #[test]
+    fn who_has_not_mapped_its_lane_has_broken_no_rule() {
+        let mut table = table();
+        let (number, _received) = table.bring(A, 0).unwrap();
+        assert!(table.mapped(number, A));
+        table.give(grant(B, A), &TERMS).unwrap();
+        assert!(table.drop_one(number, A) && !table.is_banned(B, A));
+        let (number, _received) = table.bring(A, 0).unwrap();
+        assert!(table.mapped(number, A));
+        table.give(grant(B, A), &TERMS).unwrap();
+        assert!(table.mapped(number, B) && table.drop_one(number, A) && table.is_banned(B, A));
     }
 
     #[test]

@@ -134,13 +134,14 @@ fn what_another_sender_sends_later_comes_later_however_many_wait() {
         (hello(&bus, 4, &Hello::new()), hello(&bus, 4, &Hello::new()), hello(&bus, 4, &Hello::new()));
     first.transport().open_lane(to.id()).unwrap();
     second.transport().open_lane(to.id()).unwrap();
-    for cookie in 1..=400 {
-        first.send(&Message::to(to.id()).payload(b"shortest").cookie(cookie)).unwrap();
+    // As many as a lane has room for.
+    for cookie in 1..=600 {
+        first.send(&Message::to(to.id()).cookie(cookie)).unwrap();
     }
-    second.send(&Message::to(to.id()).payload(b"shortest").cookie(401)).unwrap();
+    second.send(&Message::to(to.id()).cookie(601)).unwrap();
     assert_eq!(carried(&to), 0, "all of it goes by lane");
-    let held: Vec<_> = (0..401).map(|_| to.try_recv().unwrap().unwrap()).collect();
-    assert!(held.iter().map(|message| message.cookie()).eq(1..=401));
+    let held: Vec<_> = (0..601).map(|_| to.try_recv().unwrap().unwrap()).collect();
+    assert!(held.iter().map(|message| message.cookie()).eq(1..=601));
 }
 
 #[test]

@@ -98,7 +98,9 @@ impl Bell {
         let flags = rustix::fs::fcntl_getfl(&pipe)? | rustix::fs::OFlags::NONBLOCK;
         rustix::fs::fcntl_setfl(&pipe, flags)?;
         // Taking the event of a ring is one system call less than emptying the pipe after each.
-        self.by_edge.set(gate().is_some() && !self.watched.get() && !self.is_stale()?);
+        // Where that cannot be found out, rings are taken by level, which is right everywhere.
+        let is_sure = gate().is_some() && !self.watched.get() && self.is_stale() == Ok(false);
+        self.by_edge.set(is_sure);
         let edge = if gate().is_some() && self.by_edge.get() {
             epoll::EventFlags::ET
         } else {
@@ -263,10 +265,7 @@ impl Bell {
             if self.has_hung_up() {
                 return Ok(Woken::HungUp);
             }
-            // What rang since the bell was silenced, and was taken in passing, still wakes.
-            let at_once = gate().is_some() && self.by_edge.get() && self.pipe_rung.get();
-            let deadline = if at_once { Some(Instant::ZERO) } else { deadline };
-            let timeout = deadline.map(|deadline| timespec(deadline.since(now())));
+            let timeout = self.timeout(deadline);
             let taken = if gate().is_none() || self.watched.get() {
                 self.poll(socket, timeout.as_ref())
             } else {
@@ -289,6 +288,13 @@ impl Bell {
         }
     }
 
+    /// Until when to wait at the set, from now. What rang since the bell was silenced, and was taken in passing, still wakes.
+    fn timeout(&self, deadline: Option<Instant>) -> Option<Timespec> {
+        let at_once = gate().is_some() && self.by_edge.get() && self.pipe_rung.get();
+        let deadline = if at_once { Some(Instant::ZERO) } else { deadline };
+        deadline.map(|deadline| timespec(deadline.since(now())))
+    }
+
     /// As [`wait`](Self::wait), or until `cancel` is readable, if there is one. Whoever was told looks first at what came in.
     pub(super) fn wait_or_cancel(
         &self,
@@ -299,7 +305,7 @@ impl Bell {
     ) -> Result<Woken, Errno> {
         let Some(cancel) = cancel else { return self.wait(socket, deadline, rung) };
         loop {
-            let timeout = deadline.map(|deadline| timespec(deadline.since(now())));
+            let timeout = self.timeout(deadline);
             let mut fds =
                 [PollFd::new(&self.set, PollFlags::IN), PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
             match poll(&mut fds, timeout.as_ref()) {
@@ -559,6 +565,13 @@ mod tests {
         rustix::io::write(&write, b"!").unwrap();
         bell.take_rings(1, |_, _| {});
         assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
+        assert!(bell.silence(|_, _| {}));
+        rustix::io::write(&write, b"!").unwrap();
+        bell.take_rings(1, |_, _| {});
+        let (silent, _canceler) = pipe_with(PipeFlags::empty()).unwrap();
+        let (late, cancel) = (now().after(core::time::Duration::from_secs(9)), Some(silent.as_fd()));
+        assert_eq!(bell.wait_or_cancel(socket.as_fd(), Some(late), cancel, |_, _| {}), Ok(Woken::Early));
+        assert!(now() < late, "it was not slept over");
         assert!(bell.silence(|_, _| {}));
         drop(write);
         bell.take_rings(1, |_, _| {});

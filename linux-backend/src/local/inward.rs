@@ -27,8 +27,8 @@ use super::{Gate, gate};
 
 /// Small messages of one lane that may wait or be read.
 const BLOCKS: usize = 64;
-/// Bytes of the shortest message of a client's in its lane: head, header, one run and a word of it.
-const SHORTEST: u64 = 136;
+/// Bytes of the shortest message in a lane: head and header.
+const SHORTEST: u64 = 96;
 /// How long nobody asks for a lane after one was refused, and how long at the most after it was refused again and again.
 const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -615,12 +615,16 @@ impl InLanes {
                     lane.copy_ahead(at, &head, first, second).ok_or(Violation)?;
                     settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
                 });
-                if filled.is_none()
-                    && outward.answered(Some(call.name), call.callee, call.cookie) == Answers::Waited
-                {
-                    return Err(NoRoom);
-                }
-                let Some(Ok((held, settled))) = filled else { break };
+                let Some(filled) = filled else {
+                    // Other connections name their own calls as this one does.
+                    if lane.is_reply_ahead(at, &head, call.cookie)
+                        && outward.answered(Some(call.name), call.callee, call.cookie) == Answers::Waited
+                    {
+                        return Err(NoRoom);
+                    }
+                    continue;
+                };
+                let Ok((held, settled)) = filled else { break };
                 if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
                     == Answers::Waited
                 {

@@ -121,6 +121,11 @@ impl InLane {
         self.reader.each_call_ahead(each);
     }
 
+    /// As [`LaneReader::is_reply_ahead`].
+    pub(super) fn is_reply_ahead(&self, at: u64, head: &LaneHead, cookie: u64) -> bool {
+        self.reader.is_reply_ahead(at, head, cookie)
+    }
+
     /// As [`LaneReader::copy_ahead`].
     pub(super) fn copy_ahead(
         &self,

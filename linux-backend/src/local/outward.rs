@@ -209,10 +209,12 @@ impl OutLanes {
                 let name = self.calls.wait_for(at, lane.receiver(), cookie, begun, deadline);
                 lane.begin(name, cookie, begun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
-                if !sent {
-                    self.stop_waiting();
+                // Who sees a call before it is sent may have had its reply brought: that is its end.
+                let goes_on = sent || !lane.record(name).end(CallState::Expired);
+                if !goes_on {
+                    self.calls.stop_waiting();
                 }
-                sent
+                goes_on
             }
             (Route::Call, ..) => {
                 let callee = lane.receiver();
@@ -221,12 +223,12 @@ impl OutLanes {
                 lane.begin(name, cookie, begun);
                 point::pass(Point::CallBegun);
                 let sent = lane.send(now, name.word(), first, message.payload).is_ok();
-                if !sent {
-                    // Whoever it goes to by another way answers it there.
-                    let _ = lane.record(name).end(CallState::Expired);
+                // Whoever it goes to by another way answers it there, unless kdbusd brings a reply already.
+                let goes_on = sent || !lane.record(name).end(CallState::Expired);
+                if !goes_on {
                     self.calls.close(name);
                 }
-                sent
+                goes_on
             }
             (_, Some(owed), Some(inward)) => {
                 let number = owed.name.number;
