@@ -3,11 +3,10 @@
 use core::time::Duration;
 
 use kdbus_core::Instant;
-use kdbus_core::abi::{AttachFlags, ItemType, Msg, PAYLOAD_KERNEL, SRC_ID_KERNEL, Timestamp};
+use kdbus_core::abi::{AttachFlags, Timestamp};
 use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
-    Arrived, Batch, CALL_ENDED_SIZE, CallName, CallState, CallWord, Entry, LaneHead, Order, Place, Settled,
-    Violation, call_ended, settle,
+    Arrived, Batch, CALL_ENDED_SIZE, CallName, LaneHead, Place, Settled, Violation, call_ended, settle,
 };
 use kdbus_core::queue;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -16,11 +15,11 @@ use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Rings};
-use super::calls::{Answers, Call, GRACE, Owed};
+use super::calls::{Answers, GRACE, Owed};
 use super::held::HeldBack;
 use super::hot::HotSet;
 use super::lane::InLane;
-use super::map::{Block, ReadMap, WordMap};
+use super::map::Block;
 use super::outward::OutLanes;
 use super::point::{self, Point};
 use super::{Gate, gate};
@@ -35,46 +34,36 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// The lane of the transport's own notifications.
 const NOTICES: u32 = u32::MAX;
 
-/// A call that came by lane and was not answered yet.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct OwedCall {
-    /// Which lane.
-    lane: usize,
-    pub(super) name: CallName,
-    /// Another call with its cookie came by kdbusd, which knows the newest.
-    pub(super) is_contested: bool,
-}
-
 /// A message that came by lane and waits in the queue.
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
-    held: Held,
+pub(super) struct Waiting {
+    pub(super) held: Held,
     /// Which lane; none for a notification of this transport's own.
-    lane: Option<usize>,
+    pub(super) lane: Option<usize>,
     /// Room that its lane gets back when it is received.
-    words: u64,
+    pub(super) words: u64,
     /// The call that it is.
-    call: Option<CallName>,
-    queued: Option<queue::Handle>,
+    pub(super) call: Option<CallName>,
+    pub(super) queued: Option<queue::Handle>,
 }
 
 /// A lane, and what kdbusd says of it.
 #[derive(Debug)]
-struct Inward {
-    lane: InLane,
-    terms: HeldTerms,
+pub(super) struct Inward {
+    pub(super) lane: InLane,
+    pub(super) terms: HeldTerms,
     /// Messages of it that wait in the queue, and that may: as many as clients get into it, so that none stays there whose
     /// turn it is for lack of a place alone.
-    waiting: u32,
-    places: u32,
+    pub(super) waiting: u32,
+    pub(super) places: u32,
     /// The bell was not asked for since something came.
-    hot: bool,
+    pub(super) hot: bool,
     /// Something came since idle lanes were last made cold.
-    used: bool,
+    pub(super) used: bool,
     /// There was no room for its next message: it is not looked at before something is given back.
-    full: bool,
-    rings: Rings,
-    owed: Owed,
+    pub(super) full: bool,
+    pub(super) rings: Rings,
+    pub(super) owed: Owed,
 }
 
 impl Inward {
@@ -99,7 +88,7 @@ impl Inward {
     /// # Errors
     ///
     /// [`Violation`]; the copy is gone.
-    fn copy_in(
+    pub(super) fn copy_in(
         &mut self,
         at: usize,
         head: &LaneHead,
@@ -129,27 +118,23 @@ impl Inward {
     }
 }
 
-/// The application holds all the room there is for what comes by lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoRoom;
-
 /// A message that was copied out of its lane.
 #[derive(Clone, Copy, Debug)]
-struct Copied {
-    held: Held,
-    settled: Settled,
+pub(super) struct Copied {
+    pub(super) held: Held,
+    pub(super) settled: Settled,
     /// Room that its lane gets back once it is received.
-    words: u64,
+    pub(super) words: u64,
 }
 
 /// One look at lanes: for whom and when it is, and where copies go.
 #[derive(Clone, Copy, Debug)]
-struct Look<'a> {
-    receiver: u64,
-    arena: &'a Arena,
-    now: Instant,
+pub(super) struct Look<'a> {
+    pub(super) receiver: u64,
+    pub(super) arena: &'a Arena,
+    pub(super) now: Instant,
     /// From the clock to the time of day, once somebody has asked for it.
-    offset: Option<i64>,
+    pub(super) offset: Option<i64>,
 }
 
 impl Look<'_> {
@@ -163,33 +148,33 @@ impl Look<'_> {
 /// All lanes into one connection, and the messages that came by them.
 #[derive(Debug)]
 pub(super) struct InLanes {
-    lanes: Block<Option<Inward>>,
+    pub(super) lanes: Block<Option<Inward>>,
     /// Places without a lane, when to ask for one, and how long to wait after that was refused.
-    empty: usize,
-    ask_at: Instant,
-    pause: Duration,
-    hot: HotSet,
+    pub(super) empty: usize,
+    pub(super) ask_at: Instant,
+    pub(super) pause: Duration,
+    pub(super) hot: HotSet,
     /// The lane by which a call came last.
-    last_call: usize,
+    pub(super) last_call: usize,
     /// kdbusd shows something that was not looked at.
-    unseen: bool,
-    waiting: Block<Option<Waiting>>,
+    pub(super) unseen: bool,
+    pub(super) waiting: Block<Option<Waiting>>,
     /// Places in `waiting` that are free, the one that was left last on top.
-    free: Block<u32>,
-    free_len: usize,
+    pub(super) free: Block<u32>,
+    pub(super) free_len: usize,
     /// Id of the connection.
-    receiver: u64,
+    pub(super) receiver: u64,
     /// A lane is full.
-    stuck: bool,
+    pub(super) stuck: bool,
     /// The time of the oldest message that the last look found no room for.
-    left: Option<u64>,
+    pub(super) left: Option<u64>,
     /// What kdbusd shows and what has to come after messages that found no room.
     pub(super) held: HeldBack,
     /// There was no room to tell of the end of a call.
-    mute: bool,
+    pub(super) mute: bool,
     /// The reply that the connection waits for. The application has its bytes.
-    reply: Option<Held>,
-    _gate: Gate,
+    pub(super) reply: Option<Held>,
+    pub(super) _gate: Gate,
 }
 
 impl InLanes {
@@ -378,180 +363,9 @@ impl InLanes {
         }
     }
 
-    /// Receives the next message of the only lane that has any, and nothing if several have, or none: then their order is
-    /// for the queue to find. `now` was read before. Nobody waits for the end of a call.
-    pub(super) fn take_only(&mut self, now: Instant, order: &mut Order, arena: &Arena) -> Option<Held> {
-        if self.left.is_some() {
-            return None;
-        }
-        let mut fresh = None;
-        for (at, inward) in self.lanes.iter_mut().enumerate() {
-            if let Some(inward) = inward
-                && let Ok(Some(head)) = inward.lane.peek()
-                && fresh.replace((at, head)).is_some()
-            {
-                return None;
-            }
-        }
-        let (at, head) = fresh?;
-        let time = order.take_only(now, head.key)?;
-        let look = Look { receiver: self.receiver, arena, now, offset: None };
-        let Copied { held, settled, .. } = self.take_out(at, &head, time, look, |_, _| true)?;
-        if settled.answers != 0 {
-            arena.release(held);
-            return None;
-        }
-        if settled.deadline != 0
-            && let Some(call) = CallName::from_word(head.call)
-            && let Some(Some(inward)) = self.lanes.get_mut(at)
-        {
-            inward.owed.add(call, settled.cookie);
-            self.last_call = at;
-        }
-        arena.hand_over(held);
-        Some(held)
-    }
-
-    /// Takes the message at the head of lane `at` out past the queue, if it is `wanted`: its lane has its room back at once. `None`
-    /// if it breaks a rule, and for what is left to the queue's turn.
-    fn take_out(
-        &mut self,
-        at: usize,
-        head: &LaneHead,
-        time: u64,
-        mut look: Look<'_>,
-        wanted: impl FnOnce(u64, &Settled) -> bool,
-    ) -> Option<Copied> {
-        let inward = self.lanes.get_mut(at)?.as_mut()?;
-        (inward.hot, inward.used) = (true, true);
-        match inward.copy_in(at, head, time, &mut look, wanted) {
-            Ok(copied) => {
-                let copied = copied?;
-                point::pass(Point::Copied);
-                inward.lane.give_back(copied.words);
-                point::pass(Point::Received);
-                Some(copied)
-            }
-            Err(Violation) => {
-                inward.lane.reject();
-                self.hot.worn();
-                None
-            }
-        }
-    }
-
-    /// Receives the reply that the connection waits for, if it stands first in its lane. `now` was read before.
-    pub(super) fn take_waited(
-        &mut self,
-        now: Instant,
-        order: &Order,
-        arena: &Arena,
-        outward: &mut OutLanes,
-    ) -> Option<Held> {
-        let waited = *outward.calls().waited()?;
-        if self.left.is_some() {
-            return None;
-        }
-        let (at, head) = self.lanes.iter_mut().enumerate().find_map(|(at, inward)| {
-            let head = inward.as_mut()?.lane.peek().ok()??;
-            (head.call == waited.name.word()).then_some((at, head))
-        })?;
-        let time = order.time_beside(now, head.key)?;
-        let look = Look { receiver: self.receiver, arena, now, offset: None };
-        // Other connections name their own calls as this one does: only the copy tells.
-        let (name, calls) = (Some(waited.name), outward.calls());
-        let is_meant = |sender, settled: &Settled| calls.meant(name, sender, settled.answers).is_some();
-        let Copied { held, .. } = self.take_out(at, &head, time, look, is_meant)?;
-        if outward.answered(name, waited.callee, waited.cookie) == Answers::Waited {
-            arena.hand_over(held);
-            return Some(held);
-        }
-        arena.release(held);
-        None
-    }
-
     /// Whether messages stay in their lanes because there is no room for them.
     pub(super) const fn is_stuck(&self) -> bool {
         self.stuck
-    }
-
-    /// Looks at an entry that kdbusd shows before it is admitted. False if it has to stay there for now.
-    pub(super) fn meet(
-        &mut self,
-        entry: &Entry,
-        pool: Option<&ReadMap>,
-        arena: &Arena,
-        outward: &mut OutLanes,
-        batch: &mut Batch<'_>,
-    ) -> bool {
-        if !self.stuck && !self.owes() && outward.calls().is_empty() {
-            return true;
-        }
-        let Some(header) = read_header(entry, pool) else { return true };
-        self.came_by_bus(&header);
-        let gone = who_left(entry, &header, pool);
-        let held = self.holds_up(entry, &header, gone, outward.calls().waited())
-            || gone.is_some_and(|gone| {
-                batch.takes(entry.key) && !self.tell_before(gone, entry.key, arena, outward, batch)
-            });
-        if held {
-            self.held.add(entry.slot, entry.key);
-        }
-        !held
-    }
-
-    /// Whether an entry that kdbusd shows has to stay there for now, because an older message of its sender, or of who is
-    /// `gone` by its word, stays in a lane. The reply that the connection waits for stays for nothing.
-    fn holds_up(&mut self, entry: &Entry, header: &Msg, gone: Option<u64>, waited: Option<&Call>) -> bool {
-        if !self.stuck || waited.is_some_and(|call| call.is_answered_by(header, entry.key)) {
-            return false;
-        }
-        let from = gone.unwrap_or(header.src_id);
-        self.lanes.iter_mut().flatten().any(|inward| {
-            inward.full
-                && inward.terms.sender() == from
-                && matches!(inward.lane.peek(), Ok(Some(head)) if head.key <= entry.key)
-        })
-    }
-
-    /// Ends the calls to who is `gone`, and admits that before the notification with this key, which says so. False if that
-    /// has to stay for now: who is gone has sent something that was not looked at, or there is no room.
-    fn tell_before(
-        &mut self,
-        gone: u64,
-        key: u64,
-        arena: &Arena,
-        outward: &mut OutLanes,
-        batch: &mut Batch<'_>,
-    ) -> bool {
-        if outward.calls().is_empty() {
-            return true;
-        }
-        let others = |callee| callee != gone;
-        if self.awaits(gone) {
-            return outward.call_to_the_dead(others).is_none();
-        }
-        // Ends: each round ends a call.
-        while let Some(call) = outward.call_to_the_dead(others) {
-            outward.finish(&call, false, true);
-        }
-        // What they have sent is older than that they are gone.
-        let before = Instant::from_nanos(key.saturating_sub(1));
-        while let Some((call, dead)) = outward.calls().untold() {
-            let Some(arrived) = self.call_ended(call.cookie, dead, before, arena) else {
-                self.silence();
-                return !outward.calls().has_untold_to(gone);
-            };
-            let admitted = batch.admit(arrived);
-            debug_assert!(admitted, "there was room");
-            outward.calls().close(call.name);
-        }
-        true
-    }
-
-    /// Whether some of what kdbusd shows is held up until something is given back.
-    pub(super) const fn holds_back(&self) -> bool {
-        (self.stuck || self.mute) && self.held.is_any()
     }
 
     /// Whether something that connection `from` has sent, and it alone, is still in its lane. Of whoever is gone, the lane
@@ -576,68 +390,6 @@ impl InLanes {
     /// There is no room to tell of the end of a call.
     pub(super) const fn silence(&mut self) {
         self.mute = true;
-    }
-
-    /// Looks for the reply that the connection waits for behind messages that find no room: it passes them by.
-    /// Cost: a look at each message in the lanes from its callee.
-    ///
-    /// # Errors
-    ///
-    /// [`NoRoom`] if it is there and finds none itself; its call has ended.
-    pub(super) fn look_ahead(
-        &mut self,
-        now: Instant,
-        arena: &Arena,
-        outward: &mut OutLanes,
-    ) -> Result<(), NoRoom> {
-        let Some(call) = outward.calls().waited().copied() else { return Ok(()) };
-        let receiver = self.receiver;
-        for inward in self.lanes.iter_mut().flatten() {
-            let Inward { lane, terms, .. } = inward;
-            if !matches!(lane.peek(), Ok(Some(_))) {
-                continue;
-            }
-            terms.refresh(lane.page());
-            if terms.sender() != call.callee {
-                continue;
-            }
-            let mut from = 0;
-            // Ends: each round goes on behind a message.
-            while let Some((at, head)) = lane.find_ahead(from, call.name.word()) {
-                let (Some(place), Some(words)) = (Place::of(&head, terms), head.words()) else { break };
-                from = at + words;
-                let time = head.key;
-                let realtime_ns = time.saturating_add_signed(bell::realtime_offset(now));
-                let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
-                // Its callee may have filled what its lane may have.
-                let filled = arena.fill(None, place.size(), |words| {
-                    let (first, second) = place.parts(words).ok_or(Violation)?;
-                    lane.copy_ahead(at, &head, first, second).ok_or(Violation)?;
-                    settle(words.as_mut_bytes(), &place, terms, receiver, stamp)
-                });
-                let Some(filled) = filled else {
-                    // Other connections name their own calls as this one does.
-                    if lane.is_reply_ahead(at, &head, call.cookie)
-                        && outward.answered(Some(call.name), call.callee, call.cookie) == Answers::Waited
-                    {
-                        return Err(NoRoom);
-                    }
-                    continue;
-                };
-                let Ok((held, settled)) = filled else { break };
-                if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
-                    == Answers::Waited
-                {
-                    // In its turn, nobody waits for it any more.
-                    arena.show(held);
-                    arena.release(held);
-                    self.reply = Some(held);
-                    return Ok(());
-                }
-                arena.release(held);
-            }
-        }
-        Ok(())
     }
 
     /// The reply that the connection waits for, if it came: where it lies, and its bytes.
@@ -712,97 +464,6 @@ impl InLanes {
             Some(Waiting { held, lane: None, words: 0, call: None, queued: None });
         let (offset, size) = (held.offset, held.size);
         Some(Arrived { key, priority: 0, lane: NOTICES, slot, offset, size, with_files: false })
-    }
-
-    /// The call from connection `caller` that a reply to `cookie` answers, if it came by lane. It may be there still.
-    pub(super) fn owed(&mut self, caller: u64, cookie: u64) -> Option<OwedCall> {
-        let is_meant = |sender| sender == caller;
-        // Mostly the one that came last is answered first.
-        let last = self.owed_in(self.last_call, cookie, is_meant);
-        last.or_else(|| (0..self.lanes.len()).find_map(|lane| self.owed_in(lane, cookie, is_meant)))
-    }
-
-    /// The same, whoever called, by a lane behind `last`.
-    pub(super) fn owed_to_any(&mut self, last: Option<&OwedCall>, cookie: u64) -> Option<OwedCall> {
-        let first = last.map_or(0, |owed| owed.lane + 1);
-        (first..self.lanes.len()).find_map(|lane| self.owed_in(lane, cookie, |_| true))
-    }
-
-    fn owed_in(&mut self, lane: usize, cookie: u64, is_meant: impl Fn(u64) -> bool) -> Option<OwedCall> {
-        let unseen = self.unseen;
-        let Inward { lane: reader, terms, owed, .. } = self.lanes.get_mut(lane)?.as_mut()?;
-        terms.refresh(reader.page());
-        if !is_meant(terms.sender()) {
-            return None;
-        }
-        let waits = |name: CallName| reader.call(name).state(name.number) == Some(CallState::Pending);
-        let mut ahead = None;
-        reader.each_call_ahead(|call, other| {
-            let name = CallName::from_word(call).filter(|name| other == cookie && waits(*name));
-            ahead = name.or(ahead);
-        });
-        // What was not copied out is newer than what was.
-        let (name, is_contested) = match ahead {
-            Some(name) => (name, unseen),
-            None => owed.find(cookie, waits).map(|name| (name, owed.is_contested(name)))?,
-        };
-        Some(OwedCall { lane, name, is_contested })
-    }
-
-    /// The word of such a call.
-    pub(super) fn call(&self, owed: &OwedCall) -> Option<CallWord<&WordMap>> {
-        self.lanes.get(owed.lane)?.as_ref().map(|inward| inward.lane.call(owed.name))
-    }
-
-    /// kdbusd's number of the lane by which it came.
-    pub(super) fn number(&self, owed: &OwedCall) -> Option<u32> {
-        self.lanes.get(owed.lane)?.as_ref().map(|inward| inward.lane.number())
-    }
-
-    /// Ends the call that a message is, which is to be dropped. Returns kdbusd's number of its lane, whose sender has to
-    /// hear of it.
-    pub(super) fn drop_call(&mut self, slot: u32) -> Option<u32> {
-        let waiting = (*self.waiting.get(slot as usize)?)?;
-        let inward = self.lanes.get_mut(waiting.lane?)?.as_mut()?;
-        let name = waiting.call?;
-        inward.owed.remove(name);
-        inward.lane.call(name).end(name.number, CallState::Expired).then(|| inward.lane.number())
-    }
-
-    /// Whether some calls that came by lane may wait for an answer.
-    pub(super) fn owes(&self) -> bool {
-        self.lanes.iter().flatten().any(|inward| !inward.owed.is_empty())
-    }
-
-    /// Whether something came by kdbusd that was not looked at: it may be a call that is newer than those in the lanes.
-    pub(super) const fn set_unseen(&mut self, unseen: bool) {
-        self.unseen = unseen;
-    }
-
-    /// A message came by kdbusd.
-    pub(super) fn came_by_bus(&mut self, header: &Msg) {
-        if header.expects_reply() {
-            for inward in
-                self.lanes.iter_mut().flatten().filter(|inward| inward.terms.sender() == header.src_id)
-            {
-                inward.owed.contest(header.cookie);
-            }
-        }
-    }
-
-    /// Forgets such a call if it waits no longer.
-    pub(super) fn forget_ended(&mut self, owed: &OwedCall) {
-        let state = self.call(owed).and_then(|call| call.state(owed.name.number));
-        if state != Some(CallState::Pending) {
-            self.forget_owed(owed);
-        }
-    }
-
-    /// Such a call was answered, or has ended otherwise.
-    pub(super) fn forget_owed(&mut self, owed: &OwedCall) {
-        if let Some(Some(inward)) = self.lanes.get_mut(owed.lane) {
-            inward.owed.remove(owed.name);
-        }
     }
 
     /// Asks for the bells of the lanes by which something came. The caller then looks once more at everything.
@@ -884,28 +545,14 @@ impl InLanes {
     }
 }
 
-/// The header of what kdbusd shows. Whether the entry was taken back, and its place is another's, tells whoever takes it.
-pub(super) fn read_header(entry: &Entry, pool: Option<&ReadMap>) -> Option<Msg> {
-    let mut header = Msg::default();
-    pool?.read(entry.offset, header.as_mut_bytes()).ok()?;
-    Some(header)
-}
-
-/// Whose connection has ended, if an entry says that of one.
-fn who_left(entry: &Entry, header: &Msg, pool: Option<&ReadMap>) -> Option<u64> {
-    let mut words = [0_u64; 3];
-    let is_notification = header.src_id == SRC_ID_KERNEL && header.payload_type == PAYLOAD_KERNEL;
-    pool.filter(|_| is_notification)?.read(entry.offset + Msg::SIZE as u64, words.as_mut_bytes()).ok()?;
-    let [_, kind, id] = words;
-    (kind == ItemType::ID_REMOVE.0).then_some(id)
-}
-
 #[cfg(all(test, feature = "lanes"))]
 mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use kdbus_core::abi::{ITEM_HEADER, ItemWriter, Vec as PayloadVec};
+    use kdbus_core::abi::{ITEM_HEADER, ItemType, ItemWriter, Msg, Vec as PayloadVec};
+    use kdbus_core::channel::Order;
+    use zerocopy::IntoBytes;
 
     use super::super::detour::Detour;
     use super::super::handle::Answer;

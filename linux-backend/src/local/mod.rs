@@ -21,7 +21,9 @@ pub mod map;
 mod memfd;
 mod options;
 mod outward;
+mod owed;
 pub mod pairs;
+mod past_queue;
 mod place;
 #[cfg(feature = "points")]
 pub mod point;

@@ -12,9 +12,10 @@ use super::bell;
 use super::calls::{Answers, Call, Calls};
 use super::detour::Detour;
 use super::handle::Handle;
-use super::inward::{InLanes, OwedCall};
+use super::inward::InLanes;
 use super::lane::OutLane;
 use super::map::{Block, WordMap};
+use super::owed::OwedCall;
 use super::point::{self, Point};
 use super::{Gate, gate};
 

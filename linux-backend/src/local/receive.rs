@@ -11,9 +11,11 @@ use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
 use super::calls::Call;
 use super::gate;
-use super::inward::{InLanes, NoRoom, read_header};
+use super::held::read_header;
+use super::inward::InLanes;
 use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
+use super::past_queue::NoRoom;
 use super::point::{self, Point};
 
 /// The lane in which kdbusd shows its entries.

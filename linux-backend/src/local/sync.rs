@@ -13,9 +13,9 @@ use super::error::errno;
 use super::gate;
 use super::handle::check_cancel;
 use super::incoming::Taken;
-use super::inward::NoRoom;
 use super::map::WordMap;
 use super::outward::OutLanes;
+use super::past_queue::NoRoom;
 use super::receive::{KDBUSD, Lanes, Receiver};
 use super::transport::LocalTransport;
 
