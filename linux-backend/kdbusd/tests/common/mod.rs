@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub(crate) mod attacker;
+pub(crate) mod calls;
 
 use kdbus_core::client::{Connection, Hello};
 use kdbus_linux::local::socket::{self, Descriptors, Wait};
