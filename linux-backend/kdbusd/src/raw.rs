@@ -55,7 +55,7 @@ pub(crate) fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<PeerIds> {
 }
 
 /// Whether the peer of a Unix socket has read everything, or is gone: `SO_MEMINFO`, which rustix does not have. Without an
-/// answer it has not.
+/// answer, as from an emulator, it has: nobody is cut off for what cannot be known.
 pub(crate) fn is_read(socket: BorrowedFd<'_>) -> bool {
     let mut numbers = [u32::MAX; 9];
     let mut length = size_of_val(&numbers) as libc::socklen_t;
@@ -66,7 +66,7 @@ pub(crate) fn is_read(socket: BorrowedFd<'_>) -> bool {
     };
     /// `SK_MEMINFO_WMEM_ALLOC`: what was sent and lies in the peer's queue.
     const SENT: usize = 2;
-    check(result).is_ok() && numbers[SENT] == 0
+    check(result).is_err() || numbers[SENT] == 0
 }
 
 /// Takes over a descriptor that the process was started with.
