@@ -394,10 +394,12 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         while at < end {
             let head = self.head_at(at);
             let Some(words) = head.words().filter(|words| *words <= end - at) else { return };
-            if head.call != 0 && self.header_at(at, &head, offset_of!(Msg, flags)).is_some_and(expects_reply)
+            let header = |byte| self.header_at(at, &head, byte);
+            if head.call != 0
+                && header(offset_of!(Msg, flags)).is_some_and(expects_reply)
+                && let Some(cookie) = header(offset_of!(Msg, cookie))
             {
-                let cookie = self.header_at(at, &head, offset_of!(Msg, cookie));
-                cookie.into_iter().for_each(|cookie| each(head.call, cookie));
+                each(head.call, cookie);
             }
             at += words;
         }

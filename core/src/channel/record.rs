@@ -3,7 +3,8 @@
 //! The [word](CallWord) of a call tells its callee how it stands, and the callee can write there what it likes. So
 //! caller and bus keep a second one: whoever moves that one away from *pending* has ended the call for both of them,
 //! the caller by taking a reply out of a lane or by waiting no longer, the bus by bringing a reply. Beside it stand
-//! the cookie that a reply has to name, and when the call was made. Each call thus has one reply at most, and one that its caller asked for.
+//! the cookie that a reply has to name, and when the call was made. Each call thus has one reply at most, and one that
+//! its caller asked for.
 
 use super::call::{CALLS_MAX, CallName, CallState, CallWord};
 use super::words::Words;

@@ -99,13 +99,9 @@ impl Bell {
         rustix::fs::fcntl_setfl(&pipe, flags)?;
         // Taking the event of a ring is one system call less than emptying the pipe after each.
         // Where that cannot be found out, rings are taken by level, which is right everywhere.
-        let is_sure = gate().is_some() && !self.watched.get() && self.is_stale() == Ok(false);
-        self.by_edge.set(is_sure);
-        let edge = if gate().is_some() && self.by_edge.get() {
-            epoll::EventFlags::ET
-        } else {
-            epoll::EventFlags::empty()
-        };
+        let by_edge = gate().is_some() && !self.watched.get() && self.is_stale() == Ok(false);
+        self.by_edge.set(by_edge);
+        let edge = if by_edge { epoll::EventFlags::ET } else { epoll::EventFlags::empty() };
         epoll::add(&self.set, &pipe, epoll::EventData::new_u64(PIPE), epoll::EventFlags::IN | edge)?;
         // There is one HELLO at most.
         self.pipe.set(pipe).map_err(|_| Errno::EXIST)

@@ -152,12 +152,12 @@ impl OutLanes {
         let Some(sendable) = sendable(message.message, self.sender, known) else {
             // Descriptors, say. What is no reply, or a bad one, kdbusd tells apart.
             let header = Msg::read_from_prefix(message.message).map(|(header, _)| header);
-            let answer = header.ok().filter(|header| !header.expects_reply() && header.timeout_or_reply != 0);
+            let answer = header.ok().filter(|header| header.cookie_reply() != 0);
             let Some((header, inward)) = answer.zip(inward) else { return Way::Bus };
             if header.dst_id == DST_ID_NAME {
-                return Way::ClaimByName(header.timeout_or_reply);
+                return Way::ClaimByName(header.cookie_reply());
             }
-            return inward.owed(header.dst_id, header.timeout_or_reply).map_or(Way::Bus, Way::Claim);
+            return inward.owed(header.dst_id, header.cookie_reply()).map_or(Way::Bus, Way::Claim);
         };
         let (route, cookie) = (sendable.route, sendable.header.cookie);
         // The same lane as the last time, mostly.
@@ -209,9 +209,7 @@ impl OutLanes {
                 }
                 let name = self.calls.wait_for(at, lane.receiver(), cookie, begun, deadline);
                 lane.begin(name, cookie, begun);
-                let sent = lane.send(now, name.word(), first, message.payload).is_ok();
-                // Who sees a call before it is sent may have had its reply brought: that is its end.
-                let goes_on = sent || !lane.record(name).end(CallState::Expired);
+                let goes_on = lane.send_call(now, name, first, message.payload);
                 if !goes_on {
                     self.calls.stop_waiting();
                 }
@@ -223,9 +221,7 @@ impl OutLanes {
                 let Some(name) = name else { return Way::Bus };
                 lane.begin(name, cookie, begun);
                 point::pass(Point::CallBegun);
-                let sent = lane.send(now, name.word(), first, message.payload).is_ok();
-                // Whoever it goes to by another way answers it there, unless kdbusd brings a reply already.
-                let goes_on = sent || !lane.record(name).end(CallState::Expired);
+                let goes_on = lane.send_call(now, name, first, message.payload);
                 if !goes_on {
                     self.calls.close(name);
                 }

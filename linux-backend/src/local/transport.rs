@@ -301,8 +301,7 @@ impl LocalTransport {
 
 /// Whether a message answers a call.
 fn is_reply(message: &[u8]) -> bool {
-    Msg::read_from_prefix(message)
-        .is_ok_and(|(header, _)| !header.expects_reply() && header.timeout_or_reply != 0)
+    Msg::read_from_prefix(message).is_ok_and(|(header, _)| header.cookie_reply() != 0)
 }
 
 impl AsFd for LocalTransport {
