@@ -5,22 +5,22 @@ mod common;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use common::calls::{LONG, after, bus, call, called, carried, ends, hello, meanwhile, name, pair, reply};
+use common::calls::{
+    LONG, after, bus, call, called, carried, ends, hello, is_readable, meanwhile, name, pair, reply,
+};
 use common::{Bus, Client};
 use kdbus_core::abi::{
     CmdRecv, Command, Errno, ITEM_HEADER, ItemType, ItemWriter, Msg, MsgFlags, NameFlags, RecvFlags,
     Vec as PayloadVec,
 };
 use kdbus_core::client::{CallError, Failure, Hello, Message, Outgoing, ReplyTo, Rule, Transport};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::IntoBytes;
 
 #[test]
 fn who_polls_from_outside_hears_of_what_came_while_a_call_was_waited_for() {
     let bus = bus();
     let (a, b) = pair(&bus);
-    let readable =
-        || poll(&mut [PollFd::new(a.transport(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1;
+    let readable = || is_readable(&a);
     assert!(!readable());
     let to = b.id();
     let serving = meanwhile(b, |b| {
@@ -105,8 +105,7 @@ fn a_reply_may_bring_descriptors_to_a_call_by_lane() {
 fn who_is_polled_from_outside_can_cancel_a_call_while_another_one_times_out() {
     let bus = bus();
     let (a, b) = pair(&bus);
-    let readable =
-        || poll(&mut [PollFd::new(a.transport(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1;
+    let readable = || is_readable(&a);
     assert!(!readable());
     let (cancel, canceler) = rustix::pipe::pipe().unwrap();
     call(&a, &b, 7, 20);
@@ -135,9 +134,8 @@ fn who_polls_from_outside_hears_of_what_finds_room_when_something_is_given_back(
     let bus = bus();
     let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
     a.transport().open_lane(b.id()).unwrap();
-    let transport = b.transport();
-    let readable =
-        || poll(&mut [PollFd::new(transport, PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1;
+    let _transport = b.transport();
+    let readable = || is_readable(&b);
     assert!(!readable());
     let held = hold_all(&a, &b);
     assert!(!readable(), "there is no room for the rest");

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::attacker::{self, reply};
 use common::{Bus, Client, exchange};
 use kdbus_core::Instant;
-use kdbus_core::abi::{
-    CmdList, CmdSend, Command, Errno, ItemType, ItemWriter, Msg, MsgFlags, SendFlags, Vec as PayloadVec,
-};
+use kdbus_core::abi::{CmdList, Command, Errno, Msg, MsgFlags, SendFlags};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
     CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, Words,
@@ -19,7 +18,7 @@ use kdbus_core::channel::{
 use kdbus_core::client::{CallError, Connection, Hello, Message};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Wait};
-use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS, LANE_OUT_FDS};
+use kdbus_linux::local::wire::{FLAG_CLAIM, Header, Kind, LANE_FDS, LANE_OUT_FDS};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use zerocopy::IntoBytes;
@@ -93,45 +92,14 @@ impl Attacker {
         CallWord::new(&self.calls, call.index)
     }
 
-    /// A reply to a call with this cookie, of eight bytes.
-    fn reply(caller: u64, cookie: u64) -> Vec<u8> {
-        let vec = PayloadVec { size: 8, address: 64 };
-        let header = Msg {
-            dst_id: caller,
-            payload_type: 1,
-            cookie: 77,
-            timeout_or_reply: cookie,
-            size: (Msg::SIZE + 32) as u64,
-            ..Msg::default()
-        };
-        let mut reply = vec![0; Msg::SIZE + 32];
-        let mut writer = ItemWriter::behind(&mut reply, Msg::SIZE).unwrap();
-        writer.bytes(ItemType::PAYLOAD_VEC, vec.as_bytes()).unwrap();
-        assert_eq!(writer.len(), Msg::SIZE + 32);
-        reply[..Msg::SIZE].copy_from_slice(header.as_bytes());
-        reply
-    }
-
     /// Says to kdbusd that a message is the reply to `call`.
     fn claim(&self, call: CallName, caller: u64, cookie: u64) -> Result<(), Errno> {
-        self.claim_with(call, &Self::reply(caller, cookie), SendFlags::empty())
+        self.claim_with(call, &reply(caller, cookie), SendFlags::empty())
     }
 
     /// Says to kdbusd of any message that it is the reply to `call`.
     fn claim_with(&self, call: CallName, reply: &[u8], flags: SendFlags) -> Result<(), Errno> {
-        let (size, flags) = (size_of::<CmdSend>() as u64, flags.bits());
-        let command = CmdSend { size, flags, msg_address: 1, ..CmdSend::default() };
-        let header = Header {
-            number: Command::Send.request(),
-            flags: FLAG_MESSAGE | FLAG_CLAIM,
-            arg_size: size_of::<CmdSend>() as u32,
-            message_size: reply.len() as u32,
-            payload_size: 8,
-            key: call.word(),
-            slot: self.number,
-            ..Header::new(Kind::Command, 1 << 41)
-        };
-        exchange(&self.client, &header, &[command.as_bytes(), reply, b"an answr"]).0.result()
+        attacker::claim(&self.client, self.number, call.word(), reply, flags)
     }
 
     /// Says to kdbusd that a command of another kind is the reply to `call`.
@@ -171,7 +139,7 @@ impl Attacker {
     /// Says by lane that a message is the reply to `call`.
     fn answer(&self, call: CallName, caller: u64, cookie: u64) {
         let mut way = self.way_back(caller);
-        assert!(put(&mut way, after(Duration::ZERO).as_nanos(), call, &Self::reply(caller, cookie)));
+        assert!(put(&mut way, after(Duration::ZERO).as_nanos(), call, &reply(caller, cookie)));
     }
 }
 
@@ -225,10 +193,10 @@ fn a_claim_that_brings_no_reply_ends_no_call() {
         caller.send(&Message::to(to).payload(b"question").cookie(5).expect_reply(soon)).unwrap();
         let call = callee.call();
         match kind {
-            0 => callee.claim_with(call, &Attacker::reply(other.id(), 0), SendFlags::empty()).unwrap(),
+            0 => callee.claim_with(call, &reply(other.id(), 0), SendFlags::empty()).unwrap(),
             1 => callee.claim_with_a_list(call).unwrap(),
             2 => {
-                let mut question = Attacker::reply(other.id(), after(Duration::from_millis(5)).as_nanos());
+                let mut question = reply(other.id(), after(Duration::from_millis(5)).as_nanos());
                 let flags = std::mem::offset_of!(Msg, flags);
                 question[flags] |= MsgFlags::EXPECT_REPLY.bits() as u8;
                 let ended = callee.claim_with(call, &question, SendFlags::SYNC_REPLY);
@@ -301,7 +269,7 @@ fn what_keeps_coming_in_keeps_nobody_from_canceling() {
     let mut way = callee.way_back(caller.id());
     let (cancel, canceler) = rustix::pipe::pipe().unwrap();
     rustix::io::write(&canceler, b"!").unwrap();
-    let (call, reply) = (CallName { index: 5, number: 5 }, Attacker::reply(caller.id(), 9));
+    let (call, reply) = (CallName { index: 5, number: 5 }, reply(caller.id(), 9));
     let mut fill = || {
         let (now, mut count) = (after(Duration::ZERO), 0);
         while put(&mut way, now.after(count * Duration::from_micros(900)).as_nanos(), call, &reply) {

@@ -4,17 +4,16 @@ mod common;
 
 use std::time::Duration;
 
-use common::attacker::{Attacker, message, now};
+use common::attacker::{Attacker, claim, message, now, reply};
 use common::{Bus, Client, exchange};
-use kdbus_core::abi::{AttachFlags, CmdSend, Command, Errno, ItemType, Msg, MsgFlags};
+use kdbus_core::abi::{AttachFlags, Errno, ItemType, Msg, MsgFlags, SendFlags};
 use kdbus_core::channel::terms::VERDICT_AT;
 use kdbus_core::channel::{CALL_WORDS, CallName, CallWord, LaneHead, Verdict, Words};
 use kdbus_core::client::{Connection, Failure, Hello, Message, Monitor};
-use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind};
+use kdbus_linux::local::wire::{Header, Kind};
 use kdbusd::config::Bytes;
 use rustix::process::Gid;
 use rustix::thread::set_thread_groups;
-use zerocopy::IntoBytes;
 
 fn bus() -> Bus {
     Bus::with(|config| config.capacity.lanes = 16)
@@ -351,20 +350,7 @@ fn who_was_called_by_lane_answers_that_call_and_no_other() {
         caller.send(&Message::to(to).payload(b"question").cookie(cookie).expect_reply(later)).unwrap();
     }
     let call = lane.peek().unwrap().expect("it came by lane").call;
-    let answer = |cookie: u64| {
-        let reply = message(caller.id(), |header, _| header.timeout_or_reply = cookie);
-        let command = CmdSend { size: size_of::<CmdSend>() as u64, msg_address: 1, ..CmdSend::default() };
-        let header = Header {
-            number: Command::Send.request(),
-            flags: FLAG_MESSAGE | FLAG_CLAIM,
-            arg_size: size_of::<CmdSend>() as u32,
-            message_size: reply.len() as u32,
-            payload_size: 8,
-            key: call,
-            ..Header::new(Kind::Command, 1 << 41)
-        };
-        exchange(&callee, &header, &[command.as_bytes(), &reply, b"an answr"]).0.result()
-    };
+    let answer = |cookie| claim(&callee, 0, call, &reply(caller.id(), cookie), SendFlags::empty());
     assert_eq!(answer(9), Err(Errno::EBADSLT), "that one was asked of somebody else");
     assert!(caller.try_recv().unwrap().is_none());
     assert_eq!(answer(5), Ok(()), "its own is still open");

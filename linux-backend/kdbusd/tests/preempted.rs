@@ -4,16 +4,12 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Bus, Client};
+use common::calls::{bus, pair};
 use kdbus_core::abi::RecvFlags;
-use kdbus_core::client::{CallError, Connection, Hello, Message, Transport};
+use kdbus_core::client::{CallError, Message, Transport};
 use kdbus_linux::rt::{Class, run_on, schedule};
 
 const LONG: Duration = Duration::from_secs(10);
-
-fn client(bus: &Bus) -> Client {
-    Connection::with_capacities(bus.options().lanes(2).connect(&bus.name()).unwrap(), &Hello::new()).unwrap()
-}
 
 #[test]
 fn a_call_that_is_dropped_before_its_caller_goes_on_ends_at_once() {
@@ -23,9 +19,8 @@ fn a_call_that_is_dropped_before_its_caller_goes_on_ends_at_once() {
         return println!("skipped: a call that is dropped at once: no real-time priority: {errno:?}");
     }
     // The daemon and the callee are as urgent as this thread is here.
-    let bus = Bus::with(|config| config.capacity.lanes = 16);
-    let (caller, callee) = (client(&bus), client(&bus));
-    caller.transport().open_lane(callee.id()).unwrap();
+    let bus = bus();
+    let (caller, callee) = pair(&bus);
     let to = callee.id();
     let calls = 20;
     let dropping = std::thread::spawn(move || {

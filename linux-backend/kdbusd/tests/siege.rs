@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::attacker::{Ends, message, now};
+use common::attacker::{self, Ends, message, now, reply};
 use common::{Bus, Client, exchange};
-use kdbus_core::abi::{CmdSend, Command as BusCommand, Msg, SendFlags};
+use kdbus_core::abi::{Msg, SendFlags};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
     CALL_WORDS, CALLS_MAX, CallName, LaneHead, LaneLayout, LaneReader, RECORD_WORDS, Verdict, Words,
@@ -22,7 +22,7 @@ use kdbus_core::client::{Connection, Hello, Message};
 use kdbus_linux::local::Options;
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Wait};
-use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_FDS};
+use kdbus_linux::local::wire::{Header, Kind, LANE_FDS};
 use zerocopy::{FromBytes, IntoBytes};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -192,6 +192,10 @@ fn callee(bus: &Client, victim: u64) {
     let mut back = Ends::open(bus, victim).unwrap();
     ready(bus);
     let mut dice = Dice(now() | 1);
+    let claim = |call, reply: Vec<u8>| {
+        // Whatever kdbusd says to that.
+        let _ = attacker::claim(bus, number, call, &reply, SendFlags::empty());
+    };
     loop {
         calls.store(dice.below(CALL_WORDS as u64) as usize, dice.below(4 * CALLS));
         let Ok(Some(head)) = reader.peek() else {
@@ -216,10 +220,10 @@ fn callee(bus: &Client, victim: u64) {
                     }
                     back.ring();
                 }
-                2 => claim(bus, number, call, &reply(victim, cookie)),
-                3 => claim(bus, number, call, &reply(victim, dice.below(CALLS))),
-                4 => claim(bus, number, dice.below(1 << 16), &reply(victim, cookie)),
-                5 => claim(bus, number, call, &reply(bus.id(), 0)),
+                2 => claim(call, reply(victim, cookie)),
+                3 => claim(call, reply(victim, dice.below(CALLS))),
+                4 => claim(dice.below(1 << 16), reply(victim, cookie)),
+                5 => claim(call, reply(bus.id(), 0)),
                 _ => {
                     let at = (call & 0xff) as usize;
                     for _ in 0..dice.below(50) {
@@ -232,28 +236,6 @@ fn callee(bus: &Client, victim: u64) {
             let _ = bus.try_recv();
         }
     }
-}
-
-/// A reply of eight bytes.
-fn reply(to: u64, cookie: u64) -> Vec<u8> {
-    message(to, |header, _| header.timeout_or_reply = cookie)
-}
-
-/// Says to kdbusd that a message is the reply to `call`.
-fn claim(bus: &Client, lane: u32, call: u64, reply: &[u8]) {
-    let (size, flags) = (size_of::<CmdSend>() as u64, SendFlags::empty().bits());
-    let command = CmdSend { size, flags, msg_address: 1, ..CmdSend::default() };
-    let header = Header {
-        number: BusCommand::Send.request(),
-        flags: FLAG_MESSAGE | FLAG_CLAIM,
-        arg_size: size_of::<CmdSend>() as u32,
-        message_size: reply.len() as u32,
-        payload_size: 8,
-        key: call,
-        slot: lane,
-        ..Header::new(Kind::Command, 1 << 41)
-    };
-    let _ = exchange(bus, &header, &[command.as_bytes(), reply, b"answered"]);
 }
 
 /// A client in a process of its own, killed when dropped.

@@ -1,11 +1,11 @@
 //! A sender that writes what it likes into its lane.
 
-use kdbus_core::abi::{ItemType, ItemWriter, Msg, Vec as PayloadVec};
+use kdbus_core::abi::{CmdSend, Command, Errno, ItemType, ItemWriter, Msg, SendFlags, Vec as PayloadVec};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{CALL_WORDS, LaneHead, LaneLayout, LaneWriter, RECORD_WORDS, Words};
 use kdbus_linux::local::map::WordMap;
 use kdbus_linux::local::socket::{self, Wait};
-use kdbus_linux::local::wire::{Header, Kind, LANE_OUT_FDS};
+use kdbus_linux::local::wire::{FLAG_CLAIM, FLAG_MESSAGE, Header, Kind, LANE_OUT_FDS};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -120,6 +120,34 @@ pub(crate) fn message(to: u64, change: impl FnOnce(&mut Msg, &mut Vec<(ItemType,
     buffer[..Msg::SIZE].copy_from_slice(header.as_bytes());
     buffer.truncate(len.next_multiple_of(8));
     buffer
+}
+
+/// A reply of eight bytes to the call with this cookie.
+pub(crate) fn reply(to: u64, cookie: u64) -> Vec<u8> {
+    message(to, |header, _| header.timeout_or_reply = cookie)
+}
+
+/// Says to kdbusd of a message that it is the reply to what names a call in `lane`.
+pub(crate) fn claim(
+    client: &Client,
+    lane: u32,
+    call: u64,
+    reply: &[u8],
+    flags: SendFlags,
+) -> Result<(), Errno> {
+    let (size, flags) = (size_of::<CmdSend>() as u64, flags.bits());
+    let command = CmdSend { size, flags, msg_address: 1, ..CmdSend::default() };
+    let header = Header {
+        number: Command::Send.request(),
+        flags: FLAG_MESSAGE | FLAG_CLAIM,
+        arg_size: size_of::<CmdSend>() as u32,
+        message_size: reply.len() as u32,
+        payload_size: 8,
+        key: call,
+        slot: lane,
+        ..Header::new(Kind::Command, 1 << 41)
+    };
+    exchange(client, &header, &[command.as_bytes(), reply, b"answered"]).0.result()
 }
 
 pub(crate) fn now() -> u64 {

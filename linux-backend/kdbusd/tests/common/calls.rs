@@ -6,6 +6,7 @@ use std::time::Duration;
 use kdbus_core::abi::{ItemType, Items, Msg, RecvFlags};
 use kdbus_core::client::{Connection, Hello, Message, ReplyTo, Transport};
 use kdbus_core::{Instant, WellKnownName};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::FromBytes;
 
 use super::{Bus, Client};
@@ -84,3 +85,9 @@ pub(crate) fn meanwhile<R: Send + 'static>(
 }
 
 pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+/// Whether the descriptor of a connection is readable now.
+pub(crate) fn is_readable(client: &Client) -> bool {
+    let mut fds = [PollFd::new(client.transport(), PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+}
