@@ -10,8 +10,8 @@ use common::calls::{
 };
 use common::{Bus, Client};
 use kdbus_core::abi::{
-    CmdRecv, Command, Errno, ITEM_HEADER, ItemType, ItemWriter, Msg, MsgFlags, NameFlags, RecvFlags,
-    Vec as PayloadVec,
+    Cmd, CmdRecv, Command, Errno, FLAG_NEGOTIATE, ITEM_HEADER, ItemType, ItemWriter, Msg, MsgFlags,
+    NameFlags, RecvFlags, Vec as PayloadVec,
 };
 use kdbus_core::client::{CallError, Failure, Hello, Message, Outgoing, ReplyTo, Rule, Transport};
 use zerocopy::IntoBytes;
@@ -260,6 +260,38 @@ fn who_has_no_room_to_hear_of_an_end_hears_of_it_once_there_is() {
             look(&a);
             let all: Vec<_> = ends(&a).into_iter().filter(|(from, ..)| *from == 0).collect();
             assert_eq!(all, [(0, 7, kind)], "callee dies: {dies}, messages: {counts:?}");
+        }
+    }
+}
+
+/// Leaves, by a command with these flags.
+fn byebye(client: &Client, flags: u64) -> Result<(), Failure> {
+    let mut command = Cmd { size: size_of::<Cmd>() as u64, flags, ..Cmd::default() };
+    client.transport().command(Command::Byebye, command.as_mut_bytes())
+}
+
+#[test]
+fn nobody_leaves_before_the_ends_of_all_calls_are_received() {
+    for timed_out in [true, false] {
+        for looks in [false, true] {
+            let bus = bus();
+            let (a, b) = pair(&bus);
+            call(&a, &b, 7, if timed_out { 20 } else { 60_000 });
+            if timed_out {
+                std::thread::sleep(Duration::from_millis(40));
+            } else {
+                assert!(b.transport().recv(RecvFlags::DROP, 0).unwrap().message.is_none());
+            }
+            if looks {
+                look(&a);
+            }
+            assert_eq!(byebye(&a, 0), Err(Failure::Refused(Errno::EBUSY)), "{timed_out} {looks}");
+            assert_eq!(byebye(&a, 1), Err(Failure::Refused(Errno::EINVAL)));
+            assert_eq!(byebye(&a, FLAG_NEGOTIATE), Ok(()));
+            let kind = if timed_out { ItemType::REPLY_TIMEOUT } else { ItemType::REPLY_DEAD };
+            assert_eq!(ends(&a), [(0, 7, kind)]);
+            assert_eq!(byebye(&a, 0), Ok(()));
+            assert_eq!(byebye(&a, 0), Err(Failure::Broken(Errno::ECONNRESET)));
         }
     }
 }

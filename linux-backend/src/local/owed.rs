@@ -72,6 +72,11 @@ impl InLanes {
         inward.lane.call(name).end(name.number, CallState::Expired).then(|| inward.lane.number())
     }
 
+    /// Whether notifications of this transport's own wait. Cost: a look at each place.
+    pub(super) fn has_notices(&self) -> bool {
+        self.waiting.iter().flatten().any(|waiting| waiting.lane.is_none())
+    }
+
     /// Whether some calls that came by lane may wait for an answer.
     pub(super) fn owes(&self) -> bool {
         self.lanes.iter().flatten().any(|inward| !inward.owed.is_empty())

@@ -390,6 +390,13 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.lanes().is_some_and(|inward| dead_call(outward, inward).is_some())
     }
 
+    /// Whether a call by lane has ended and the application has not received that.
+    pub(super) fn has_ends(&mut self, outward: &mut OutLanes) -> bool {
+        let queued = self.lanes().is_some_and(|inward| inward.has_notices());
+        let known = queued || outward.calls().has_untold() || outward.dropped_call().is_some();
+        known || wants_attention(outward, self.lanes())
+    }
+
     /// Whether messages from a connection stay in their lane because there is no room for them.
     fn is_full_of(&mut self, from: u64) -> bool {
         self.lanes().is_some_and(|lanes| lanes.is_full_of(from))

@@ -2,7 +2,9 @@
 
 use core::cell::{Cell, OnceCell, RefCell};
 
-use kdbus_core::abi::{CmdFree, CmdHello, Command, Errno, HelloFlags, Msg, RecvFlags, SendFlags};
+use kdbus_core::abi::{
+    Cmd, CmdFree, CmdHello, Command, Errno, FLAG_NEGOTIATE, Frame, HelloFlags, Msg, RecvFlags, SendFlags,
+};
 use kdbus_core::channel::InboxReader;
 use kdbus_core::client::{Failure, Found, Incoming, Outgoing, Transport};
 use kdbus_core::{Instant, WellKnownName};
@@ -194,6 +196,14 @@ impl LocalTransport {
         Ok(())
     }
 
+    /// Whether the end of a call by lane was not received yet.
+    fn owes_ends(&self) -> bool {
+        match (&mut *self.receiver.borrow_mut(), &mut *self.outward.borrow_mut()) {
+            (Some(receiver), Some(outward)) => receiver.is_alive() && receiver.has_ends(outward),
+            _ => false,
+        }
+    }
+
     /// Opens a lane to the connection with this id now, so that no message to it has to wait for one.
     ///
     /// # Errors
@@ -304,6 +314,13 @@ fn is_reply(message: &[u8]) -> bool {
     Msg::read_from_prefix(message).is_ok_and(|(header, _)| header.cookie_reply() != 0)
 }
 
+/// Whether a BYEBYE is in order, and no question which flags there are.
+fn leaves(arg: &mut [u8]) -> bool {
+    let asks = Cmd::read_from_prefix(arg).is_ok_and(|(command, _)| command.flags & FLAG_NEGOTIATE != 0);
+    // A question is answered in its own place.
+    !asks && Frame::check(arg, Command::Byebye.shape(), false).is_ok()
+}
+
 impl AsFd for LocalTransport {
     /// The descriptor that is readable while anything waits.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -318,6 +335,10 @@ impl Transport for LocalTransport {
 
     fn command(&self, command: Command, arg: &mut [u8]) -> Result<(), Failure> {
         self.check()?;
+        if command == Command::Byebye && self.owes_ends() && leaves(arg) {
+            // Only this end knows of them.
+            return Err(Failure::Refused(Errno::EBUSY));
+        }
         self.handle.command(command.request(), arg).map_err(|failure| self.refused(failure))?;
         if command == Command::Hello {
             let hello =
