@@ -232,7 +232,11 @@ impl<'a> Pool<'a> {
         }
         *head = PoolHead { size, ..PoolHead::new() };
         let mut pool = Self { head, records };
-        pool.add_free(0, size)?;
+        let id = pool.head.slots.allocate(pool.records).ok_or(PoolError::Exhausted)?;
+        pool.add(id, 0)?;
+        let record = pool.record_mut(id)?;
+        (record.size, record.internal, record.user, record.accounted) = (size, false, false, false);
+        pool.head.by_size.insert(pool.records, id.index(), |_, other| size.cmp(&other.size))?;
         Ok(pool)
     }
 
@@ -261,14 +265,20 @@ impl<'a> Pool<'a> {
             .by_size
             .lower_bound(self.records, |_, record| record.size.cmp(&size))
             .ok_or(PoolError::Exhausted)?;
-        let id = self.head.slots.id_at(self.records, index).ok_or(PoolError::Corrupt)?;
-        let record = self.record(id)?;
-        let (offset, rest) = (record.offset, record.size.checked_sub(size).ok_or(PoolError::Corrupt)?);
-        // What can fail comes first.
-        if rest > 0 {
-            self.add_free(offset.saturating_add(size), rest)?;
-        }
-        self.head.by_size.remove(self.records, index)?;
+        let free = self.records.get(index as usize).ok_or(PoolError::Corrupt)?;
+        let (offset, rest) = (free.offset, free.size.checked_sub(size).ok_or(PoolError::Corrupt)?);
+        let id = if rest > 0 {
+            // What can fail comes first. The free slice stays where it is among all slices, and often by size too.
+            let id = self.head.slots.allocate(self.records).ok_or(PoolError::Exhausted)?;
+            let free = self.records.get_mut(index as usize).ok_or(PoolError::Corrupt)?;
+            free.offset = offset.saturating_add(size);
+            self.resize(index, rest)?;
+            self.add(id, offset)?;
+            id
+        } else {
+            self.head.by_size.remove(self.records, index)?;
+            self.head.slots.id_at(self.records, index).ok_or(PoolError::Corrupt)?
+        };
         let record = self.record_mut(id)?;
         (record.size, record.internal, record.user, record.accounted) = (size, true, false, accounted);
         self.head.busy = self.head.busy.saturating_add(1);
@@ -406,16 +416,12 @@ impl<'a> Pool<'a> {
         if record.is_free() { Err(PoolError::Stale) } else { Ok(record) }
     }
 
-    /// Describes the bytes from `offset` on as a free slice.
-    fn add_free(&mut self, offset: u64, size: u64) -> Result<(), PoolError> {
-        let id = self.head.slots.allocate(self.records).ok_or(PoolError::Exhausted)?;
+    /// Places a record that was just taken among all slices.
+    fn add(&mut self, id: SlotId, offset: u64) -> Result<(), PoolError> {
         let record = self.record_mut(id)?;
-        (record.offset, record.size) = (offset, size);
-        (record.internal, record.user, record.accounted) = (false, false, false);
+        record.offset = offset;
         (record.by_offset, record.by_size) = (Link::new(), Link::new());
-        let index = id.index();
-        self.head.by_offset.insert(self.records, index, |_, other| offset.cmp(&other.offset))?;
-        self.head.by_size.insert(self.records, index, |_, other| size.cmp(&other.size))?;
+        self.head.by_offset.insert(self.records, id.index(), |_, other| offset.cmp(&other.offset))?;
         Ok(())
     }
 
@@ -425,30 +431,50 @@ impl<'a> Pool<'a> {
         if !record.is_free() {
             return Ok(());
         }
-        let mut size = record.size;
+        let (offset, size) = (record.offset, record.size);
         self.head.busy = self.head.busy.saturating_sub(1);
         let right = self.head.by_offset.next(self.records, id.index());
-        if let Some((right, more)) = right.and_then(|index| self.free_at(index)) {
-            self.remove(right)?;
-            size = size.saturating_add(more);
-        }
+        let right = right.and_then(|index| self.free_at(index));
         let left = self.head.by_offset.prev(self.records, id.index());
-        let index = if let Some((left, more)) = left.and_then(|index| self.free_at(index)) {
-            self.head.by_offset.remove(self.records, id.index())?;
-            self.head.slots.free(self.records, id);
-            self.head.by_size.remove(self.records, left.index())?;
-            size = size.saturating_add(more);
-            left.index()
-        } else {
-            id.index()
-        };
-        self.records.get_mut(index as usize).ok_or(PoolError::Corrupt)?.size = size;
-        self.head.by_size.insert(self.records, index, |_, other| size.cmp(&other.size))?;
-        if index != id.index() {
-            return Ok(());
+        let left = left.and_then(|index| self.free_at(index));
+        match (left, right) {
+            (Some((left, before)), Some((right, behind))) => {
+                self.head.by_size.remove(self.records, right.index())?;
+                self.remove(right)?;
+                self.remove(id)?;
+                self.resize(left.index(), before.saturating_add(size).saturating_add(behind))
+            }
+            (Some((left, before)), None) => {
+                self.remove(id)?;
+                self.resize(left.index(), before.saturating_add(size))
+            }
+            (None, Some((right, behind))) => {
+                self.remove(id)?;
+                self.record_mut(right)?.offset = offset;
+                self.resize(right.index(), size.saturating_add(behind))
+            }
+            (None, None) => {
+                self.head.by_size.insert(self.records, id.index(), |_, other| size.cmp(&other.size))?;
+                // The free slice keeps its record but not the handle that its users had.
+                self.head.slots.renew(self.records, id).map(|_| ()).ok_or(PoolError::Corrupt)
+            }
         }
-        // The free slice keeps its record but not the handle that its users had.
-        self.head.slots.renew(self.records, id).map(|_| ()).ok_or(PoolError::Corrupt)
+    }
+
+    /// Gives a free slice another size. It moves among the others only if their order asks for it.
+    fn resize(&mut self, index: u32, size: u64) -> Result<(), PoolError> {
+        let record = self.records.get_mut(index as usize).ok_or(PoolError::Corrupt)?;
+        let grows = size > record.size;
+        record.size = size;
+        let by_size = &mut self.head.by_size;
+        let beside =
+            if grows { by_size.next(self.records, index) } else { by_size.prev(self.records, index) };
+        let beside = beside.and_then(|beside| self.records.get(beside as usize));
+        if beside.is_some_and(|beside| if grows { beside.size <= size } else { size < beside.size }) {
+            by_size.remove(self.records, index)?;
+            by_size.insert(self.records, index, |_, other| size.cmp(&other.size))?;
+        }
+        Ok(())
     }
 
     /// The slice at `index` and its size, if it is free.
@@ -458,9 +484,8 @@ impl<'a> Pool<'a> {
         if record.is_free() { Some((id, record.size)) } else { None }
     }
 
-    /// Removes the record of a free slice.
+    /// Removes the record of a slice that is not among the free ones.
     fn remove(&mut self, id: SlotId) -> Result<(), PoolError> {
-        self.head.by_size.remove(self.records, id.index())?;
         self.head.by_offset.remove(self.records, id.index())?;
         self.head.slots.free(self.records, id);
         Ok(())
