@@ -131,10 +131,7 @@ impl FreeList {
 
     /// Gives the record `id` back, in `O(1)`; whether it was still taken.
     pub fn free<N: Slotted>(&mut self, nodes: &mut [N], id: SlotId) -> bool {
-        if self.get(nodes, id).is_none() {
-            return false;
-        }
-        let Some(node) = nodes.get_mut(id.index as usize) else {
+        let Some(node) = self.get_mut(nodes, id) else {
             return false;
         };
         let slot = node.slot_mut();
@@ -153,22 +150,29 @@ impl FreeList {
     }
 
     /// The record `id`, in `O(1)`; `None` once it was freed.
+    #[inline]
     pub fn get<'n, N: Slotted>(&self, nodes: &'n [N], id: SlotId) -> Option<&'n N> {
-        let node = nodes.get(id.index as usize)?;
-        let live = id.index < self.fresh && id.generation & 1 == 1 && node.slot().generation == id.generation;
-        if live { Some(node) } else { None }
+        nodes.get(id.index as usize).filter(|node| self.is_live(id, node.slot()))
     }
 
     /// The record `id` to change, in `O(1)`; `None` once it was freed.
+    #[inline]
     pub fn get_mut<'n, N: Slotted>(&self, nodes: &'n mut [N], id: SlotId) -> Option<&'n mut N> {
-        self.get(nodes, id)?;
-        nodes.get_mut(id.index as usize)
+        nodes.get_mut(id.index as usize).filter(|node| self.is_live(id, node.slot()))
     }
 
     /// The handle of the record at `index` if it is taken, in `O(1)`.
+    #[inline]
     pub fn id_at<N: Slotted>(&self, nodes: &[N], index: u32) -> Option<SlotId> {
-        let id = SlotId { index, generation: nodes.get(index as usize)?.slot().generation };
-        self.get(nodes, id).map(|_| id)
+        let slot = nodes.get(index as usize)?.slot();
+        let id = SlotId { index, generation: slot.generation };
+        self.is_live(id, slot).then_some(id)
+    }
+
+    /// Whether `slot`, at the index of `id`, is taken under that handle.
+    #[inline]
+    const fn is_live(&self, id: SlotId, slot: &Slot) -> bool {
+        id.index < self.fresh && id.generation & 1 == 1 && slot.generation == id.generation
     }
 
     /// Records that are taken, in `O(1)`.
