@@ -97,7 +97,7 @@ impl<'a> Frame<'a> {
         if flags & !shape.flags != 0 {
             return Err(FrameError::Flags(flags & !shape.flags));
         }
-        let probe = check_items(&bytes[shape.size..], shape)?;
+        let (seen, probe) = check_items(&bytes[shape.size..], shape)?;
         if negotiate {
             put_word(bytes, 8, shape.flags);
         }
@@ -109,15 +109,15 @@ impl<'a> Frame<'a> {
                 }
             }
         }
-        let frame = Self { bytes, flags, negotiate, record: shape.size };
         if !negotiate {
-            let missing = |kind| frame.items().all(|item| item.kind != kind);
-            let mandatory = shape.items.iter().filter(|(_, arity)| *arity == Arity::Mandatory);
-            if let Some((kind, _)) = mandatory.into_iter().find(|(kind, _)| missing(*kind)) {
+            let missing = |index: usize| seen >> (index & 31) & 1 == 0;
+            let mut all = shape.items.iter().enumerate();
+            let missed = all.find(|(index, (_, arity))| *arity == Arity::Mandatory && missing(*index));
+            if let Some((_, (kind, _))) = missed {
                 return Err(ItemError::Missing(*kind).into());
             }
         }
-        Ok(frame)
+        Ok(Self { bytes, flags, negotiate, record: shape.size })
     }
 
     /// The items, all known to be well formed.
@@ -132,17 +132,24 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Checks each item; returns payload offset and length, in words, of a negotiation item.
-fn check_items(area: &[u8], shape: &Shape) -> Result<Option<(usize, usize)>, FrameError> {
-    // One bit for each entry of the item table that has been seen, and the last for NEGOTIATE.
+/// Bit of NEGOTIATE among those of items that were seen; those below belong to the entries of the item table.
+const NEGOTIATE_BIT: usize = 31;
+
+/// Checks each item; returns which ones there are, by their bits, and payload offset and length, in words, of a
+/// negotiation item.
+fn check_items(area: &[u8], shape: &Shape) -> Result<(u32, Option<(usize, usize)>), FrameError> {
     let mut seen = 0_u32;
     let mut probe = None;
     for item in Items::new(area) {
         let item = item?;
-        let arity = shape.arity(item.kind).ok_or(ItemError::Unexpected(item.kind))?;
+        let entry = shape.items.iter().enumerate().find(|(_, (kind, _))| *kind == item.kind);
+        let (index, arity) = match entry {
+            Some((index, (_, arity))) => (index, *arity),
+            None if item.kind == ItemType::NEGOTIATE => (NEGOTIATE_BIT, Arity::Optional),
+            None => return Err(ItemError::Unexpected(item.kind).into()),
+        };
         item.check()?;
-        let index = shape.items.iter().position(|(kind, _)| *kind == item.kind).unwrap_or(31);
-        let bit = 1_u32.checked_shl(index as u32).unwrap_or(0);
+        let bit = 1 << (index & 31);
         if seen & bit != 0 && arity != Arity::Repeated {
             return Err(ItemError::Duplicate(item.kind).into());
         }
@@ -151,7 +158,7 @@ fn check_items(area: &[u8], shape: &Shape) -> Result<Option<(usize, usize)>, Fra
             probe = Some((item.at + super::item::ITEM_HEADER, item.payload.len() / 8));
         }
     }
-    Ok(probe)
+    Ok((seen, probe))
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {
