@@ -245,18 +245,20 @@ impl Domain<'_> {
     /// Gives a deposited or queued message to its receiver: installs its files, publishes its slice and
     /// lets go of everything the bus held for it.
     pub(super) fn hand_out(&mut self, host: &mut dyn Host, to: ConnIx, deposit: Deposit) -> MsgInfo {
-        let info = self.publish_slice(host, to, deposit);
-        self.discard(host, to, deposit);
-        info
-    }
-
-    fn publish_slice(&mut self, host: &mut dyn Host, to: ConnIx, deposit: Deposit) -> MsgInfo {
         let conn = &self.conns[to];
         let (accept, handle) = (conn.accepts_fds(), self.handle_id(conn.handle));
         let missing = self.files.install(host, handle, deposit.slice.offset, deposit.files, accept);
-        self.show_slice(to, deposit.slice.id);
+        self.let_go(host, to, deposit);
         let flags = if missing { RecvReturnFlags::INCOMPLETE_FDS } else { RecvReturnFlags::empty() };
         MsgInfo { offset: deposit.slice.offset, msg_size: deposit.slice.size, return_flags: flags.bits() }
+    }
+
+    /// Leaves a message to its receiver alone: its slice is the user's, and the bus holds nothing for it any more.
+    pub(super) fn let_go(&mut self, host: &mut dyn Host, to: ConnIx, deposit: Deposit) {
+        self.files.release(host, deposit.files);
+        let handed = self.pool(to).hand_over(deposit.slice.id);
+        debug_assert!(handed.is_ok(), "the bus holds the slice");
+        self.discharge(to, deposit.charge);
     }
 
     /// Lets the user of a pool see a slice.

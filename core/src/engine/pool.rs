@@ -300,6 +300,22 @@ impl<'a> Pool<'a> {
         Ok(())
     }
 
+    /// Leaves the slice to the user alone: [`publish`](Self::publish) and [`release`](Self::release) in one, in `O(1)`.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Stale`], also if the bus has released the slice before.
+    pub fn hand_over(&mut self, id: SliceId) -> Result<(), PoolError> {
+        let record = self.busy_mut(id)?;
+        if !record.internal {
+            return Err(PoolError::Stale);
+        }
+        (record.internal, record.user) = (false, true);
+        let (size, accounted) = (record.size, record.accounted);
+        self.settle(size, accounted);
+        Ok(())
+    }
+
     /// The bus holds the slice no longer; it is free unless the user holds it. `O(log n)`.
     ///
     /// # Errors
@@ -312,9 +328,7 @@ impl<'a> Pool<'a> {
         }
         record.internal = false;
         let (size, accounted) = (record.size, record.accounted);
-        if accounted {
-            self.head.accounted_size = self.head.accounted_size.saturating_sub(size);
-        }
+        self.settle(size, accounted);
         self.reclaim(id.0)
     }
 
@@ -414,6 +428,13 @@ impl<'a> Pool<'a> {
     fn busy_mut(&mut self, id: SliceId) -> Result<&mut SliceRecord, PoolError> {
         let record = self.head.slots.get_mut(self.records, id.0).ok_or(PoolError::Stale)?;
         if record.is_free() { Err(PoolError::Stale) } else { Ok(record) }
+    }
+
+    /// Counts a slice no longer that the bus has released.
+    const fn settle(&mut self, size: u64, accounted: bool) {
+        if accounted {
+            self.head.accounted_size = self.head.accounted_size.saturating_sub(size);
+        }
     }
 
     /// Places a record that was just taken among all slices.

@@ -119,12 +119,11 @@ impl Domain<'_> {
             match host.poll_return(handle) {
                 None => return,
                 Some(Return::Taken { slot, key }) => {
-                    let entry = self.queue(conn).at_slot(slot).map(|entry| (entry.handle, *entry.item));
+                    let queue = self.queue(conn);
                     // Only the engine can hand descriptors out, so such a message was not received.
-                    if let Some((entry, message)) = entry
-                        && message.key == key
-                        && message.files.is_none()
-                    {
+                    let taken =
+                        queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
+                    if let Some(entry) = taken.map(|at| at.handle) {
                         self.take_shared(host, conn, entry);
                     }
                 }
@@ -143,8 +142,7 @@ impl Domain<'_> {
             return;
         };
         self.unqueue_tracker(message.tracker);
-        self.show_slice(conn, message.slice.id);
-        self.discard(host, conn, message.deposit());
+        self.let_go(host, conn, message.deposit());
         self.made_room(host, conn);
     }
 
