@@ -135,15 +135,13 @@ impl<'a> Turn<'a> {
 /// Descriptors of a packet by place, until something pins them.
 pub(crate) type Places = heapless::Vec<Option<Foreign>, FDS_MAX>;
 
-/// Takes the descriptors of a packet apart from their container, the staging file aside. No more than [`FDS_MAX`] pass the
+/// Moves the descriptors of a packet to empty `places`, the staging file aside. No more than [`FDS_MAX`] pass the
 /// check of a packet.
-pub(crate) fn places(fds: &mut Batch) -> Places {
-    let mut places = Places::new();
+pub(crate) fn take_places(fds: &mut Batch, places: &mut Places) {
     while let Some(fd) = fds.0.pop() {
         let _ = places.push(Some(fd.into()));
     }
     places.reverse();
-    places
 }
 
 impl Host for Turn<'_> {
@@ -373,12 +371,9 @@ impl Host for Turn<'_> {
 
     fn poll_return(&mut self, of: HandleId) -> Option<Return> {
         let inbox = &mut self.state.clients.get_mut(of)?.shared.as_mut()?.inbox;
-        if inbox.is_violated() {
-            self.state.doom(of, "its return ring is broken");
-            return None;
-        }
         let found = inbox.poll_return();
-        if inbox.is_violated() {
+        // None comes from a broken ring.
+        if found.is_none() && inbox.is_violated() {
             self.state.doom(of, "its return ring is broken");
         }
         found

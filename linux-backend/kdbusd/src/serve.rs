@@ -23,7 +23,7 @@ use crate::closer::{self, Batch};
 use crate::config::LogLevel;
 use crate::daemon::{Daemon, reserve};
 use crate::files;
-use crate::host::{State, Turn, places};
+use crate::host::{Places, State, Turn, take_places};
 use crate::identity::{self, Process};
 use crate::poller::{Events, Ready, Source, clock};
 use crate::process::{self, ProcessError};
@@ -278,21 +278,29 @@ impl Daemon {
 
     /// Carries out the next command of a client.
     fn command(&mut self, from: HandleId) {
+        if self.take_packet(from) {
+            self.settle();
+        }
+    }
+
+    /// Receives a client's next packet and does what it asks for. False if there is none, or what follows is settled.
+    ///
+    /// Descriptors of the packet that nothing took are closed at the end.
+    fn take_packet(&mut self, from: HandleId) -> bool {
         let mut fds = Batch::default();
         let Some(client) = self.state.clients.get(from) else {
-            return;
+            return false;
         };
         let arrived = match socket::recv(&client.socket, &mut self.packet, &mut fds.0, Wait::No) {
             Ok(arrived) if arrived.len > 0 => arrived,
-            Err(io::Errno::AGAIN) => return,
+            Err(io::Errno::AGAIN) => return false,
             Err(error) if !is_hang_up(error) => {
                 self.state.doom(from, format_args!("its packet cannot be read: {error}"));
-                self.settle();
-                return;
+                return true;
             }
             Ok(_) | Err(_) => {
                 self.hang_up(from);
-                return;
+                return false;
             }
         };
         // Out of the way while the packet is borrowed; it comes back below.
@@ -301,8 +309,7 @@ impl Daemon {
             self.packet(from, packet, &mut fds, arrived.fds_lost);
         }
         self.packet = buffer;
-        drop(fds);
-        self.settle();
+        true
     }
 
     fn packet(&mut self, from: HandleId, bytes: &mut [u8], fds: &mut Batch, fds_lost: bool) {
@@ -409,8 +416,9 @@ impl Daemon {
         fds: &mut Batch,
     ) {
         let token = self.state.pending.token();
-        // A command without descriptors pays nothing for them.
-        let mut places = places(fds);
+        // A command without descriptors pays nothing for them: the places are filled and emptied where they are.
+        let mut places = Places::new();
+        take_places(fds, &mut places);
         let mut pinned: heapless::Vec<_, FDS_MAX> = heapless::Vec::new();
         pinned.extend(places.iter().map(|_| None));
         let past = (header.flags & FLAG_CLAIM != 0).then_some((header.slot, header.key));
@@ -439,7 +447,7 @@ impl Daemon {
             }
         }
         // What no message holds is closed before anybody hears of the command's end.
-        drop(places);
+        places.clear();
         match outcome {
             Outcome::Done(result) => {
                 // The files of a synchronous reply go with the end of that call, not with the command that brought it.
