@@ -138,6 +138,12 @@ const fn check(name: &[u8], wildcard: bool) -> Result<bool, NameError> {
     let mut at_start = true;
     let mut i = 0;
     while i < name.len() {
+        // Almost every byte is a letter.
+        if name[i].is_ascii_alphabetic() {
+            at_start = false;
+            i += 1;
+            continue;
+        }
         match name[i] {
             b'.' if at_start => return Err(NameError::EmptyElement),
             b'.' => {
@@ -147,7 +153,7 @@ const fn check(name: &[u8], wildcard: bool) -> Result<bool, NameError> {
                 continue;
             }
             b'0'..=b'9' if at_start => return Err(NameError::LeadingDigit),
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' => {}
+            b'0'..=b'9' | b'_' | b'-' => {}
             b'*' if wildcard && at_start && elements > 1 && i + 1 == name.len() => return Ok(true),
             _ => return Err(NameError::Character(i)),
         }
