@@ -178,7 +178,7 @@ impl Domain<'_> {
         };
         if let Some(Model { owner: from, offset, len, .. }) = like {
             host.pool_copy(from, offset, owner, slice.offset, len);
-        } else if let Err(error) = self.write_message(host, to, parcel, &shown, slice, size) {
+        } else if let Err(error) = self.write_message(host, owner, parcel, &shown, slice, size) {
             let _ = self.pool(to).release(slice.id);
             self.discharge(to, charge);
             return Err(error);
@@ -381,13 +381,12 @@ impl Domain<'_> {
     fn write_message(
         &mut self,
         host: &mut dyn Host,
-        to: ConnIx,
+        owner: super::HandleId,
         parcel: &Parcel<'_>,
         shown: &Shown,
         slice: Slice,
         size: u64,
     ) -> Result<(), Errno> {
-        let owner = self.handle_id(self.conns[to].handle);
         let base = align8(size);
         let src_id = parcel.from.map_or(0, |from| self.conns[from].id);
         let header = Msg { size, src_id, ..parcel.header };
