@@ -77,6 +77,10 @@ impl Daemon {
         let Some(client) = self.state.clients.get_mut(to) else {
             return;
         };
+        if client.hello.is_empty() {
+            let sent = socket::send(&client.socket, header, parts, &[], Wait::No);
+            return self.sent(to, sent);
+        }
         let hello = std::mem::take(&mut client.hello);
         if !client.may_get(hello.len()) {
             return self.state.doom(to, UNREAD);
