@@ -10,7 +10,7 @@ use crate::abi::{
     MsgFlags, NoRoom, Vec, align8,
 };
 use crate::{Instant, WellKnownName};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// `payload_type` of a message that does not say otherwise: the ASCII bytes `kdbusraw` as a big-endian number.
 pub const PAYLOAD_RAW: u64 = u64::from_be_bytes(*b"kdbusraw");
@@ -26,6 +26,10 @@ pub const PAYLOAD_PARTS_MAX: usize = 64;
 /// than sending.
 const SMALL_SIZE: usize = 512;
 const SMALL_PARTS: usize = 8;
+/// Words of items that a message of one run may have: the run and a name of not much more than 64 bytes.
+const SHORT_WORDS: usize = 16;
+/// Words of the item of a run.
+const RUN_WORDS: usize = (ITEM_HEADER + size_of::<Vec>()) / 8;
 
 /// kdbus.message: bytes of one PAYLOAD_VEC.
 const VEC_MAX: usize = 2 << 20;
@@ -265,38 +269,92 @@ impl<'a, F: Copy> Message<'a, F> {
         bloom: &BloomParameter,
         send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
     ) -> Result<R, SendError> {
+        let cookie = self.cookie.unwrap_or_else(cookie);
+        if let Some(at) = self.only_run() {
+            return self.write_short(cookie, at, send);
+        }
+        let (size, parts) = self.extent(bloom);
+        if size <= SMALL_SIZE && parts <= SMALL_PARTS {
+            self.write_small(cookie, bloom, send)
+        } else {
+            self.write_large(cookie, bloom, send)
+        }
+    }
+
+    #[inline]
+    fn header(&self, cookie: u64, size: usize) -> Msg {
         let expects_reply = self.flags.contains(MsgFlags::EXPECT_REPLY);
-        let header = Msg {
-            size: 0,
+        Msg {
+            size: size as u64,
             flags: self.flags.bits(),
             priority: self.priority,
             dst_id: self.id,
             src_id: 0,
             payload_type: self.payload_type,
-            cookie: self.cookie.unwrap_or_else(cookie),
+            cookie,
             timeout_or_reply: if expects_reply {
                 self.timeout_or_reply.max(1)
             } else {
                 self.timeout_or_reply
             },
-        };
-        let (size, parts) = self.extent(bloom);
-        if size <= SMALL_SIZE && parts <= SMALL_PARTS {
-            self.write(&mut Buffer::<SMALL_SIZE>::zeroed().0, header, bloom, &mut Small::new(), send)
-        } else {
-            self.write_large(header, bloom, send)
         }
+    }
+
+    /// The word of the items at which the run of bytes stands, if that is all there is but a name that is not
+    /// long: so are most messages.
+    #[inline]
+    fn only_run(&self) -> Option<usize> {
+        let has_run = !self.payload.is_empty() && self.payload.len() <= VEC_MAX;
+        if !has_run || !self.parts.is_empty() || !self.fds.is_empty() || !matches!(self.filter, Filter::None)
+        {
+            return None;
+        }
+        let at = self.name.map_or(0, |name| (ITEM_HEADER + name.as_str().len() + 1).div_ceil(8));
+        (at <= SHORT_WORDS - RUN_WORDS).then_some(at)
+    }
+
+    /// Puts a message of [one run](Self::only_run) together without a look at what it could have beside.
+    #[inline]
+    fn write_short<R>(
+        &self,
+        cookie: u64,
+        at: usize,
+        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
+    ) -> Result<R, SendError> {
+        let size = size_of::<Msg>() + 8 * (at + RUN_WORDS);
+        let mut short = Short { header: self.header(cookie, size), items: [0; SHORT_WORDS] };
+        if let Some(name) = self.name {
+            let name = name.as_str().as_bytes();
+            let [size, kind, text @ ..] = &mut short.items;
+            (*size, *kind) = ((ITEM_HEADER + name.len() + 1) as u64, ItemType::DST_NAME.0);
+            // A NUL and zeros stand behind it.
+            text.as_mut_bytes().get_mut(..name.len()).ok_or(SendError::TooLarge)?.copy_from_slice(name);
+        }
+        let run = [8 * RUN_WORDS as u64, ItemType::PAYLOAD_VEC.0, self.payload.len() as u64, SOME_ADDRESS];
+        *short.items.get_mut(at..).and_then(<[u64]>::first_chunk_mut).ok_or(SendError::TooLarge)? = run;
+        let message = short.as_mut_bytes().get_mut(..size).ok_or(SendError::TooLarge)?;
+        Ok(send(&mut Outgoing { message, payload: &[self.payload], fds: &[] }, cookie))
+    }
+
+    #[inline(never)]
+    fn write_small<R>(
+        &self,
+        cookie: u64,
+        bloom: &BloomParameter,
+        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
+    ) -> Result<R, SendError> {
+        self.write(&mut Buffer::<SMALL_SIZE>::zeroed().0, cookie, bloom, &mut Small::new(), send)
     }
 
     #[cold]
     #[inline(never)]
     fn write_large<R>(
         &self,
-        header: Msg,
+        cookie: u64,
         bloom: &BloomParameter,
         send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
     ) -> Result<R, SendError> {
-        self.write(&mut Buffer::<MESSAGE_SIZE>::zeroed().0, header, bloom, &mut Large::new(), send)
+        self.write(&mut Buffer::<MESSAGE_SIZE>::zeroed().0, cookie, bloom, &mut Large::new(), send)
     }
 
     /// Bytes of header and items and number of byte runs, never less than there will be.
@@ -332,7 +390,7 @@ impl<'a, F: Copy> Message<'a, F> {
     fn write<R, const PARTS: usize>(
         &self,
         buffer: &mut [u8],
-        header: Msg,
+        cookie: u64,
         bloom: &BloomParameter,
         payload: &mut heapless::Vec<&'a [u8], PARTS>,
         send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
@@ -378,14 +436,21 @@ impl<'a, F: Copy> Message<'a, F> {
             }
         }
         let size = items.len();
-        let header = Msg { size: size as u64, ..header };
-        buffer[..size_of::<Msg>()].copy_from_slice(header.as_bytes());
+        buffer[..size_of::<Msg>()].copy_from_slice(self.header(cookie, size).as_bytes());
         if let Some((topic, range)) = topic_bits {
             topic.fill(&mut buffer[range], bloom.n_hash);
         }
         let padded = align8(size as u64) as usize;
-        Ok(send(&mut Outgoing { message: &mut buffer[..padded], payload, fds: &fds }, header.cookie))
+        Ok(send(&mut Outgoing { message: &mut buffer[..padded], payload, fds: &fds }, cookie))
     }
+}
+
+/// Header and items of a message of one run.
+#[derive(FromBytes, IntoBytes)]
+#[repr(C)]
+struct Short {
+    header: Msg,
+    items: [u64; SHORT_WORDS],
 }
 
 /// 8-byte aligned, as the commands of the bus have to be.
@@ -468,8 +533,6 @@ mod tests {
     extern crate std;
     use std::vec;
     use std::vec::Vec as StdVec;
-
-    use zerocopy::FromBytes;
 
     use super::*;
     use crate::abi::{CMD_MAX_SIZE, Frame, Items, MESSAGE};
