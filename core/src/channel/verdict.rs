@@ -55,12 +55,27 @@ impl Verdict {
         }
         Some(Self { closed: false, epoch: self.epoch + 1, tail: self.tail })
     }
+}
 
-    /// The same lane, `words` further. `None` if it is worn out.
-    pub(super) const fn advanced(self, words: u64) -> Option<Self> {
-        let tail = self.tail.saturating_add(words);
-        if tail > TAIL_MASK { None } else { Some(Self { tail, ..self }) }
-    }
+/// Whether a word says that messages can be committed.
+pub(super) const fn is_open(word: u64) -> bool {
+    let epoch = word >> TAIL_BITS;
+    epoch != 0 && epoch <= EPOCH_MASK
+}
+
+/// Whether two words say the same but for their tails.
+pub(super) const fn is_same_epoch(word: u64, other: u64) -> bool {
+    (word ^ other) >> TAIL_BITS == 0
+}
+
+/// The tail that a word says.
+pub(super) const fn tail(word: u64) -> u64 {
+    word & TAIL_MASK
+}
+
+/// What a word says of the same lane, `words` further. `None` if it is worn out.
+pub(super) const fn advanced(word: u64, words: u64) -> Option<u64> {
+    if words > TAIL_MASK - tail(word) { None } else { Some(word + words) }
 }
 
 #[cfg(test)]
@@ -87,6 +102,23 @@ mod tests {
         let closed = Verdict { closed: true, tail: 9, ..open };
         assert_eq!(closed.reopened(), Some(Verdict { closed: false, epoch: 2, tail: 9 }));
         assert_eq!(Verdict { epoch: 0x7ff, ..closed }.reopened(), None);
-        assert_eq!(Verdict { tail: TAIL_MASK, ..open }.advanced(1), None);
+        assert_eq!(advanced(Verdict { tail: TAIL_MASK, ..open }.word(), 1), None);
+        assert_eq!(advanced(open.word(), 7), Some(Verdict { tail: 7, ..open }.word()));
+        assert_eq!(advanced(open.word(), u64::MAX), None);
+    }
+
+    #[test]
+    fn a_word_says_the_same_without_being_taken_apart() {
+        let (never, open) = (Verdict::NEVER, Verdict { closed: false, epoch: 5, tail: 77 });
+        let closed = Verdict { closed: true, ..open };
+        let all = [never, open, closed, Verdict { epoch: 0x7ff, ..open }, Verdict { epoch: 0x7ff, ..closed }];
+        for verdict in all {
+            let word = verdict.word();
+            assert_eq!((is_open(word), tail(word)), (verdict.is_open(), verdict.tail));
+            for other in all.map(|other| Verdict { tail: 9, ..other }) {
+                let is_same = (verdict.closed, verdict.epoch) == (other.closed, other.epoch);
+                assert_eq!(is_same_epoch(word, other.word()), is_same);
+            }
+        }
     }
 }

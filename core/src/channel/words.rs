@@ -30,6 +30,16 @@ pub trait Words {
     /// Stores `new` at `index` if the word there is `expected`, acquiring and releasing. True if so.
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool;
 
+    /// Stores all of `words` from `index` on, one after another; those beyond the end, or all if some are, are left out.
+    fn store_all<const N: usize>(&self, index: usize, words: [u64; N])
+    where
+        Self: Sized,
+    {
+        for (at, word) in words.into_iter().enumerate() {
+            self.store(index + at, word);
+        }
+    }
+
     /// Stores words from `index` on, in native byte order and in no order among them. Those beyond the end are
     /// left out.
     fn store_run(&self, index: usize, words: &[[u8; 8]]) {

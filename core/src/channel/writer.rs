@@ -3,7 +3,7 @@
 use super::lane::{
     ABANDONED, CONTROL_AT, COUNT_AT, HEAD, LaneHead, LaneLayout, NotByLane, RETURNED_AT, WISH_AT,
 };
-use super::verdict::Verdict;
+use super::verdict;
 use super::words::Words;
 
 /// The sender's side of a lane.
@@ -17,7 +17,7 @@ pub struct LaneWriter<L, B, V> {
     at: usize,
     layout: LaneLayout,
     /// The control word as it has to be for the next commit.
-    control: Verdict,
+    control: u64,
     /// Words that were received when it was last looked at: the receiver's cache line is left alone while that suffices.
     returned: u64,
     /// The wish for a bell that was fulfilled last.
@@ -38,7 +38,8 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
             verdicts,
             at,
             layout,
-            control: Verdict::NEVER,
+            // As on a lane that was never opened.
+            control: 0,
             returned: 0,
             rung: 0,
             count: 0,
@@ -47,8 +48,9 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
 
     /// Whether messages can be sent now.
     #[must_use]
+    #[inline]
     pub fn is_open(&self) -> bool {
-        Verdict::from_word(self.verdicts.load(self.at)).is_open()
+        verdict::is_open(self.verdicts.load(self.at))
     }
 
     /// Where the verdict stands.
@@ -62,18 +64,19 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
     /// # Errors
     ///
     /// [`NotByLane`].
+    #[inline(always)]
     pub fn reserve(&mut self, head: LaneHead) -> Result<Reserved<'_, L, B, V>, NotByLane> {
-        let verdict = Verdict::from_word(self.verdicts.load(self.at));
-        if !verdict.is_open() {
+        let verdict = self.verdicts.load(self.at);
+        if !verdict::is_open(verdict) {
             return Err(NotByLane::Closed);
         }
-        if verdict.epoch != self.control.epoch {
+        if !verdict::is_same_epoch(verdict, self.control) {
             // Opened anew, where the bus says.
             self.control = verdict;
         }
         let words = head.words().ok_or(NotByLane::Full)?;
-        let next = self.control.advanced(words).ok_or(NotByLane::Full)?;
-        let start = self.control.tail;
+        let next = verdict::advanced(self.control, words).ok_or(NotByLane::Full)?;
+        let start = verdict::tail(self.control);
         if !self.has_room(start, words) {
             self.returned = self.back.load(RETURNED_AT);
             if self.returned == ABANDONED {
@@ -83,11 +86,16 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
                 return Err(NotByLane::Full);
             }
         }
-        for (at, word) in (start..).zip([head.first, head.second, head.key, head.call]) {
-            self.lane.store(self.layout.at(at), word);
+        let told = [head.first, head.second, head.key, head.call];
+        if self.layout.to_end(start) >= told.len() {
+            self.lane.store_all(self.layout.at(start), told);
+        } else {
+            for (at, word) in (start..).zip(told) {
+                self.lane.store(self.layout.at(at), word);
+            }
         }
-        let at = start + HEAD;
-        Ok(Reserved { writer: self, next, at, partial: [0; 8], filled: 0 })
+        let (at, left) = (self.layout.at(start + HEAD), (words - HEAD) as usize);
+        Ok(Reserved { writer: self, next, at, left, partial: [0; 8], filled: 0 })
     }
 
     /// Whether `words` fit behind `start`, as far as is known of what was received.
@@ -101,8 +109,11 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
 #[derive(Debug)]
 pub struct Reserved<'a, L, B, V> {
     writer: &'a mut LaneWriter<L, B, V>,
-    next: Verdict,
-    at: u64,
+    /// The control word once it is sent.
+    next: u64,
+    /// Where the next word goes, and how many may follow.
+    at: usize,
+    left: usize,
     partial: [u8; 8],
     filled: usize,
 }
@@ -142,6 +153,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     }
 
     /// Ends the first part: the next byte starts a word.
+    #[inline]
     pub fn next_part(&mut self) {
         if self.filled != 0 {
             self.word(u64::from_ne_bytes(self.partial));
@@ -156,17 +168,19 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     ///
     /// [`NotByLane::Closed`] if the lane was closed before: nothing was sent.
     #[must_use = "a receiver that sleeps has to be woken"]
+    #[inline]
     pub fn commit(mut self) -> Result<bool, NotByLane> {
         self.next_part();
         let Self { writer, next, .. } = self;
-        if !writer.lane.replace(CONTROL_AT, writer.control.word(), next.word()) {
+        if !writer.lane.replace(CONTROL_AT, writer.control, next) {
             return Err(NotByLane::Closed);
         }
         // The control word is for the bus to close; somebody else may have opened it since. The verdict decides.
         // One that has moved on to another epoch has the final tail of this one in its own.
-        let verdict = Verdict::from_word(writer.verdicts.load(writer.at));
-        let still_open = verdict.is_open() && verdict.epoch == next.epoch;
-        if !still_open && verdict.tail < next.tail {
+        let verdict = writer.verdicts.load(writer.at);
+        // The next word is that of an open lane.
+        let still_open = verdict::is_same_epoch(verdict, next);
+        if !still_open && verdict::tail(verdict) < verdict::tail(next) {
             return Err(NotByLane::Closed);
         }
         writer.control = next;
@@ -179,21 +193,25 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     }
 
     /// Appends whole words, in one go up to the end of the ring.
+    #[inline]
     fn run(&mut self, words: &[[u8; 8]]) {
-        let reserved = self.next.tail.saturating_sub(self.at).min(words.len() as u64) as usize;
-        let (lane, layout) = (&self.writer.lane, self.writer.layout);
-        let (head, tail) = words[..reserved].split_at(layout.to_end(self.at).min(reserved));
-        lane.store_run(layout.at(self.at), head);
-        if !tail.is_empty() {
-            lane.store_run(layout.at(0), tail);
+        let words = words.get(..self.left).unwrap_or(words);
+        self.left -= words.len();
+        let LaneWriter { lane, layout, .. } = &*self.writer;
+        match words.split_at_checked(layout.lane_words() - self.at) {
+            None => {
+                lane.store_run(self.at, words);
+                self.at += words.len();
+            }
+            Some((head, tail)) => {
+                lane.store_run(self.at, head);
+                lane.store_run(layout.at(0), tail);
+                self.at = layout.at(0) + tail.len();
+            }
         }
-        self.at += reserved as u64;
     }
 
     fn word(&mut self, word: u64) {
-        if self.at < self.next.tail {
-            self.writer.lane.store(self.writer.layout.at(self.at), word);
-            self.at += 1;
-        }
+        self.run(&[word.to_ne_bytes()]);
     }
 }

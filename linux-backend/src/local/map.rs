@@ -7,7 +7,7 @@
 use core::fmt;
 use core::ops::{Deref, DerefMut, Range};
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use kdbus_core::channel::Words;
 use rustix::fd::{AsFd, OwnedFd};
@@ -421,6 +421,14 @@ impl Words for WordMap {
     #[inline]
     fn store(&self, index: usize, value: u64) {
         self.for_writing().store(index, value);
+    }
+
+    #[inline]
+    fn store_all<const N: usize>(&self, index: usize, words: [u64; N]) {
+        let Some(places) = self.for_writing().get(index..).and_then(<[_]>::first_chunk::<N>) else { return };
+        for (place, word) in places.iter().zip(words) {
+            place.store(word, Ordering::Release);
+        }
     }
 
     #[inline]
