@@ -168,7 +168,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     ///
     /// [`NotByLane::Closed`] if the lane was closed before: nothing was sent.
     #[must_use = "a receiver that sleeps has to be woken"]
-    #[inline]
+    #[inline(always)]
     pub fn commit(mut self) -> Result<bool, NotByLane> {
         self.next_part();
         let Self { writer, next, .. } = self;

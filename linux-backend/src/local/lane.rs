@@ -218,6 +218,7 @@ impl OutLane {
 
     /// Whether messages can be sent now. A lane is opened some time after it was given.
     #[must_use]
+    #[inline]
     pub fn is_open(&self) -> bool {
         self.writer.is_open()
     }

@@ -132,134 +132,135 @@ impl OutLanes {
 
     /// Sends a call that its connection waits for by lane, if it can go by one. What would be refused cannot.
     pub(super) fn call<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>) -> Option<Call> {
-        match self.send(handle, None, message, true) {
-            Way::Lane => self.calls.waited().copied(),
-            Way::Bus | Way::Claim(_) | Way::ClaimByName(_) => None,
+        if self.send(handle, message, true) { self.calls.waited().copied() } else { None }
+    }
+
+    /// Sends a message that answers nothing by lane, if it can go by one. With `waits`, it has to be a call, and its
+    /// connection waits for its end.
+    pub(super) fn send<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>, waits: bool) -> bool {
+        let Some((sendable, is_last)) = self.look_at(message.message) else { return false };
+        let (route, cookie) = (sendable.route, sendable.header.cookie);
+        let deadline = Instant::from_nanos(sendable.header.timeout_ns());
+        let len = sendable.len.next_multiple_of(8) as usize;
+        let is_call = route == Route::Call;
+        if !is_call && (waits || route != Route::Plain) {
+            return false;
+        }
+        // kdbus: a deadline that a signed number does not hold has passed for who waits. Of two replies that kdbusd brings,
+        // only kdbusd knows which one is for whom.
+        if waits && (deadline > WAIT_MAX || self.calls.has_cookie(cookie)) {
+            return false;
+        }
+        if !message.fds.is_empty() || self.detour.next() {
+            return false;
+        }
+        let at = if is_last { Some(self.last) } else { self.lane_to(handle, To::of(&sendable)) };
+        let Some(at) = at else { return false };
+        let full = |calls: u32| calls + self.by_bus >= CALLS_MAX as u32;
+        if is_call && full(self.calls.len()) && full(self.waiting_calls()) {
+            // kdbusd knows how many of those through it are still open.
+            return false;
+        }
+        let Some(Some(Outward { lane, .. })) = self.lanes.get_mut(at) else { return false };
+        let Some(first) = message.message.get(..len) else { return false };
+        let begun = bell::now();
+        let now = begun.as_nanos();
+        let sent = if !is_call {
+            lane.send(now, 0, first, message.payload).is_ok()
+        } else if waits {
+            if deadline.as_nanos() <= now {
+                return false;
+            }
+            let name = self.calls.wait_for(at, lane.receiver(), cookie, begun, deadline);
+            lane.begin(name, cookie, begun);
+            let goes_on = lane.send_call(now, name, first, message.payload);
+            if !goes_on {
+                self.calls.stop_waiting();
+            }
+            goes_on
+        } else {
+            let Some(name) = self.calls.open(at, lane.receiver(), cookie, begun, deadline) else {
+                return false;
+            };
+            lane.begin(name, cookie, begun);
+            point::pass(Point::CallBegun);
+            let goes_on = lane.send_call(now, name, first, message.payload);
+            if !goes_on {
+                self.calls.close(name);
+            }
+            goes_on
+        };
+        if sent {
+            self.last = at;
+        }
+        sent
+    }
+
+    /// Sends a reply by lane, if it can go by one. `inward` is where the call came in that it may answer.
+    pub(super) fn reply<F>(
+        &mut self,
+        handle: &Handle,
+        inward: Option<&mut InLanes>,
+        message: &mut Outgoing<'_, F>,
+    ) -> Way {
+        let Some(inward) = inward else { return Way::Bus };
+        let Some((sendable, is_last)) = self.look_at(message.message) else {
+            return by_bus(message.message, inward);
+        };
+        let Route::Reply(cookie) = sendable.route else { return Way::Bus };
+        if sendable.name.is_some() {
+            return Way::ClaimByName(cookie);
+        }
+        let caller = sendable.header.dst_id;
+        let len = sendable.len.next_multiple_of(8) as usize;
+        // Whatever way the reply takes, this is the call that it answers.
+        let Some(owed) = inward.owed(caller, cookie) else { return Way::Bus };
+        let claim = Way::Claim(owed);
+        if !message.fds.is_empty() || self.detour.next() || owed.is_contested {
+            return claim;
+        }
+        let at = if is_last { Some(self.last) } else { self.lane_to(handle, To::Id(caller)) };
+        let Some(at) = at else { return claim };
+        let Some(Some(Outward { lane, .. })) = self.lanes.get_mut(at) else { return claim };
+        let Some(first) = message.message.get(..len) else { return claim };
+        let number = owed.name.number;
+        let agreed = || {
+            let ended = inward.call(&owed).is_some_and(|call| call.end(number, CallState::Answered));
+            if ended {
+                point::pass(Point::CallAnswered);
+            }
+            ended
+        };
+        match lane.send_if(bell::now().as_nanos(), owed.name.word(), first, message.payload, agreed) {
+            Ok(true) => {
+                inward.forget_owed(&owed);
+                self.last = at;
+                Way::Lane
+            }
+            // It has ended otherwise, which kdbusd says.
+            Ok(false) => {
+                inward.forget_owed(&owed);
+                Way::Bus
+            }
+            Err(_) => {
+                let _ = inward.call(&owed).map(|call| call.reopen(number, CallState::Answered));
+                claim
+            }
         }
     }
 
-    /// Sends a message by lane, if it can go by one. `inward` is where it came in what it may answer; with `waits`, it has
-    /// to be a call, and its connection waits for its end.
-    pub(super) fn send<F>(
-        &mut self,
-        handle: &Handle,
-        mut inward: Option<&mut InLanes>,
-        message: &mut Outgoing<'_, F>,
-        waits: bool,
-    ) -> Way {
+    /// What a message is if it can go by lane, and whether it can go by the one that was used last, as most do.
+    #[inline(always)]
+    fn look_at<'m>(&self, message: &'m mut [u8]) -> Option<(Sendable<'m>, bool)> {
         let last = self.lanes.get(self.last).and_then(Option::as_ref);
         let known = last.map_or(&[][..], |outward| &outward.name);
-        let Some(sendable) = sendable(message.message, self.sender, known) else {
-            // Descriptors, say. What is no reply, or a bad one, kdbusd tells apart.
-            let header = Msg::read_from_prefix(message.message).map(|(header, _)| header);
-            let answer = header.ok().filter(|header| header.cookie_reply() != 0);
-            let Some((header, inward)) = answer.zip(inward) else { return Way::Bus };
-            if header.dst_id == DST_ID_NAME {
-                return Way::ClaimByName(header.cookie_reply());
-            }
-            return inward.owed(header.dst_id, header.cookie_reply()).map_or(Way::Bus, Way::Claim);
-        };
-        let (route, cookie) = (sendable.route, sendable.header.cookie);
-        // The same lane as the last time, mostly.
+        let sendable = sendable(message, self.sender, known)?;
         let is_last = last.is_some_and(|outward| {
             outward.lane.is_open()
                 && (sendable.is_known
                     || sendable.name.is_none() && outward.lane.receiver() == sendable.header.dst_id)
         });
-        let (to, callee) = (To::of(&sendable), sendable.header.dst_id);
-        let deadline = Instant::from_nanos(sendable.header.timeout_ns());
-        let len = sendable.len.next_multiple_of(8) as usize;
-        // Whatever way a reply takes, this is the call that it answers.
-        let owed = match (route, &mut inward) {
-            (Route::Reply(cookie), Some(_)) if sendable.name.is_some() => return Way::ClaimByName(cookie),
-            (Route::Reply(cookie), Some(inward)) => inward.owed(callee, cookie),
-            _ => None,
-        };
-        let claim = owed.map_or(Way::Bus, Way::Claim);
-        // kdbus: a deadline that a signed number does not hold has passed for who waits.
-        if waits && (route != Route::Call || deadline > WAIT_MAX) {
-            return Way::Bus;
-        }
-        if waits && self.calls.has_cookie(cookie) {
-            // Of two replies that kdbusd brings, only kdbusd knows which one is for whom.
-            return Way::Bus;
-        }
-        if matches!(route, Route::Reply(_)) && owed.is_none() || !message.fds.is_empty() {
-            return claim;
-        }
-        if self.detour.next() || owed.is_some_and(|owed| owed.is_contested) {
-            return claim;
-        }
-        let at = if is_last { Some(self.last) } else { self.lane_to(handle, to) };
-        let Some(at) = at else { return claim };
-        let full = |calls: u32| calls + self.by_bus >= CALLS_MAX as u32;
-        if route == Route::Call && full(self.calls.len()) && full(self.waiting_calls()) {
-            // kdbusd knows how many of those through it are still open.
-            return Way::Bus;
-        }
-        let Some(Some(outward)) = self.lanes.get_mut(at) else { return claim };
-        let lane = &mut outward.lane;
-        let Some(first) = message.message.get(..len) else { return claim };
-        let begun = bell::now();
-        let now = begun.as_nanos();
-        let sent = match (route, owed, inward) {
-            (Route::Call, ..) if waits => {
-                if deadline.as_nanos() <= now {
-                    return Way::Bus;
-                }
-                let name = self.calls.wait_for(at, lane.receiver(), cookie, begun, deadline);
-                lane.begin(name, cookie, begun);
-                let goes_on = lane.send_call(now, name, first, message.payload);
-                if !goes_on {
-                    self.calls.stop_waiting();
-                }
-                goes_on
-            }
-            (Route::Call, ..) => {
-                let callee = lane.receiver();
-                let name = self.calls.open(at, callee, cookie, begun, deadline);
-                let Some(name) = name else { return Way::Bus };
-                lane.begin(name, cookie, begun);
-                point::pass(Point::CallBegun);
-                let goes_on = lane.send_call(now, name, first, message.payload);
-                if !goes_on {
-                    self.calls.close(name);
-                }
-                goes_on
-            }
-            (_, Some(owed), Some(inward)) => {
-                let number = owed.name.number;
-                let agreed = || {
-                    let ended = inward.call(&owed).is_some_and(|call| call.end(number, CallState::Answered));
-                    if ended {
-                        point::pass(Point::CallAnswered);
-                    }
-                    ended
-                };
-                match lane.send_if(now, owed.name.word(), first, message.payload, agreed) {
-                    Ok(true) => {
-                        inward.forget_owed(&owed);
-                        true
-                    }
-                    // It has ended otherwise, which kdbusd says.
-                    Ok(false) => {
-                        inward.forget_owed(&owed);
-                        return Way::Bus;
-                    }
-                    Err(_) => {
-                        let call = inward.call(&owed);
-                        let _ = call.map(|call| call.reopen(number, CallState::Answered));
-                        false
-                    }
-                }
-            }
-            _ => lane.send(now, 0, first, message.payload).is_ok(),
-        };
-        if !sent {
-            return claim;
-        }
-        self.last = at;
-        Way::Lane
+        Some((sendable, is_last))
     }
 
     /// Lanes that are open.
@@ -440,6 +441,17 @@ impl OutLanes {
         let is_named = name.is_empty() || outward.lane.is_for(&name);
         outward.name = if is_named { name } else { Name::new() };
         if is_named { at.ok_or(full) } else { Err(Failure::Refused(kdbus_core::abi::Errno::EAGAIN)) }
+    }
+}
+
+/// Which way a reply takes that cannot go by lane: one with descriptors, say. A bad one, kdbusd tells apart.
+#[cold]
+fn by_bus(message: &[u8], inward: &mut InLanes) -> Way {
+    let Ok((header, _)) = Msg::read_from_prefix(message) else { return Way::Bus };
+    match header.cookie_reply() {
+        0 => Way::Bus,
+        cookie if header.dst_id == DST_ID_NAME => Way::ClaimByName(cookie),
+        cookie => inward.owed(header.dst_id, cookie).map_or(Way::Bus, Way::Claim),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The transport over kdbusd.
 
-use core::cell::{Cell, OnceCell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell, RefMut};
 
 use kdbus_core::abi::{
     Cmd, CmdFree, CmdHello, Command, Errno, FLAG_NEGOTIATE, Frame, HelloFlags, Msg, RecvFlags, SendFlags,
@@ -262,6 +262,51 @@ impl LocalTransport {
         Ok(())
     }
 
+    /// Sends a message through kdbusd, as what `way` says.
+    #[inline(never)]
+    fn send_by_bus(
+        &self,
+        message: &mut Outgoing<'_, BorrowedFd<'_>>,
+        way: Way,
+        mut receiver: RefMut<'_, Option<Receiver<WordMap, WordMap>>>,
+    ) -> Result<(), Failure> {
+        let mut inward = receiver.as_mut().and_then(Receiver::lanes);
+        let (mut owed, by_name) = match way {
+            Way::Lane | Way::Bus => (None, None),
+            Way::Claim(owed) => (Some(owed), None),
+            Way::ClaimByName(cookie) => {
+                (inward.as_mut().and_then(|inward| inward.owed_to_any(None, cookie)), Some(cookie))
+            }
+        };
+        // Ends: each round is about another lane, or the last one.
+        let sent = loop {
+            let lane = owed.and_then(|owed| inward.as_ref()?.number(&owed));
+            let beside = match owed.zip(lane) {
+                Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
+                None => self.open_calls(),
+            };
+            let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
+            let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside, None);
+            let next = (by_name, inward.as_mut(), owed);
+            if let (Err(Failure::Refused(Errno::EBADSLT)), (Some(cookie), Some(inward), Some(last))) =
+                (&sent, next)
+            {
+                // It was another one who called, or it has ended.
+                owed = inward.owed_to_any(Some(&last), cookie);
+                continue;
+            }
+            break sent;
+        };
+        if let (Ok((_, answer)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
+            outward.set_by_bus(answer.lane);
+        }
+        if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
+            inward.forget_ended(&owed);
+        }
+        drop(receiver);
+        sent.map(|_| ()).map_err(|failure| self.refused(failure))
+    }
+
     /// Where messages lie that came by lane.
     pub(super) fn arena(&self) -> Option<&Arena> {
         gate()?;
@@ -351,16 +396,19 @@ impl Transport for LocalTransport {
     fn send(&self, message: &mut Outgoing<'_, BorrowedFd<'_>>) -> Result<(), Failure> {
         self.check()?;
         let mut receiver = self.receiver.borrow_mut();
-        if gate().is_some()
-            && let Some(receiver) = receiver.as_mut()
-            && is_reply(message.message)
-        {
-            receiver.look_at_calls(self.handle.pool());
-        }
-        let mut inward = receiver.as_mut().and_then(Receiver::lanes);
         let way = match &mut *self.outward.borrow_mut() {
             Some(outward) if gate().is_some() => {
-                let way = outward.send(&self.handle, inward.as_deref_mut(), message, false);
+                let way = if is_reply(message.message) {
+                    let mut receiver = receiver.as_mut();
+                    if let Some(receiver) = &mut receiver {
+                        receiver.look_at_calls(self.handle.pool());
+                    }
+                    outward.reply(&self.handle, receiver.and_then(Receiver::lanes), message)
+                } else if outward.send(&self.handle, message, false) {
+                    Way::Lane
+                } else {
+                    Way::Bus
+                };
                 if self.bell.is_watched() && !outward.calls().is_empty() {
                     self.bell.set_timer(outward.calls().next());
                 }
@@ -368,41 +416,10 @@ impl Transport for LocalTransport {
             }
             _ => Way::Bus,
         };
-        let (mut owed, by_name) = match way {
-            Way::Lane => return self.beat(),
-            Way::Bus => (None, None),
-            Way::Claim(owed) => (Some(owed), None),
-            Way::ClaimByName(cookie) => {
-                (inward.as_mut().and_then(|inward| inward.owed_to_any(None, cookie)), Some(cookie))
-            }
-        };
-        // Ends: each round is about another lane, or the last one.
-        let sent = loop {
-            let lane = owed.and_then(|owed| inward.as_ref()?.number(&owed));
-            let beside = match owed.zip(lane) {
-                Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
-                None => self.open_calls(),
-            };
-            let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
-            let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside, None);
-            let next = (by_name, inward.as_mut(), owed);
-            if let (Err(Failure::Refused(Errno::EBADSLT)), (Some(cookie), Some(inward), Some(last))) =
-                (&sent, next)
-            {
-                // It was another one who called, or it has ended.
-                owed = inward.owed_to_any(Some(&last), cookie);
-                continue;
-            }
-            break sent;
-        };
-        if let (Ok((_, answer)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
-            outward.set_by_bus(answer.lane);
+        match way {
+            Way::Lane => self.beat(),
+            way => self.send_by_bus(message, way, receiver),
         }
-        if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
-            inward.forget_ended(&owed);
-        }
-        drop(receiver);
-        sent.map(|_| ()).map_err(|failure| self.refused(failure))
     }
 
     fn call_into(
