@@ -73,13 +73,18 @@ impl Head {
 /// Several can be held at once. What cannot be in a message never gets here: a message whose items do not
 /// hold together is discarded on arrival and counted in [`Stats`](super::Stats).
 pub struct Delivery<'c, T: Transport + 'c> {
+    fds: heapless::Vec<Option<T::Fd>, MESSAGE_FDS_MAX, u8>,
+    message: Checked<'c, T>,
+}
+
+/// A message that holds together, without its descriptors: the room for them is moved once only.
+pub(super) struct Checked<'c, T: Transport + 'c> {
     header: Msg,
-    info: MsgInfo,
+    return_flags: u64,
     /// The first run of payload bytes, within the slice.
     run: Range<usize>,
     payload_len: u64,
     passed: u8,
-    fds: heapless::Vec<Option<T::Fd>, MESSAGE_FDS_MAX>,
     slice: Slice<'c, T>,
 }
 
@@ -105,44 +110,26 @@ impl<'c, T: Transport> Delivery<'c, T> {
     /// Checks what a transport received. `None` if it does not hold together; then its slice is free again.
     ///
     /// It is left without its descriptors: passing it by reference saves a move of the room for them.
-    #[inline]
     pub(super) fn new(transport: &'c T, incoming: &mut Incoming<T::Fd>) -> Option<Self> {
-        let info = incoming.info;
-        let slice = Slice::new(transport, info.offset, info.msg_size)?;
-        let (header, _) = Msg::read_from_prefix(&slice).ok()?;
-        let Outline { run, payload_len, passed } = Outline::check(&slice, &header)?;
-        let mut fds = heapless::Vec::new();
-        if !incoming.fds.is_empty() {
-            // Both vectors have the same capacity, so nothing is left over.
-            fds.extend(core::mem::take(&mut incoming.fds).into_iter().map(Some));
-        }
-        Some(Self { header, info, run, payload_len, passed, fds, slice })
-    }
-
-    /// Back to what the transport received, with the slice still published.
-    pub(super) fn into_incoming(self) -> Incoming<T::Fd> {
-        let mut fds = heapless::Vec::new();
-        fds.extend(self.fds.into_iter().flatten());
-        self.slice.keep();
-        Incoming { info: self.info, fds }
+        Some(Checked::new(transport, &incoming.info)?.with_fds(incoming))
     }
 
     /// The sending connection; 0 is the bus itself.
     #[must_use]
     pub const fn sender(&self) -> u64 {
-        self.header.src_id
+        self.message.header.src_id
     }
 
     /// Where it was sent: an id, 0 for a name alone, or [`DST_ID_BROADCAST`].
     #[must_use]
     pub const fn destination(&self) -> u64 {
-        self.header.dst_id
+        self.message.header.dst_id
     }
 
     /// Whether it was sent to everybody.
     #[must_use]
     pub const fn is_broadcast(&self) -> bool {
-        self.header.dst_id == DST_ID_BROADCAST
+        self.message.header.dst_id == DST_ID_BROADCAST
     }
 
     /// The name it was sent to, if it was sent to a name.
@@ -154,49 +141,53 @@ impl<'c, T: Transport> Delivery<'c, T> {
     /// The sender's number for the message.
     #[must_use]
     pub const fn cookie(&self) -> u64 {
-        self.header.cookie
+        self.message.header.cookie
     }
 
     /// The cookie that it answers, or 0 if it is no reply.
     #[must_use]
     pub const fn cookie_reply(&self) -> u64 {
-        self.header.cookie_reply()
+        self.message.header.cookie_reply()
     }
 
     /// Until when the caller waits, if this is a call.
     #[must_use]
     pub const fn deadline(&self) -> Option<Instant> {
-        if self.header.expects_reply() { Some(Instant::from_nanos(self.header.timeout_ns())) } else { None }
+        if self.message.header.expects_reply() {
+            Some(Instant::from_nanos(self.message.header.timeout_ns()))
+        } else {
+            None
+        }
     }
 
     /// How urgent it is; the lowest value is the most urgent.
     #[must_use]
     pub const fn priority(&self) -> i64 {
-        self.header.priority
+        self.message.header.priority
     }
 
     /// What kind of payload it has, by the sender's choice; 0 for notifications.
     #[must_use]
     pub const fn payload_type(&self) -> u64 {
-        self.header.payload_type
+        self.message.header.payload_type
     }
 
     /// Its flags.
     #[must_use]
     pub const fn flags(&self) -> MsgFlags {
-        MsgFlags::from_bits_retain(self.header.flags)
+        MsgFlags::from_bits_retain(self.message.header.flags)
     }
 
     /// What it is.
     #[must_use]
     pub const fn kind(&self) -> Kind {
-        kind(&self.header)
+        self.message.kind()
     }
 
     /// Whether it is a signal about `topic`, by the hash that travels as the cookie.
     #[must_use]
     pub const fn is_about(&self, topic: Topic<'_>) -> bool {
-        matches!(self.kind(), Kind::Signal) && self.header.cookie == topic.hash()
+        matches!(self.kind(), Kind::Signal) && self.message.header.cookie == topic.hash()
     }
 
     /// What the bus announces with it, if it is a notification.
@@ -205,22 +196,13 @@ impl<'c, T: Transport> Delivery<'c, T> {
         if self.kind() != Kind::Notification {
             return None;
         }
-        self.items().find_map(|item| Notification::from_item(&item, self.header.cookie_reply()))
-    }
-
-    /// The item by which the bus announces something, if this is a notification.
-    pub(super) fn announces(&self) -> Option<ItemType> {
-        if self.kind() != Kind::Notification {
-            return None;
-        }
-        let announces = |kind: &ItemType| (ItemType::NAME_ADD.0..=ItemType::REPLY_DEAD.0).contains(&kind.0);
-        self.items().map(|item| item.kind).find(announces)
+        self.items().find_map(|item| Notification::from_item(&item, self.message.header.cookie_reply()))
     }
 
     /// What the bus tells about the sender.
     #[must_use]
     pub fn metadata(&self) -> Metadata<'_> {
-        Metadata::new(self.item_area())
+        Metadata::new(self.message.item_area())
     }
 
     /// The payload, if the sender gave it as bytes only. In `O(1)`.
@@ -229,23 +211,23 @@ impl<'c, T: Transport> Delivery<'c, T> {
     /// [`payload_len`](Self::payload_len).
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        self.slice.get(self.run.clone()).unwrap_or_default()
+        self.message.slice.get(self.message.run.clone()).unwrap_or_default()
     }
 
     /// Bytes of the whole payload: runs of bytes, zeros and memfd ranges.
     #[must_use]
     pub const fn payload_len(&self) -> u64 {
-        self.payload_len
+        self.message.payload_len
     }
 
     /// The parts of the payload as they were sent. Cost: a pass over the items.
     pub fn parts(&self) -> impl Iterator<Item = ReceivedPart<'_, T::Fd>> {
-        let mut installed = usize::from(self.passed);
-        let slice: &[u8] = &self.slice;
+        let mut installed = usize::from(self.message.passed);
+        let slice: &[u8] = &self.message.slice;
         self.items().filter_map(move |item| match item.kind {
             ItemType::PAYLOAD_OFF => {
                 let Vec { size, address: offset } = item.record()?;
-                Some(match place(slice, &self.header, offset, size)? {
+                Some(match place(slice, &self.message.header, offset, size)? {
                     Some(range) => ReceivedPart::Bytes(slice.get(range)?),
                     None => ReceivedPart::Zeros(size),
                 })
@@ -274,7 +256,7 @@ impl<'c, T: Transport> Delivery<'c, T> {
         let mut numbers = self.items().filter(|item| item.kind == ItemType::FDS).flat_map(|item| item.fds());
         // A number of -1 has no descriptor behind it.
         let installed = numbers.by_ref().take(index).filter(|number| *number >= 0).count();
-        if numbers.next()? < 0 || installed >= usize::from(self.passed) {
+        if numbers.next()? < 0 || installed >= usize::from(self.message.passed) {
             return None;
         }
         drop(numbers);
@@ -293,17 +275,66 @@ impl<'c, T: Transport> Delivery<'c, T> {
             return None;
         }
         drop(numbers);
-        self.fds.get_mut(usize::from(self.passed) + installed)?.take()
+        self.fds.get_mut(usize::from(self.message.passed) + installed)?.take()
     }
 
     /// Whether a descriptor of the message could not be installed here.
     #[must_use]
     pub const fn has_incomplete_fds(&self) -> bool {
-        self.info.return_flags & RecvReturnFlags::INCOMPLETE_FDS.bits() != 0
+        self.message.return_flags & RecvReturnFlags::INCOMPLETE_FDS.bits() != 0
+    }
+
+    fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        self.message.items()
+    }
+}
+
+impl<'c, T: Transport> Checked<'c, T> {
+    /// Checks the message at `info`. `None` if it does not hold together; then its slice is free again.
+    #[inline]
+    pub(super) fn new(transport: &'c T, info: &MsgInfo) -> Option<Self> {
+        let slice = Slice::new(transport, info.offset, info.msg_size)?;
+        let (header, _) = Msg::read_from_prefix(&slice).ok()?;
+        let Outline { run, payload_len, passed } = Outline::check(&slice, &header)?;
+        Some(Self { header, return_flags: info.return_flags, run, payload_len, passed, slice })
+    }
+
+    /// The message, which has no descriptors.
+    #[inline]
+    pub(super) const fn without_fds(self) -> Delivery<'c, T> {
+        Delivery { fds: heapless::Vec::new(), message: self }
+    }
+
+    /// The message with the descriptors of `incoming`, which is left without them.
+    pub(super) fn with_fds(self, incoming: &mut Incoming<T::Fd>) -> Delivery<'c, T> {
+        let mut message = self.without_fds();
+        // Both vectors have the same capacity, so nothing is left over.
+        message.fds.extend(core::mem::take(&mut incoming.fds).into_iter().map(Some));
+        message
+    }
+
+    /// Leaves its slice published.
+    pub(super) fn keep(self) {
+        self.slice.keep();
     }
 
     pub(super) const fn header(&self) -> &Msg {
         &self.header
+    }
+
+    /// What it is.
+    #[inline]
+    pub(super) const fn kind(&self) -> Kind {
+        kind(&self.header)
+    }
+
+    /// The item by which the bus announces something, if this is a notification.
+    pub(super) fn announces(&self) -> Option<ItemType> {
+        if self.kind() != Kind::Notification {
+            return None;
+        }
+        let announces = |kind: &ItemType| (ItemType::NAME_ADD.0..=ItemType::REPLY_DEAD.0).contains(&kind.0);
+        self.items().map(|item| item.kind).find(announces)
     }
 
     fn items(&self) -> impl Iterator<Item = Item<'_>> {
@@ -322,7 +353,7 @@ impl<T: Transport> fmt::Debug for Delivery<'_, T> {
             .field("kind", &self.kind())
             .field("sender", &self.sender())
             .field("cookie", &self.cookie())
-            .field("payload_len", &self.payload_len)
+            .field("payload_len", &self.payload_len())
             .finish_non_exhaustive()
     }
 }

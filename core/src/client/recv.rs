@@ -6,7 +6,7 @@ use core::task::{Context, Poll};
 use super::call::{Outcome, Slot};
 use super::connection::Connection;
 use super::deadline::Deadline;
-use super::delivery::{Delivery, Head, Kind};
+use super::delivery::{Checked, Delivery, Head, Kind};
 use super::error::RecvError;
 use super::error_reply::ErrorReply;
 use super::message::{OWN_COOKIES, ReplyTo};
@@ -234,16 +234,24 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// connection itself, and there may be more.
     #[inline]
     fn pull(&self, noise: &mut bool) -> Result<Option<Delivery<'_, T>>, RecvError> {
-        let was_full = self.inbox.borrow().is_full();
-        if let Some(message) = self.take_from_inbox(|inbox| inbox.pop_front()) {
-            if was_full {
-                // A call may have been waiting for this room. What fails now fails again for whoever waits, and
-                // is no reason to lose the message at hand.
-                let _ = self.pump();
-            }
+        let is_empty = self.inbox.borrow().is_empty();
+        if !is_empty && let Some(message) = self.pull_kept() {
             return Ok(Some(message));
         }
         self.pull_from(RecvFlags::empty(), 0, noise)
+    }
+
+    /// The message in the inbox that arrived first.
+    #[inline(never)]
+    fn pull_kept(&self) -> Option<Delivery<'_, T>> {
+        let was_full = self.inbox.borrow().is_full();
+        let message = self.take_from_inbox(|inbox| inbox.pop_front())?;
+        if was_full {
+            // A call may have been waiting for this room. What fails now fails again for whoever waits, and
+            // is no reason to lose the message at hand.
+            let _ = self.pump();
+        }
+        Some(message)
     }
 
     fn pull_from(
@@ -257,14 +265,16 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             if !self.receive(flags, limit, &mut incoming)? {
                 return Ok(None);
             }
-            let Some(message) = Delivery::new(&self.link.transport, &mut incoming) else {
+            let Some(message) = Checked::new(&self.link.transport, &incoming.info) else {
                 self.drop_malformed();
                 incoming.fds.clear();
                 continue;
             };
             match self.fate(&message) {
-                Fate::Received => return Ok(Some(message)),
-                fate => self.end_call(message, fate),
+                // Most have none, and room for none is not moved.
+                Fate::Received if incoming.fds.is_empty() => return Ok(Some(message.without_fds())),
+                Fate::Received => return Ok(Some(message.with_fds(&mut incoming))),
+                fate => self.end_call(message, &mut incoming, fate),
             }
         }
         *noise = true;
@@ -280,9 +290,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     /// Puts a message into the inbox, in which the caller saw room.
-    fn keep(&self, message: Delivery<'_, T>) {
-        let priority = message.priority();
-        let kept = self.inbox.borrow_mut().push(priority, message.into_incoming());
+    fn keep(&self, message: Checked<'_, T>, incoming: Incoming<T::Fd>) {
+        let priority = message.header().priority;
+        message.keep();
+        let kept = self.inbox.borrow_mut().push(priority, incoming);
         match kept {
             Ok(()) => self.waiters.wake(Want::Message),
             // Not to be: but then its slice is not lost as well.
@@ -308,7 +319,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             return Ok(None);
         }
         // A peeked message brings no descriptors, so this one is only looked at.
-        let message = Delivery::new(&self.link.transport, &mut incoming);
+        let message = Checked::new(&self.link.transport, &incoming.info);
         Ok(Some(match message {
             Some(message) => Peeked {
                 header: *message.header(),
@@ -341,14 +352,14 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         if !self.receive(RecvFlags::empty(), 0, &mut incoming)? {
             return Ok(None);
         }
-        let Some(message) = Delivery::new(&self.link.transport, &mut incoming) else {
+        let Some(message) = Checked::new(&self.link.transport, &incoming.info) else {
             self.drop_malformed();
             return Ok(Some(false));
         };
         match self.fate(&message) {
-            Fate::Received => self.keep(message),
+            Fate::Received => self.keep(message, incoming),
             fate => {
-                self.end_call(message, fate);
+                self.end_call(message, &mut incoming, fate);
                 return Ok(Some(false));
             }
         }
@@ -362,33 +373,43 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     /// What becomes of a message. Whoever waits for a name is woken, if it tells of one.
-    fn fate(&self, message: &Delivery<'_, T>) -> Fate {
-        let answers = message.cookie_reply() & OWN_COOKIES != 0;
+    #[inline]
+    fn fate(&self, message: &Checked<'_, T>) -> Fate {
+        let answers = message.header().cookie_reply() & OWN_COOKIES != 0;
         match message.kind() {
             _ if self.link.is_monitor => Fate::Received,
             Kind::Reply if answers => Fate::Answer,
-            Kind::Notification => match message.announces() {
-                Some(ItemType::REPLY_TIMEOUT) if answers => Fate::TimedOut,
-                Some(ItemType::REPLY_DEAD) if answers => Fate::PeerDied,
-                Some(kind) if is_name_change(kind) => {
-                    self.waiters.wake(Want::Name);
-                    if self.hears_names.get() { Fate::Received } else { Fate::Unwanted }
-                }
-                _ => Fate::Received,
-            },
+            Kind::Notification => self.fate_of_notification(message, answers),
             _ => Fate::Received,
         }
     }
 
-    /// Gives the end of a call to the call, and drops what nobody wants.
-    fn end_call(&self, message: Delivery<'_, T>, fate: Fate) {
-        let cookie = message.cookie_reply();
+    #[inline(never)]
+    fn fate_of_notification(&self, message: &Checked<'_, T>, answers: bool) -> Fate {
+        match message.announces() {
+            Some(ItemType::REPLY_TIMEOUT) if answers => Fate::TimedOut,
+            Some(ItemType::REPLY_DEAD) if answers => Fate::PeerDied,
+            Some(kind) if is_name_change(kind) => {
+                self.waiters.wake(Want::Name);
+                if self.hears_names.get() { Fate::Received } else { Fate::Unwanted }
+            }
+            _ => Fate::Received,
+        }
+    }
+
+    /// Gives the end of a call to the call, and drops what nobody wants. `incoming` is left without descriptors.
+    fn end_call(&self, message: Checked<'_, T>, incoming: &mut Incoming<T::Fd>, fate: Fate) {
+        let cookie = message.header().cookie_reply();
         let outcome = match fate {
+            Fate::Answer => {
+                message.keep();
+                Outcome::Answer(core::mem::replace(incoming, Incoming::empty()))
+            }
             Fate::TimedOut => Outcome::TimedOut,
             Fate::PeerDied => Outcome::PeerDied,
-            Fate::Answer => Outcome::Answer(message.into_incoming()),
-            Fate::Received | Fate::Unwanted => return,
+            Fate::Received | Fate::Unwanted => return incoming.fds.clear(),
         };
+        incoming.fds.clear();
         match self.calls.iter().find(|slot| slot.awaits(cookie)) {
             Some(slot) => slot.complete(outcome),
             None => {
