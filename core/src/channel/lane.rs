@@ -310,22 +310,37 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     /// [`Violation`], from here on always.
     #[inline]
     pub fn peek(&mut self) -> Result<Option<LaneHead>, Violation> {
+        if self.has_next()? { Ok(self.peeked) } else { Ok(None) }
+    }
+
+    /// Whether [`peek`](Self::peek) has a message to return, which is not copied for that.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn has_next(&mut self) -> Result<bool, Violation> {
+        if self.peeked.is_some() {
+            return Ok(true);
+        }
         if self.violated {
             return Err(Violation);
         }
-        if self.peeked.is_some() {
-            return Ok(self.peeked);
-        }
+        self.look()
+    }
+
+    /// Looks for the next message.
+    fn look(&mut self) -> Result<bool, Violation> {
         if self.head == self.known {
             let words = self.tail_words();
             // The same words as before say the same.
             if words == self.seen {
-                return Ok(None);
+                return Ok(false);
             }
             self.seen = words;
             self.known = tail(words);
             if self.head == self.known {
-                return Ok(None);
+                return Ok(false);
             }
         }
         let ahead = self.known.checked_sub(self.head).ok_or_else(|| self.violation())?;
@@ -338,7 +353,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             return Err(self.violation());
         }
         self.peeked = Some(head);
-        Ok(self.peeked)
+        Ok(true)
     }
 
     /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the
@@ -427,12 +442,14 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         let second = second.get_mut(..head.second.div_ceil(8) as usize)?;
         let mut at = at + HEAD;
         for part in [first, second] {
-            let (start, count) = (at, part.len());
-            at += count as u64;
-            let (head, tail) = part.split_at_mut(self.layout.to_end(start).min(count));
-            self.lane.load_run(self.layout.at(start), head);
-            if !tail.is_empty() {
-                self.lane.load_run(self.layout.at(0), tail);
+            let start = at;
+            at += part.len() as u64;
+            match part.split_at_mut_checked(self.layout.to_end(start)) {
+                Some((head, tail)) => {
+                    self.lane.load_run(self.layout.at(start), head);
+                    self.lane.load_run(self.layout.at(0), tail);
+                }
+                None => self.lane.load_run(self.layout.at(start), part),
             }
         }
         Some(())
@@ -497,8 +514,10 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         (control, self.verdicts.load(self.at))
     }
 
+    #[cold]
     fn violation(&mut self) -> Violation {
         self.violated = true;
+        self.peeked = None;
         self.back.store(RETURNED_AT, ABANDONED);
         Violation
     }

@@ -123,6 +123,10 @@ impl Arena {
     /// Shows a range to the user, who alone holds it from now on.
     pub(super) fn hand_over(&self, held: Held) {
         let mut books = self.books.borrow_mut();
+        if held.slice.is_none() {
+            books.block(held.offset, |holders| *holders = Holders { queue: false, user: true });
+            return;
+        }
         books.show(held);
         books.release(held);
     }

@@ -244,7 +244,7 @@ impl InLanes {
     pub(super) fn has_fresh(&mut self) -> bool {
         let Self { lanes, hot, .. } = self;
         let fresh = |number: usize| match lanes.get_mut(number) {
-            Some(Some(inward)) => !inward.full && matches!(inward.lane.peek(), Ok(Some(_))),
+            Some(Some(inward)) => !inward.full && inward.lane.has_next(),
             _ => false,
         };
         (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
@@ -484,7 +484,7 @@ impl InLanes {
                 inward.lane.ask_bell();
             }
             // What came before the bell was asked for is seen here, and what comes after rings.
-            if self.hot.is_choosy() && !matches!(inward.lane.peek(), Ok(Some(_))) {
+            if self.hot.is_choosy() && !inward.lane.has_next() {
                 place -= 1;
                 self.hot.remove(place);
                 if inward.lane.is_rejected() {

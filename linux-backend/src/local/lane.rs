@@ -94,6 +94,12 @@ impl InLane {
         self.reader.peek()
     }
 
+    /// As [`LaneReader::has_next`], and false after a violation.
+    #[inline]
+    pub(super) fn has_next(&mut self) -> bool {
+        self.reader.has_next() == Ok(true)
+    }
+
     /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the
     /// next. Returns the words to [give back](Self::give_back) once it is received; `None` if `first` or
     /// `second` has too few words for it, or if there is none.

@@ -26,13 +26,14 @@ impl InLanes {
         let mut fresh = None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
             if let Some(inward) = inward
-                && let Ok(Some(head)) = inward.lane.peek()
-                && fresh.replace((at, head)).is_some()
+                && inward.lane.has_next()
+                && fresh.replace(at).is_some()
             {
                 return None;
             }
         }
-        let (at, head) = fresh?;
+        let at = fresh?;
+        let head = self.lanes.get_mut(at)?.as_mut()?.lane.peek().ok()??;
         let time = order.take_only(now, head.key)?;
         let look = Look { receiver: self.receiver, arena, now, offset: None };
         let Copied { held, settled, .. } = self.take_out(at, &head, time, look, |_, _| true)?;
@@ -125,7 +126,7 @@ impl InLanes {
         let receiver = self.receiver;
         for inward in self.lanes.iter_mut().flatten() {
             let Inward { lane, terms, .. } = inward;
-            if !matches!(lane.peek(), Ok(Some(_))) {
+            if !lane.has_next() {
                 continue;
             }
             terms.refresh(lane.page());
