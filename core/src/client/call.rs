@@ -6,7 +6,7 @@ use core::task::{Context, Poll, Waker};
 
 use super::connection::Connection;
 use super::deadline::Deadline;
-use super::delivery::Delivery;
+use super::delivery::{Checked, Delivery};
 use super::error::{Broken, CallError, SendError};
 use super::error_reply::{ErrorReply, PAYLOAD_ERROR};
 use super::message::Message;
@@ -195,9 +195,13 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     }
 
     fn answer(&self, incoming: &mut Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {
-        match Delivery::new(&self.link.transport, incoming) {
-            Some(reply) if reply.payload_type() != PAYLOAD_ERROR => Ok(reply),
-            Some(error) => Err(CallError::Remote(ErrorReply::from_payload(error.payload()))),
+        match Checked::new(&self.link.transport, &incoming.info) {
+            Some(error) if error.header().payload_type == PAYLOAD_ERROR => {
+                Err(CallError::Remote(ErrorReply::from_payload(error.payload())))
+            }
+            // Room for none is not moved.
+            Some(reply) if incoming.fds.is_empty() => Ok(reply.without_fds(&incoming.info)),
+            Some(reply) => Ok(reply.with_fds(incoming)),
             None => {
                 self.link.count(|stats| stats.malformed += 1);
                 Err(CallError::Undeliverable(Errno::EIO))

@@ -74,17 +74,16 @@ impl Head {
 /// hold together is discarded on arrival and counted in [`Stats`](super::Stats).
 pub struct Delivery<'c, T: Transport + 'c> {
     fds: heapless::Vec<Option<T::Fd>, MESSAGE_FDS_MAX, u8>,
+    incomplete: bool,
     message: Checked<'c, T>,
 }
 
 /// A message that holds together, without its descriptors: the room for them is moved once only.
 pub(super) struct Checked<'c, T: Transport + 'c> {
     header: Msg,
-    return_flags: u64,
     /// The first run of payload bytes, within the slice.
     run: Range<usize>,
     payload_len: u64,
-    passed: u8,
     slice: Slice<'c, T>,
 }
 
@@ -211,7 +210,7 @@ impl<'c, T: Transport> Delivery<'c, T> {
     /// [`payload_len`](Self::payload_len).
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        self.message.slice.get(self.message.run.clone()).unwrap_or_default()
+        self.message.payload()
     }
 
     /// Bytes of the whole payload: runs of bytes, zeros and memfd ranges.
@@ -222,7 +221,7 @@ impl<'c, T: Transport> Delivery<'c, T> {
 
     /// The parts of the payload as they were sent. Cost: a pass over the items.
     pub fn parts(&self) -> impl Iterator<Item = ReceivedPart<'_, T::Fd>> {
-        let mut installed = usize::from(self.message.passed);
+        let mut installed = self.passed();
         let slice: &[u8] = &self.message.slice;
         self.items().filter_map(move |item| match item.kind {
             ItemType::PAYLOAD_OFF => {
@@ -256,7 +255,7 @@ impl<'c, T: Transport> Delivery<'c, T> {
         let mut numbers = self.items().filter(|item| item.kind == ItemType::FDS).flat_map(|item| item.fds());
         // A number of -1 has no descriptor behind it.
         let installed = numbers.by_ref().take(index).filter(|number| *number >= 0).count();
-        if numbers.next()? < 0 || installed >= usize::from(self.message.passed) {
+        if numbers.next()? < 0 || installed >= self.passed() {
             return None;
         }
         drop(numbers);
@@ -275,13 +274,20 @@ impl<'c, T: Transport> Delivery<'c, T> {
             return None;
         }
         drop(numbers);
-        self.fds.get_mut(usize::from(self.message.passed) + installed)?.take()
+        let at = self.passed() + installed;
+        self.fds.get_mut(at)?.take()
     }
 
     /// Whether a descriptor of the message could not be installed here.
     #[must_use]
     pub const fn has_incomplete_fds(&self) -> bool {
-        self.message.return_flags & RecvReturnFlags::INCOMPLETE_FDS.bits() != 0
+        self.incomplete
+    }
+
+    /// Descriptors before those of memfds.
+    fn passed(&self) -> usize {
+        let numbers = self.items().filter(|item| item.kind == ItemType::FDS).flat_map(|item| item.fds());
+        numbers.filter(|number| *number >= 0).take(MESSAGE_FDS_MAX).count()
     }
 
     fn items(&self) -> impl Iterator<Item = Item<'_>> {
@@ -295,22 +301,27 @@ impl<'c, T: Transport> Checked<'c, T> {
     pub(super) fn new(transport: &'c T, info: &MsgInfo) -> Option<Self> {
         let slice = Slice::new(transport, info.offset, info.msg_size)?;
         let (header, _) = Msg::read_from_prefix(&slice).ok()?;
-        let Outline { run, payload_len, passed } = Outline::check(&slice, &header)?;
-        Some(Self { header, return_flags: info.return_flags, run, payload_len, passed, slice })
+        let Outline { run, payload_len } = Outline::check(&slice, &header)?;
+        Some(Self { header, run, payload_len, slice })
     }
 
-    /// The message, which has no descriptors.
+    /// The message, which was received as `info` and has brought no descriptors.
     #[inline]
-    pub(super) const fn without_fds(self) -> Delivery<'c, T> {
-        Delivery { fds: heapless::Vec::new(), message: self }
+    pub(super) const fn without_fds(self, info: &MsgInfo) -> Delivery<'c, T> {
+        let incomplete = info.return_flags & RecvReturnFlags::INCOMPLETE_FDS.bits() != 0;
+        Delivery { fds: heapless::Vec::new(), incomplete, message: self }
     }
 
     /// The message with the descriptors of `incoming`, which is left without them.
     pub(super) fn with_fds(self, incoming: &mut Incoming<T::Fd>) -> Delivery<'c, T> {
-        let mut message = self.without_fds();
+        let mut message = self.without_fds(&incoming.info);
         // Both vectors have the same capacity, so nothing is left over.
         message.fds.extend(core::mem::take(&mut incoming.fds).into_iter().map(Some));
         message
+    }
+
+    pub(super) fn payload(&self) -> &[u8] {
+        self.slice.get(self.run.clone()).unwrap_or_default()
     }
 
     /// Leaves its slice published.
@@ -389,7 +400,6 @@ fn place(slice: &[u8], header: &Msg, offset: u64, size: u64) -> Option<Option<Ra
 struct Outline {
     run: Range<usize>,
     payload_len: u64,
-    passed: u8,
 }
 
 impl Outline {
@@ -398,7 +408,6 @@ impl Outline {
         let mut run = 0..0;
         let mut open = true;
         let mut payload_len = 0_u64;
-        let mut passed = 0;
         for item in Items::new(area) {
             let item = item.ok()?;
             match item.kind {
@@ -415,14 +424,10 @@ impl Outline {
                     payload_len = payload_len.saturating_add(item.record::<Memfd>()?.size);
                     open = false;
                 }
-                ItemType::FDS => {
-                    let installed = item.fds().filter(|fd| *fd >= 0).take(MESSAGE_FDS_MAX).count();
-                    passed = installed.saturating_add(usize::from(passed)).min(MESSAGE_FDS_MAX) as u8;
-                }
                 _ => {}
             }
         }
-        Some(Self { run, payload_len, passed })
+        Some(Self { run, payload_len })
     }
 }
 

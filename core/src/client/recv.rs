@@ -265,16 +265,21 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             if !self.receive(flags, limit, &mut incoming)? {
                 return Ok(None);
             }
-            let Some(message) = Checked::new(&self.link.transport, &incoming.info) else {
-                self.drop_malformed();
-                incoming.fds.clear();
-                continue;
-            };
-            match self.fate(&message) {
-                // Most have none, and room for none is not moved.
-                Fate::Received if incoming.fds.is_empty() => return Ok(Some(message.without_fds())),
-                Fate::Received => return Ok(Some(message.with_fds(&mut incoming))),
-                fate => self.end_call(message, &mut incoming, fate),
+            let checked = Checked::new(&self.link.transport, &incoming.info);
+            let fate = checked.as_ref().map_or(Fate::Unwanted, |message| self.fate(message));
+            match checked {
+                Some(message) if fate == Fate::Received => {
+                    // Most have none, and room for none is not moved.
+                    if incoming.fds.is_empty() {
+                        return Ok(Some(message.without_fds(&incoming.info)));
+                    }
+                    return Ok(Some(message.with_fds(&mut incoming)));
+                }
+                Some(message) => self.end_call(message, &mut incoming, fate),
+                None => {
+                    self.drop_malformed();
+                    incoming.fds.clear();
+                }
             }
         }
         *noise = true;
@@ -429,7 +434,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 }
 
 /// What becomes of a message.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     /// The application gets it.
     Received,
