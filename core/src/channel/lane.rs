@@ -326,17 +326,17 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         if self.violated {
             return Err(Violation);
         }
-        self.look()
+        let words = if self.head == self.known { self.tail_words() } else { self.seen };
+        // The same words as before say the same.
+        if self.head == self.known && words == self.seen {
+            return Ok(false);
+        }
+        self.look(words)
     }
 
-    /// Looks for the next message.
-    fn look(&mut self) -> Result<bool, Violation> {
-        if self.head == self.known {
-            let words = self.tail_words();
-            // The same words as before say the same.
-            if words == self.seen {
-                return Ok(false);
-            }
+    /// Looks for the next message, up to where these words say.
+    fn look(&mut self, words: (u64, u64)) -> Result<bool, Violation> {
+        if words != self.seen {
             self.seen = words;
             self.known = tail(words);
             if self.head == self.known {

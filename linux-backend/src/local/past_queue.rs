@@ -93,7 +93,9 @@ impl InLanes {
             return None;
         }
         let (at, head) = self.lanes.iter_mut().enumerate().find_map(|(at, inward)| {
-            let head = inward.as_mut()?.lane.peek().ok()??;
+            let inward = inward.as_mut()?;
+            inward.lane.has_next().then_some(())?;
+            let head = inward.lane.peek().ok()??;
             (head.call == waited.name.word()).then_some((at, head))
         })?;
         let time = order.time_beside(now, head.key)?;
