@@ -4,8 +4,8 @@ use kdbus_core::Instant;
 use kdbus_core::abi::Errno;
 use kdbus_core::channel::terms::{self, PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
-    CALL_WORDS, CallName, CallRecord, CallState, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter,
-    NotByLane, RECORD_WORDS, Violation,
+    CALL_WORDS, CallName, CallRecord, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane,
+    RECORD_WORDS, Violation,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -267,18 +267,14 @@ impl OutLane {
     /// # Errors
     ///
     /// [`NotByLane`]: nothing was sent.
+    #[inline]
     pub fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[&[u8]]) -> Result<(), NotByLane> {
         self.send_if(key, call, first, second, || true).map(|_| ())
     }
 
-    /// Sends a call that has [begun](Self::begin). False if it was not sent and has ended here: whoever it goes to by another
-    /// way answers it there. Who saw it before may have had its reply brought; then it goes on, to that end.
-    pub(super) fn send_call(&mut self, key: u64, name: CallName, first: &[u8], second: &[&[u8]]) -> bool {
-        self.send(key, name.word(), first, second).is_ok() || !self.record(name).end(CallState::Expired)
-    }
-
     /// As [`send`](Self::send), if `agreed` says so once nothing is missing but the commit. False if not: nothing
     /// was sent.
+    #[inline]
     pub(super) fn send_if(
         &mut self,
         key: u64,

@@ -165,31 +165,35 @@ impl OutLanes {
         let Some(first) = message.message.get(..len) else { return false };
         let begun = bell::now();
         let now = begun.as_nanos();
-        let sent = if !is_call {
-            lane.send(now, 0, first, message.payload).is_ok()
-        } else if waits {
-            if deadline.as_nanos() <= now {
-                return false;
-            }
-            let name = self.calls.wait_for(at, lane.receiver(), cookie, begun, deadline);
-            lane.begin(name, cookie, begun);
-            let goes_on = lane.send_call(now, name, first, message.payload);
-            if !goes_on {
-                self.calls.stop_waiting();
-            }
-            goes_on
+        let callee = lane.receiver();
+        let name = if !is_call {
+            None
+        } else if !waits {
+            let Some(name) = self.calls.open(at, callee, cookie, begun, deadline) else { return false };
+            Some(name)
+        } else if deadline.as_nanos() <= now {
+            return false;
         } else {
-            let Some(name) = self.calls.open(at, lane.receiver(), cookie, begun, deadline) else {
-                return false;
-            };
-            lane.begin(name, cookie, begun);
-            point::pass(Point::CallBegun);
-            let goes_on = lane.send_call(now, name, first, message.payload);
-            if !goes_on {
-                self.calls.close(name);
-            }
-            goes_on
+            Some(self.calls.wait_for(at, callee, cookie, begun, deadline))
         };
+        if let Some(name) = name {
+            lane.begin(name, cookie, begun);
+            if !waits {
+                point::pass(Point::CallBegun);
+            }
+        }
+        let word = name.map_or(0, CallName::word);
+        let mut sent = lane.send(now, word, first, message.payload).is_ok();
+        if let (false, Some(name)) = (sent, name) {
+            // A call that was not sent has ended here: whoever it goes to by another way answers it there. Who saw it before
+            // may have had its reply brought; then it goes on, to that end.
+            sent = !lane.record(name).end(CallState::Expired);
+            match (sent, waits) {
+                (true, _) => {}
+                (false, true) => self.calls.stop_waiting(),
+                (false, false) => self.calls.close(name),
+            }
+        }
         if sent {
             self.last = at;
         }
