@@ -167,3 +167,36 @@ fn a_pool_made_anew_is_free_and_knows_no_old_slices() {
     assert_eq!(pool.release(old.id), Err(PoolError::Stale));
     assert_eq!(pool.largest_free(), 8192);
 }
+
+#[test]
+fn a_slice_handed_over_is_the_users_alone() {
+    let mut fixture = Fixture::new(4096, 4);
+    let mut pool = fixture.pool();
+    let slice = pool.allocate(64, true).unwrap();
+    pool.hand_over(slice.id).unwrap();
+    assert_eq!((pool.accounted_size(), pool.published(0)), (0, Some(slice)));
+    assert_eq!(pool.hand_over(slice.id), Err(PoolError::Stale));
+    assert_eq!(pool.release(slice.id), Err(PoolError::Stale));
+    pool.free(0).unwrap();
+    assert_eq!((pool.get(slice.id), pool.largest_free()), (None, 4096));
+}
+
+#[test]
+fn slices_stay_ordered_by_size_as_they_shrink_and_grow() {
+    let mut fixture = Fixture::new(1024, 16);
+    let mut pool = fixture.pool();
+    let hole = pool.allocate(128, false).unwrap();
+    pool.allocate(8, false).unwrap();
+    let other = pool.allocate(64, false).unwrap();
+    pool.allocate(8, false).unwrap();
+    pool.release(hole.id).unwrap();
+    pool.release(other.id).unwrap();
+    // 32 bytes are left of the larger one, which is the smaller one then, and all 128 of it again.
+    let front = pool.allocate(96, false).unwrap();
+    assert_eq!(front.offset, hole.offset);
+    let rest = pool.allocate(32, false).unwrap();
+    assert_eq!(rest.offset, hole.offset + 96);
+    pool.release(rest.id).unwrap();
+    pool.release(front.id).unwrap();
+    assert_eq!(pool.allocate(48, false).unwrap().offset, other.offset);
+}
