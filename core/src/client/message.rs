@@ -343,7 +343,10 @@ impl<'a, F: Copy> Message<'a, F> {
         bloom: &BloomParameter,
         send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
     ) -> Result<R, SendError> {
-        self.write(&mut Buffer::<SMALL_SIZE>::zeroed().0, cookie, bloom, &mut Small::new(), send)
+        let (mut buffer, mut payload, mut fds) =
+            (Buffer::<SMALL_SIZE>::zeroed(), Small::new(), heapless::Vec::new());
+        let message = self.write(&mut buffer.0, cookie, bloom, &mut payload, &mut fds)?;
+        Ok(send(&mut Outgoing { message, payload: &payload, fds: &fds }, cookie))
     }
 
     #[cold]
@@ -354,7 +357,10 @@ impl<'a, F: Copy> Message<'a, F> {
         bloom: &BloomParameter,
         send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
     ) -> Result<R, SendError> {
-        self.write(&mut Buffer::<MESSAGE_SIZE>::zeroed().0, cookie, bloom, &mut Large::new(), send)
+        let (mut buffer, mut payload, mut fds) =
+            (Buffer::<MESSAGE_SIZE>::zeroed(), Large::new(), heapless::Vec::new());
+        let message = self.write(&mut buffer.0, cookie, bloom, &mut payload, &mut fds)?;
+        Ok(send(&mut Outgoing { message, payload: &payload, fds: &fds }, cookie))
     }
 
     /// Bytes of header and items and number of byte runs, never less than there will be.
@@ -387,15 +393,15 @@ impl<'a, F: Copy> Message<'a, F> {
         (size, parts)
     }
 
-    fn write<R, const PARTS: usize>(
+    /// Puts any message together in `buffer`. Returns header and items.
+    fn write<'b>(
         &self,
-        buffer: &mut [u8],
+        buffer: &'b mut [u8],
         cookie: u64,
         bloom: &BloomParameter,
-        payload: &mut heapless::Vec<&'a [u8], PARTS>,
-        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
-    ) -> Result<R, SendError> {
-        let mut fds = heapless::Vec::<F, MESSAGE_FDS_MAX>::new();
+        payload: &mut heapless::VecView<&'a [u8]>,
+        fds: &mut heapless::Vec<F, MESSAGE_FDS_MAX>,
+    ) -> Result<&'b mut [u8], SendError> {
         let mut items = ItemWriter::behind(buffer, size_of::<Msg>()).map_err(too_large)?;
         let mut topic_bits = None;
         if let Some(name) = self.name {
@@ -417,7 +423,7 @@ impl<'a, F: Copy> Message<'a, F> {
                 items.parts(ItemType::BLOOM_FILTER, &[&generation.to_ne_bytes(), bits]).map_err(too_large)?;
             }
         }
-        write_fds(self.fds, &mut fds, &mut items)?;
+        write_fds(self.fds, fds, &mut items)?;
         write_bytes(self.payload, payload, &mut items)?;
         let mut memfds = 0;
         for part in self.parts {
@@ -440,8 +446,7 @@ impl<'a, F: Copy> Message<'a, F> {
         if let Some((topic, range)) = topic_bits {
             topic.fill(&mut buffer[range], bloom.n_hash);
         }
-        let padded = align8(size as u64) as usize;
-        Ok(send(&mut Outgoing { message: &mut buffer[..padded], payload, fds: &fds }, cookie))
+        Ok(&mut buffer[..align8(size as u64) as usize])
     }
 }
 
@@ -478,9 +483,9 @@ const fn zero_runs(count: u64) -> usize {
     if runs > MESSAGE_SIZE as u64 { MESSAGE_SIZE } else { runs as usize }
 }
 
-fn write_bytes<'a, const PARTS: usize>(
+fn write_bytes<'a>(
     bytes: &'a [u8],
-    payload: &mut heapless::Vec<&'a [u8], PARTS>,
+    payload: &mut heapless::VecView<&'a [u8]>,
     items: &mut ItemWriter<'_>,
 ) -> Result<(), SendError> {
     for chunk in bytes.chunks(VEC_MAX) {
