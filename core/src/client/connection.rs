@@ -5,11 +5,12 @@ use core::fmt;
 
 use super::call::{Outcome, Slot};
 use super::deadline::Deadline;
+use super::encode::Buffer;
 use super::error::{ByebyeError, HelloError, RecvError, SendError, UpdateError};
 use super::error_reply::{ERROR_TEXT_MAX, ErrorReply, PAYLOAD_ERROR};
 use super::hello::{self, Bus, Hello, HelloBuffer};
 use super::inbox::Inbox;
-use super::message::{Buffer, Message, OWN_COOKIES, ReplyTo};
+use super::message::{Message, OWN_COOKIES, ReplyTo};
 use super::registry::{RecordKind, Registry};
 use super::topic::Topic;
 use super::transport::{Failure, Transport};

@@ -1,7 +1,7 @@
 //! How a connection introduces itself.
 
+use super::encode::Buffer;
 use super::error::HelloError;
-use super::message::Buffer;
 use super::slice::Slice;
 use super::topic;
 use super::transport::Transport;

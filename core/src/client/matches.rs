@@ -1,8 +1,8 @@
 //! Matches: which signals and notifications a connection hears.
 
 use super::connection::{Connection, Link};
+use super::encode::Buffer;
 use super::error::MatchError;
-use super::message::Buffer;
 use super::registry::RecordKind;
 use super::topic::{FILTER_MAX, TopicPattern};
 use super::transport::{Failure, Transport};

@@ -40,6 +40,7 @@ mod call;
 mod connection;
 mod deadline;
 mod delivery;
+mod encode;
 mod error;
 mod error_reply;
 #[cfg(test)]

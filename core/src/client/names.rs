@@ -5,9 +5,9 @@ use core::task::{Context, Poll};
 
 use super::connection::{Connection, Link, command_arg};
 use super::deadline::Deadline;
+use super::encode::Buffer;
 use super::error::{AcquireError, QueryError, ReleaseError, WaitError};
 use super::matches::Rule;
-use super::message::Buffer;
 use super::registry::RecordKind;
 use super::transport::{Failure, Transport, Wait};
 use super::waiters::{Seat, Want};

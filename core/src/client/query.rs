@@ -3,8 +3,8 @@
 use core::fmt;
 
 use super::connection::Connection;
+use super::encode::Buffer;
 use super::error::QueryError;
-use super::message::Buffer;
 use super::metadata::Metadata;
 use super::slice::Slice;
 use super::transport::Transport;

@@ -1,8 +1,8 @@
 //! A new connection in the place of one that is gone.
 
 use super::connection::{Connection, Link};
+use super::encode::Buffer;
 use super::error::{AcquireError, HelloError, MatchError};
-use super::message::Buffer;
 use super::names::Acquired;
 use super::registry::{REGISTRY_SIZE, RecordKind};
 use super::transport::Transport;
