@@ -106,13 +106,6 @@ pub enum ReceivedPart<'d, Fd> {
 }
 
 impl<'c, T: Transport> Delivery<'c, T> {
-    /// Checks what a transport received. `None` if it does not hold together; then its slice is free again.
-    ///
-    /// It is left without its descriptors: passing it by reference saves a move of the room for them.
-    pub(super) fn new(transport: &'c T, incoming: &mut Incoming<T::Fd>) -> Option<Self> {
-        Some(Checked::new(transport, &incoming.info)?.with_fds(incoming))
-    }
-
     /// The sending connection; 0 is the bus itself.
     #[must_use]
     pub const fn sender(&self) -> u64 {
@@ -312,7 +305,8 @@ impl<'c, T: Transport> Checked<'c, T> {
         Delivery { fds: heapless::Vec::new(), incomplete, message: self }
     }
 
-    /// The message with the descriptors of `incoming`, which is left without them.
+    /// The message with the descriptors of `incoming`, which is left without them. Where there are none, who is in a hurry
+    /// asks for it [without](Self::without_fds): that makes it where it goes, and this moves it there.
     pub(super) fn with_fds(self, incoming: &mut Incoming<T::Fd>) -> Delivery<'c, T> {
         let mut message = self.without_fds(&incoming.info);
         // Both vectors have the same capacity, so nothing is left over.

@@ -39,9 +39,9 @@ impl<'a, F: Copy> Message<'a, F> {
         }
         let (size, parts) = self.extent(bloom);
         if size <= SMALL_SIZE && parts <= SMALL_PARTS {
-            self.write_small(cookie, bloom, send)
+            self.write_in::<SMALL_SIZE, SMALL_PARTS, _>(cookie, bloom, send)
         } else {
-            self.write_large(cookie, bloom, send)
+            self.write_in::<MESSAGE_SIZE, PAYLOAD_PARTS_MAX, _>(cookie, bloom, send)
         }
     }
 
@@ -100,29 +100,17 @@ impl<'a, F: Copy> Message<'a, F> {
         Ok(send(&mut Outgoing { message, payload: &[self.payload], fds: &[] }, cookie))
     }
 
+    /// Puts any message together in a buffer of `SIZE` bytes with room for `PARTS` runs.
     #[inline(never)]
-    fn write_small<R>(
+    fn write_in<const SIZE: usize, const PARTS: usize, R>(
         &self,
         cookie: u64,
         bloom: &BloomParameter,
         send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
     ) -> Result<R, SendError> {
-        let (mut buffer, mut payload, mut fds) =
-            (Buffer::<SMALL_SIZE>::zeroed(), Small::new(), heapless::Vec::new());
-        let message = self.write(&mut buffer.0, cookie, bloom, &mut payload, &mut fds)?;
-        Ok(send(&mut Outgoing { message, payload: &payload, fds: &fds }, cookie))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn write_large<R>(
-        &self,
-        cookie: u64,
-        bloom: &BloomParameter,
-        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
-    ) -> Result<R, SendError> {
-        let (mut buffer, mut payload, mut fds) =
-            (Buffer::<MESSAGE_SIZE>::zeroed(), Large::new(), heapless::Vec::new());
+        let mut buffer = Buffer::<SIZE>::zeroed();
+        let mut payload = heapless::Vec::<_, PARTS>::new();
+        let mut fds = heapless::Vec::new();
         let message = self.write(&mut buffer.0, cookie, bloom, &mut payload, &mut fds)?;
         Ok(send(&mut Outgoing { message, payload: &payload, fds: &fds }, cookie))
     }
@@ -157,7 +145,7 @@ impl<'a, F: Copy> Message<'a, F> {
         (size, parts)
     }
 
-    /// Puts any message together in `buffer`. Returns header and items.
+    /// Writes any message into `buffer`. Returns header and items.
     fn write<'b>(
         &self,
         buffer: &'b mut [u8],
@@ -231,9 +219,6 @@ impl<const N: usize> Buffer<N> {
         Self([0; N])
     }
 }
-
-type Small<'a> = heapless::Vec<&'a [u8], SMALL_PARTS>;
-type Large<'a> = heapless::Vec<&'a [u8], PAYLOAD_PARTS_MAX>;
 
 /// The transport replaces the address; it only must not be that of a run of zeros.
 const SOME_ADDRESS: u64 = 1;

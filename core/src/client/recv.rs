@@ -291,7 +291,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         pop: impl Fn(&mut super::inbox::Inbox<T::Fd, INBOX>) -> Option<Incoming<T::Fd>>,
     ) -> Option<Delivery<'_, T>> {
         let mut incoming = pop(&mut self.inbox.borrow_mut())?;
-        Delivery::new(&self.link.transport, &mut incoming)
+        Some(Checked::new(&self.link.transport, &incoming.info)?.with_fds(&mut incoming))
     }
 
     /// Puts a message into the inbox, in which the caller saw room.
@@ -427,8 +427,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 
     /// Gives an answer's slice and descriptors back.
     pub(super) fn discard(&self, outcome: Outcome<T::Fd>) {
-        if let Outcome::Answer(mut incoming) = outcome {
-            drop(Delivery::new(&self.link.transport, &mut incoming));
+        if let Outcome::Answer(incoming) = outcome {
+            drop(Checked::new(&self.link.transport, &incoming.info));
         }
     }
 }
