@@ -163,10 +163,16 @@ impl Shape {
     /// How often items of `kind` may stand there, or `None` if not at all.
     #[must_use]
     pub fn arity(&self, kind: ItemType) -> Option<Arity> {
-        if kind == ItemType::NEGOTIATE {
-            return Some(Arity::Optional);
+        self.entry(kind).map(|(_, arity)| arity)
+    }
+
+    /// The same, and which entry says so; NEGOTIATE, which every shape takes, is the one behind the last.
+    pub(super) fn entry(&self, kind: ItemType) -> Option<(usize, Arity)> {
+        let entry = self.items.iter().position(|(item, _)| *item == kind);
+        match entry {
+            Some(index) => self.items.get(index).map(|(_, arity)| (index, *arity)),
+            None => (kind == ItemType::NEGOTIATE).then_some((self.items.len(), Arity::Optional)),
         }
-        self.items.iter().find(|(item, _)| *item == kind).map(|(_, arity)| *arity)
     }
 }
 

@@ -110,7 +110,7 @@ impl<'a> Frame<'a> {
             }
         }
         if !negotiate {
-            let missing = |index: usize| seen >> (index & 31) & 1 == 0;
+            let missing = |index| seen & bit(index) == 0;
             let mut all = shape.items.iter().enumerate();
             let missed = all.find(|(index, (_, arity))| *arity == Arity::Mandatory && missing(*index));
             if let Some((_, (kind, _))) = missed {
@@ -132,8 +132,10 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Bit of NEGOTIATE among those of items that were seen; those below belong to the entries of the item table.
-const NEGOTIATE_BIT: usize = 31;
+/// The bit of an entry of the item table among those that were seen. No shape has as many as there are bits.
+const fn bit(index: usize) -> u32 {
+    1 << (index & 31)
+}
 
 /// Checks each item; returns which ones there are, by their bits, and payload offset and length, in words, of a
 /// negotiation item.
@@ -142,18 +144,12 @@ fn check_items(area: &[u8], shape: &Shape) -> Result<(u32, Option<(usize, usize)
     let mut probe = None;
     for item in Items::new(area) {
         let item = item?;
-        let entry = shape.items.iter().enumerate().find(|(_, (kind, _))| *kind == item.kind);
-        let (index, arity) = match entry {
-            Some((index, (_, arity))) => (index, *arity),
-            None if item.kind == ItemType::NEGOTIATE => (NEGOTIATE_BIT, Arity::Optional),
-            None => return Err(ItemError::Unexpected(item.kind).into()),
-        };
+        let (index, arity) = shape.entry(item.kind).ok_or(ItemError::Unexpected(item.kind))?;
         item.check()?;
-        let bit = 1 << (index & 31);
-        if seen & bit != 0 && arity != Arity::Repeated {
+        if seen & bit(index) != 0 && arity != Arity::Repeated {
             return Err(ItemError::Duplicate(item.kind).into());
         }
-        seen |= bit;
+        seen |= bit(index);
         if item.kind == ItemType::NEGOTIATE {
             probe = Some((item.at + super::item::ITEM_HEADER, item.payload.len() / 8));
         }
