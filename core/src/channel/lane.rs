@@ -326,22 +326,22 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         if self.violated {
             return Err(Violation);
         }
-        let words = if self.head == self.known { self.tail_words() } else { self.seen };
-        // The same words as before say the same.
-        if self.head == self.known && words == self.seen {
-            return Ok(false);
-        }
-        self.look(words)
-    }
-
-    /// Looks for the next message, up to where these words say.
-    fn look(&mut self, words: (u64, u64)) -> Result<bool, Violation> {
-        if words != self.seen {
-            self.seen = words;
-            self.known = tail(words);
-            if self.head == self.known {
+        if self.head == self.known {
+            let words = self.tail_words();
+            // The same words as before say the same.
+            if words == self.seen {
                 return Ok(false);
             }
+            self.seen = words;
+            self.known = tail(words);
+        }
+        self.look()
+    }
+
+    /// Looks at the message at the head, if anything was sent.
+    fn look(&mut self) -> Result<bool, Violation> {
+        if self.head == self.known {
+            return Ok(false);
         }
         let ahead = self.known.checked_sub(self.head).ok_or_else(|| self.violation())?;
         let unreturned = self.head.wrapping_sub(self.returned);
