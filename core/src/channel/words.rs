@@ -30,7 +30,8 @@ pub trait Words {
     /// Stores `new` at `index` if the word there is `expected`, acquiring and releasing. True if so.
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool;
 
-    /// Stores all of `words` from `index` on, one after another; those beyond the end, or all if some are, are left out.
+    /// Stores each of `words` from `index` on, as [`store`](Self::store) does. They all lie inside: whether any is stored where one
+    /// does not is left open, so that one check may serve all.
     fn store_all<const N: usize>(&self, index: usize, words: [u64; N])
     where
         Self: Sized,
