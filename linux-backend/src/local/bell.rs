@@ -2,6 +2,7 @@
 
 use core::cell::{Cell, OnceCell};
 use core::mem::MaybeUninit;
+use core::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,6 +35,9 @@ const FIRST_LANE: u64 = 4;
 /// Events that one wait takes.
 const EVENTS: usize = 16;
 
+/// How far away an end of waiting is that the timer is set for. It is set for less than a dozen of them in a second.
+const FAR_AWAY: Duration = Duration::from_millis(200);
+
 /// Bytes that may lie in a lane's bell before they are taken out.
 const RUNG_MAX: u32 = 1024;
 
@@ -57,7 +61,7 @@ pub(super) struct Bell {
     own_rung: Cell<bool>,
     /// Somebody else may poll the set, so it has to be readable while anything waits.
     watched: Cell<bool>,
-    /// Makes the set readable in time for what this process itself has to end; only while it is watched.
+    /// Makes the set readable in time for what this process itself has to end while it is watched, else for whoever waits in it.
     timer: OnceCell<OwnedFd>,
     /// When it goes off.
     goes_off: Cell<Instant>,
@@ -138,7 +142,10 @@ impl Bell {
 
     /// The set: readable while anything waits, from here on.
     pub(super) fn watch(&self) -> BorrowedFd<'_> {
-        self.watched.set(true);
+        if !self.watched.replace(true) && self.goes_off.get() != Instant::FAR {
+            // Whatever was waited for until then is nothing to whoever polls.
+            self.start_timer(Instant::FAR);
+        }
         self.ring_by_level();
         self.set.as_fd()
     }
@@ -173,11 +180,8 @@ impl Bell {
         }
         let Some(timer) = self.timer.get() else { return };
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = if at == Instant::FAR {
-            never
-        } else {
-            timespec(core::time::Duration::from_nanos(at.as_nanos().max(1)))
-        };
+        let value =
+            if at == Instant::FAR { never } else { timespec(Duration::from_nanos(at.as_nanos().max(1))) };
         let value = Itimerspec { it_interval: never, it_value: value };
         // Setting it takes back that it went off.
         if rustix::time::timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &value).is_ok() {
@@ -261,8 +265,9 @@ impl Bell {
             if self.has_hung_up() {
                 return Ok(Woken::HungUp);
             }
-            let timeout = self.timeout(deadline);
-            let taken = if gate().is_none() || self.watched.get() {
+            let polls = gate().is_none() || self.watched.get();
+            let timeout = self.timeout(deadline.filter(|deadline| polls || !self.wakes_by(*deadline)));
+            let taken = if polls {
                 self.poll(socket, timeout.as_ref())
             } else {
                 match self.take(timeout.as_ref(), &mut rung) {
@@ -289,6 +294,24 @@ impl Bell {
         let at_once = gate().is_some() && self.by_edge.get() && self.pipe_rung.get();
         let deadline = if at_once { Some(Instant::ZERO) } else { deadline };
         deadline.map(|deadline| timespec(deadline.since(now())))
+    }
+
+    /// Whether the timer ends a wait at `deadline` or before. It is set for one that is far away: a timer that stays as it is
+    /// through many waits, and ends one of them early, costs less than a timeout of each.
+    fn wakes_by(&self, deadline: Instant) -> bool {
+        if self.goes_off.get() > deadline && deadline.since(now()) >= FAR_AWAY {
+            self.start_timer(deadline);
+        }
+        self.goes_off.get() <= deadline
+    }
+
+    /// The timer went off: from here on it ends no wait.
+    #[cold]
+    fn take_timer(&self) {
+        if let Some(timer) = self.timer.get() {
+            let _ = rustix::io::read(timer, &mut [0; 8]);
+        }
+        self.goes_off.set(Instant::FAR);
     }
 
     /// As [`wait`](Self::wait), or until `cancel` is readable, if there is one. Whoever was told looks first at what came in.
@@ -329,7 +352,10 @@ impl Bell {
             match event.data.u64() {
                 SOCKET => self.hung_up.set(true),
                 // Whoever silences the bell reads it.
-                OWN | TIMER => {}
+                OWN => {}
+                // Whoever polls finds it readable until it is set anew.
+                TIMER if self.watched.get() => {}
+                TIMER => self.take_timer(),
                 PIPE => {
                     self.pipe_rung.set(true);
                     if flags.intersects(ended) {
@@ -467,7 +493,7 @@ pub(super) fn realtime_offset(now: Instant) -> i64 {
     day.wrapping_sub(now.as_nanos() as i64)
 }
 
-fn timespec(span: core::time::Duration) -> Timespec {
+fn timespec(span: Duration) -> Timespec {
     Timespec { tv_sec: span.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: span.subsec_nanos().into() }
 }
 
@@ -565,7 +591,7 @@ mod tests {
         rustix::io::write(&write, b"!").unwrap();
         bell.take_rings(1, |_, _| {});
         let (silent, _canceler) = pipe_with(PipeFlags::empty()).unwrap();
-        let (late, cancel) = (now().after(core::time::Duration::from_secs(9)), Some(silent.as_fd()));
+        let (late, cancel) = (now().after(Duration::from_secs(9)), Some(silent.as_fd()));
         assert_eq!(bell.wait_or_cancel(socket.as_fd(), Some(late), cancel, |_, _| {}), Ok(Woken::Early));
         assert!(now() < late, "it was not slept over");
         assert!(bell.silence(|_, _| {}));
@@ -579,10 +605,50 @@ mod tests {
     fn a_wait_ends_at_its_deadline_and_not_before() {
         let (socket, _peer) = pair();
         let bell = Bell::new(socket.as_fd()).unwrap();
-        let deadline = now().after(core::time::Duration::from_micros(300));
+        let deadline = now().after(Duration::from_micros(300));
         assert_eq!(bell.wait(socket.as_fd(), Some(deadline), |_, _| {}), Ok(Woken::Early));
         assert!(now() >= deadline);
         assert_eq!(bell.wait(socket.as_fd(), Some(Instant::ZERO), |_, _| {}), Ok(Woken::Early));
+    }
+
+    #[test]
+    fn the_timer_of_a_wait_ends_later_ones_once_and_none_that_is_polled() {
+        let (socket, _peer) = pair();
+        let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let bell = Bell::new(socket.as_fd()).unwrap();
+        bell.attach(read).unwrap();
+        let wait = |deadline| bell.wait(socket.as_fd(), deadline, |_, _| {}).unwrap();
+        let ring = || rustix::io::write(&write, b"!").unwrap();
+        let slept_until = |deadline| {
+            ring();
+            wait(Some(deadline));
+            bell.silence(|_, _| {});
+            bell.goes_off.get()
+        };
+        let first = now().after(FAR_AWAY + Duration::from_millis(50));
+        if gate().is_none() {
+            return;
+        }
+        assert_eq!(slept_until(first), first);
+        assert_eq!(slept_until(first.after(FAR_AWAY)), first, "it stays as it is");
+        // Something near has a timeout of its own.
+        let near = now().after(Duration::from_micros(300));
+        wait(Some(near));
+        assert!(now() >= near && now() < first);
+        // It goes off once.
+        wait(None);
+        assert!(now() >= first);
+        let then = now().after(Duration::from_millis(20));
+        wait(Some(then));
+        assert!(now() >= then);
+        // Who polls is not told of the end of a wait.
+        let last = now().after(FAR_AWAY + Duration::from_millis(50));
+        assert_eq!(slept_until(last), last);
+        let _ = bell.watch();
+        assert!(bell.silence(|_, _| {}));
+        assert!(!readable(&bell));
+        std::thread::sleep(2 * FAR_AWAY);
+        assert!(!readable(&bell));
     }
 
     #[test]
