@@ -23,6 +23,8 @@ struct Retry<'c> {
     until: Instant,
     pause: Duration,
     next: Instant,
+    /// It was refused just now.
+    refused: bool,
 }
 
 impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, INBOX> {
@@ -40,11 +42,24 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: impl Into<Deadline>,
     ) -> Result<u64, SendError> {
-        let now = self.now();
-        let until = deadline.into().at(now);
         // One message, one cookie, however often it is tried.
         let message = &message.or_cookie(|| self.link.cookie());
-        let mut retry = Retry { seat: None, until, pause: PAUSE_MIN, next: now };
+        match self.send(message) {
+            Err(error) if error.is_full() => {}
+            result => return result,
+        }
+        self.wait_for_room(message, deadline.into()).await
+    }
+
+    /// Waits for the room that was just refused, and sends.
+    async fn wait_for_room<'m>(
+        &'m self,
+        message: &Message<'m, T::BorrowedFd<'m>>,
+        deadline: Deadline,
+    ) -> Result<u64, SendError> {
+        let now = self.now();
+        let until = deadline.at(now);
+        let mut retry = Retry { seat: None, until, pause: PAUSE_MIN, next: now, refused: true };
         poll_fn(|cx| self.poll_send(cx, message, &mut retry)).await
     }
 
@@ -59,7 +74,13 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         message: &Message<'m, T::BorrowedFd<'m>>,
         deadline: impl Into<Deadline>,
     ) -> Result<u64, SendError> {
-        match super::block_on(self, self.send_when_room(message, deadline)) {
+        let message = &message.or_cookie(|| self.link.cookie());
+        match self.send(message) {
+            Err(error) if error.is_full() => {}
+            // Most find room, and neither a clock nor a future.
+            result => return result,
+        }
+        match super::block_on(self, self.wait_for_room(message, deadline.into())) {
             Ok(result) => result,
             Err(WaitError::Broken(broken)) => Err(broken.into()),
             Err(WaitError::InboxFull) => Err(SendError::InboxFull),
@@ -73,9 +94,11 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         message: &Message<'m, T::BorrowedFd<'m>>,
         retry: &mut Retry<'m>,
     ) -> Poll<Result<u64, SendError>> {
-        match self.send(message) {
-            Err(error) if error.is_full() => {}
-            result => return Poll::Ready(result),
+        if !core::mem::take(&mut retry.refused) {
+            match self.send(message) {
+                Err(error) if error.is_full() => {}
+                result => return Poll::Ready(result),
+            }
         }
         if self.now() >= retry.until {
             return Poll::Ready(Err(SendError::TimedOut));
