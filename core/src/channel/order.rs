@@ -54,19 +54,17 @@ impl Order {
         Batch { floor, cut: self.cut, room, len: 0 }
     }
 
-    /// What a message with this key counts as old as that is received alone, because no other lane has any: nothing that is
-    /// received later counts as older. `now` is read before any lane is. `None` if it was queued after that, and has to wait
-    /// for the next look.
-    pub fn take_only(&mut self, now: Instant, key: u64) -> Option<u64> {
-        let time = self.time_beside(now, key)?;
-        self.cut = time;
-        Some(time)
-    }
-
-    /// The same for one that passes others by: they keep their times.
+    /// What a message with this key counts as old as that is received past others: they keep their times. `now` is read before
+    /// any lane is. `None` if it was queued after that, and has to wait for the next look.
     #[must_use]
     pub fn time_beside(&self, now: Instant, key: u64) -> Option<u64> {
         (key <= self.cut.max(now.as_nanos())).then_some(key.max(self.cut))
+    }
+
+    /// The message that counts as old as `time` was the oldest of all lanes, and is received: nothing that is received later
+    /// counts as older.
+    pub const fn took(&mut self, time: u64) {
+        self.cut = time;
     }
 }
 
@@ -120,10 +118,19 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Sorts by heap, in place. Firmware links it, and the library's sort is as large as all of the receive path;
-/// that one is faster on long batches in disorder, which a lane alone never makes.
+/// Values behind a sorted run that are moved into it one by one.
+const FEW: usize = 8;
+
+/// Sorts in place: by heap, or by moving what comes last, as a lane is in order and what the bus shows mostly little. Firmware
+/// links it, and the library's sort is as large as all of the receive path; that one is faster on long batches in disorder,
+/// which a lane alone never makes.
 fn sort<T, K: Ord>(values: &mut [T], key: impl Fn(&T) -> K) {
-    if values.is_sorted_by_key(&key) {
+    let run = values.windows(2).take_while(|pair| key(&pair[0]) <= key(&pair[1])).count() + 1;
+    if values.len().saturating_sub(run) <= FEW {
+        for at in run..values.len() {
+            let place = values[..at].partition_point(|before| key(before) <= key(&values[at]));
+            values[place..=at].rotate_right(1);
+        }
         return;
     }
     for top in (0..values.len() / 2).rev() {
@@ -190,11 +197,12 @@ mod tests {
     fn messages_that_are_taken_one_by_one_keep_their_times() {
         let mut order = Order::new();
         let now = Instant::from_nanos(50);
-        assert_eq!([10, 20, 60].map(|key| order.take_only(now, key)), [Some(10), Some(20), None]);
+        let mut take = |key| order.time_beside(now, key).inspect(|time| order.took(*time));
+        assert_eq!([10, 20, 60].map(&mut take), [Some(10), Some(20), None]);
         assert_eq!((order.time_beside(now, 40), order.time_beside(now, 5)), (Some(40), Some(20)));
         // What comes later is no older than what was taken.
         assert_eq!(merge(&mut order, 90, [arrived(1, 15), arrived(0, 30)]), ([15, 30], 0));
-        assert_eq!(order.take_only(now, 89), Some(90));
+        assert_eq!(order.time_beside(now, 89), Some(90));
     }
 
     #[test]
@@ -231,6 +239,14 @@ mod tests {
                 .collect();
             let mut expected = values.clone();
             expected.sort_unstable();
+            // In disorder, and with some behind a run in order.
+            for behind in 0..len.min(12) as usize {
+                let mut values = values.clone();
+                let run = values.len() - behind;
+                values[..run].sort_unstable();
+                sort(&mut values, |value| *value);
+                assert_eq!(values, expected);
+            }
             sort(&mut values, |value| *value);
             assert_eq!(values, expected);
         }

@@ -486,8 +486,9 @@ pub(super) fn now() -> Instant {
     Instant::from_nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
 }
 
-/// What the clock of the day shows more than the bus' clock, which has just shown `now`, in nanoseconds.
-pub(super) fn realtime_offset(now: Instant) -> i64 {
+/// What the clock of the day shows more than the bus' clock, in nanoseconds.
+pub(super) fn realtime_offset() -> i64 {
+    let now = now();
     let day = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let day = day.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(day.tv_nsec);
     day.wrapping_sub(now.as_nanos() as i64)

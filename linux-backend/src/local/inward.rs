@@ -127,12 +127,11 @@ pub(super) struct Copied {
     pub(super) words: u64,
 }
 
-/// One look at lanes: for whom and when it is, and where copies go.
+/// One look at lanes: for whom it is, and where copies go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look<'a> {
     pub(super) receiver: u64,
     pub(super) arena: &'a Arena,
-    pub(super) now: Instant,
     /// From the clock to the time of day, once somebody has asked for it.
     pub(super) offset: Option<i64>,
 }
@@ -140,8 +139,7 @@ pub(super) struct Look<'a> {
 impl Look<'_> {
     /// The time of day at this time.
     fn realtime(&mut self, monotonic: u64) -> u64 {
-        let now = self.now;
-        monotonic.saturating_add_signed(*self.offset.get_or_insert_with(|| bell::realtime_offset(now)))
+        monotonic.saturating_add_signed(*self.offset.get_or_insert_with(bell::realtime_offset))
     }
 }
 
@@ -243,10 +241,11 @@ impl InLanes {
     /// Whether a hot lane has something that was not looked at. Cost: a few loads for each of them.
     pub(super) fn has_fresh(&mut self) -> bool {
         let Self { lanes, hot, .. } = self;
-        let fresh = |number: usize| match lanes.get_mut(number) {
-            Some(Some(inward)) => !inward.full && inward.lane.has_next(),
-            _ => false,
-        };
+        let is_fresh = |inward: &mut Inward| !inward.full && inward.lane.has_next();
+        if !hot.is_choosy() {
+            return lanes.iter_mut().flatten().any(is_fresh);
+        }
+        let fresh = |number| lanes.get_mut(number).and_then(Option::as_mut).is_some_and(is_fresh);
         (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
     }
 
@@ -266,14 +265,8 @@ impl InLanes {
     }
 
     /// Copies what was sent up to the cut out of the lanes, examines it and admits it to the batch. A lane whose
-    /// sender breaks a rule is not looked at again. `now` is when the look began.
-    pub(super) fn drain(
-        &mut self,
-        now: Instant,
-        batch: &mut Batch<'_>,
-        arena: &Arena,
-        outward: &mut OutLanes,
-    ) {
+    /// sender breaks a rule is not looked at again.
+    pub(super) fn drain(&mut self, batch: &mut Batch<'_>, arena: &Arena, outward: &mut OutLanes) {
         if self.hot.count_look() {
             self.cool(true);
         }
@@ -281,7 +274,7 @@ impl InLanes {
         if let Some(left) = self.left.take() {
             batch.reach_back(left);
         }
-        let mut look = Look { receiver: self.receiver, arena, now, offset: None };
+        let mut look = Look { receiver: self.receiver, arena, offset: None };
         for place in 0..self.hot.len() {
             let Some(at) = self.hot.get(place) else { return };
             let Some(Some(inward)) = self.lanes.get_mut(at) else { continue };
@@ -451,7 +444,7 @@ impl InLanes {
         let key = now.as_nanos();
         let last = self.free_len.checked_sub(1)?;
         let slot = self.free.get(last).copied()?;
-        let realtime_ns = key.saturating_add_signed(bell::realtime_offset(now));
+        let realtime_ns = key.saturating_add_signed(bell::realtime_offset());
         let stamp = Timestamp { seqnum: key, monotonic_ns: key, realtime_ns };
         let receiver = self.receiver;
         let filled = arena.fill(None, CALL_ENDED_SIZE, |words| {
@@ -608,7 +601,7 @@ mod tests {
         let mut room = [Arrived::default(); 4];
         let mut order = Order::new();
         let mut batch = order.batch(bell::now(), &mut room);
-        inward.drain(bell::now(), &mut batch, &arena, &mut outward);
+        inward.drain(&mut batch, &arena, &mut outward);
         assert!(*ignored.borrow() > 0 && inward.has_fresh(), "the next look goes on");
         assert!(batch.sorted().is_empty());
     }

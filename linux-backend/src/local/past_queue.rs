@@ -16,27 +16,36 @@ use super::point::{self, Point};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoRoom;
 
+/// Which lanes have messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fresh {
+    None,
+    /// This one alone, and this one is its next.
+    One(usize, LaneHead),
+    Several,
+}
+
 impl InLanes {
-    /// Receives the next message of the only lane that has any, and nothing if several have, or none: then their order is
-    /// for the queue to find. `now` was read before. Nobody waits for the end of a call.
-    pub(super) fn take_only(&mut self, now: Instant, order: &mut Order, arena: &Arena) -> Option<Held> {
-        if self.left.is_some() {
-            return None;
-        }
-        let mut fresh = None;
+    /// Which lanes have a message that was not looked at.
+    pub(super) fn only_fresh(&mut self) -> Fresh {
+        let mut fresh = Fresh::None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
-            if let Some(inward) = inward
-                && inward.lane.has_next()
-                && fresh.replace(at).is_some()
-            {
-                return None;
+            let Some(inward) = inward else { continue };
+            if let Ok(Some(head)) = inward.lane.peek() {
+                match fresh {
+                    Fresh::None => fresh = Fresh::One(at, head),
+                    _ => return Fresh::Several,
+                }
             }
         }
-        let at = fresh?;
-        let head = self.lanes.get_mut(at)?.as_mut()?.lane.peek().ok()??;
-        let time = order.take_only(now, head.key)?;
-        let look = Look { receiver: self.receiver, arena, now, offset: None };
-        let Copied { held, settled, .. } = self.take_out(at, &head, time, look, |_, _| true)?;
+        fresh
+    }
+
+    /// Receives the message at the head of lane `at`, which counts as old as `time`: it is the next one. `None` if that is for
+    /// the queue to find. Nobody waits for the end of a call.
+    pub(super) fn take_only(&mut self, at: usize, head: &LaneHead, time: u64, arena: &Arena) -> Option<Held> {
+        let look = Look { receiver: self.receiver, arena, offset: None };
+        let Copied { held, settled, .. } = self.take_out(at, head, time, look, |_, _| true)?;
         if settled.answers != 0 {
             arena.release(held);
             return None;
@@ -99,7 +108,7 @@ impl InLanes {
             (head.call == waited.name.word()).then_some((at, head))
         })?;
         let time = order.time_beside(now, head.key)?;
-        let look = Look { receiver: self.receiver, arena, now, offset: None };
+        let look = Look { receiver: self.receiver, arena, offset: None };
         // Other connections name their own calls as this one does: only the copy tells.
         let (name, calls) = (Some(waited.name), outward.calls());
         let is_meant = |sender, settled: &Settled| calls.meant(name, sender, settled.answers).is_some();
@@ -118,12 +127,7 @@ impl InLanes {
     /// # Errors
     ///
     /// [`NoRoom`] if it is there and finds none itself; its call has ended.
-    pub(super) fn look_ahead(
-        &mut self,
-        now: Instant,
-        arena: &Arena,
-        outward: &mut OutLanes,
-    ) -> Result<(), NoRoom> {
+    pub(super) fn look_ahead(&mut self, arena: &Arena, outward: &mut OutLanes) -> Result<(), NoRoom> {
         let Some(call) = outward.calls().waited().copied() else { return Ok(()) };
         let receiver = self.receiver;
         for inward in self.lanes.iter_mut().flatten() {
@@ -141,7 +145,7 @@ impl InLanes {
                 let (Some(place), Some(words)) = (Place::of(&head, terms), head.words()) else { break };
                 from = at + words;
                 let time = head.key;
-                let realtime_ns = time.saturating_add_signed(bell::realtime_offset(now));
+                let realtime_ns = time.saturating_add_signed(bell::realtime_offset());
                 let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
                 // Its callee may have filled what its lane may have.
                 let filled = arena.fill(None, place.size(), |words| {
