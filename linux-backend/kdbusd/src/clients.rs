@@ -68,6 +68,8 @@ pub(crate) struct Client {
     pub(crate) lane_given: Option<u32>,
     /// Why it was refused another lane, when it asked last.
     pub(crate) no_room: Option<NoRoom>,
+    /// It had no place for another lane to send by, when it asked last.
+    pub(crate) no_place: bool,
     /// Where large payload comes from: a memfd, read only.
     pub(crate) staging: Option<Foreign>,
     /// Files that go with the next answer that brings a message.
@@ -101,6 +103,7 @@ impl Client {
             hello: heapless::Vec::new(),
             lane_given: None,
             no_room: None,
+            no_place: false,
             staging: None,
             outgoing: heapless::Vec::new(),
             unread_fds: 0,

@@ -391,7 +391,8 @@ impl Host for Turn<'_> {
     }
 
     fn lane_open(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
-        self.state.lanes.give(grant, terms)
+        let no_place = self.state.clients.get(grant.from).is_some_and(|client| client.no_place);
+        self.state.lanes.give(grant, terms, !no_place)
     }
 
     fn lanes_close(&mut self, which: Lanes) -> Instant {

@@ -272,12 +272,7 @@ impl Handle {
     /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such connection, `EPERM` if this one may not talk to
     /// it, `ENOBUFS` if it has no lane left, `EOPNOTSUPP` if all has to go through kdbusd.
     pub fn open_lane(&self, receiver: u64, name: &[u8]) -> Result<(u64, Option<OutLane>), Failure> {
-        let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
-        let mut bytes = [0; 256];
-        let name = name.get(..name.len().min(bytes.len())).unwrap_or_default();
-        let (argument, _) = bytes.split_at_mut(name.len());
-        argument.copy_from_slice(name);
-        let answer = self.transact(header, argument, None, Attachments::default())?;
+        let answer = self.ask_for_lane(receiver, name, 0)?;
         let (number, receiver) = (answer.lane, answer.receiver);
         if answer.fds.is_empty() && !answer.fds_lost {
             return Ok((receiver, None));
@@ -286,11 +281,28 @@ impl Handle {
         point::pass(Point::LaneGiven);
         self.about_lane(Kind::LaneMapped, number)?;
         // Packets are read in their order: once a second request is answered, the first one's lane is open.
-        let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
-        match self.transact(header, &mut [], None, Attachments::default()) {
+        match self.ask_for_lane(receiver, &[], 0) {
             Ok(_) | Err(Failure::Refused(_)) => Ok((receiver, Some(lane))),
             Err(broken) => Err(broken),
         }
+    }
+
+    /// As [`open_lane`](Self::open_lane), if it is one that this connection has. Returns the receiver's id.
+    ///
+    /// # Errors
+    ///
+    /// As there; `ENOBUFS` too if it has none, and kdbusd remembers that it has no place for one.
+    pub(super) fn reopen_lane(&self, receiver: u64, name: &[u8]) -> Result<u64, Failure> {
+        self.ask_for_lane(receiver, name, wire::FLAG_OWN_LANE).map(|answer| answer.receiver)
+    }
+
+    fn ask_for_lane(&self, receiver: u64, name: &[u8], flags: u32) -> Result<Answer, Failure> {
+        let header = Header { key: receiver, flags, ..Header::new(Kind::OpenLane, self.next_serial()) };
+        let mut bytes = [0; 256];
+        let name = name.get(..name.len().min(bytes.len())).unwrap_or_default();
+        let (argument, _) = bytes.split_at_mut(name.len());
+        argument.copy_from_slice(name);
+        self.transact(header, argument, None, Attachments::default())
     }
 
     /// Has kdbusd wake the sender of a lane whose call was dropped.

@@ -415,13 +415,26 @@ impl OutLanes {
         self.lanes.iter().position(leads)
     }
 
+    /// Where another lane can stand: a place that is free, or whose lane is closed and has no calls.
+    fn free_place(&self) -> Option<usize> {
+        let free = self.lanes.iter().position(Option::is_none);
+        let idle = |at: &usize| self.calls.by_lane(*at).is_none();
+        let closed = |at: &usize| self.lanes.get(*at).is_some_and(|other| is_closed(other.as_ref()));
+        free.or_else(|| (0..self.lanes.len()).filter(closed).find(idle))
+    }
+
     /// Asks kdbusd for a lane to `to`, or to open the one there is.
     fn ask(&mut self, handle: &Handle, to: To<'_>) -> Result<usize, Failure> {
         let (id, name) = match to {
             To::Id(id) => (id, &[][..]),
             To::Name(name) => (DST_ID_NAME, name),
         };
-        let (receiver, lane) = handle.open_lane(id, name)?;
+        // One that was given and finds no place would be lost to its receiver as long as this connection lives.
+        let place = self.free_place();
+        let (receiver, lane) = match place {
+            Some(_) => handle.open_lane(id, name)?,
+            None => (handle.reopen_lane(id, name)?, None),
+        };
         let full = Failure::Refused(kdbus_core::abi::Errno::ENOBUFS);
         let name = Name::from_slice(name).map_err(|_| full)?;
         for other in self.lanes.iter_mut().flatten().filter(|other| other.name == name) {
@@ -430,14 +443,10 @@ impl OutLanes {
         let at = match lane {
             None => self.find(To::Id(receiver)),
             Some(lane) => {
-                let free = self.lanes.iter().position(Option::is_none);
-                let idle = |at: &usize| self.calls.by_lane(*at).is_none();
-                let closed = |at: &usize| self.lanes.get(*at).is_some_and(|other| is_closed(other.as_ref()));
-                let at = free.or_else(|| (0..self.lanes.len()).filter(closed).find(idle));
-                if let Some(place) = at.and_then(|at| self.lanes.get_mut(at)) {
+                if let Some(place) = place.and_then(|at| self.lanes.get_mut(at)) {
                     *place = Some(Outward { lane, name: Name::new() });
                 }
-                at
+                place
             }
         };
         let outward = at.and_then(|at| self.lanes.get_mut(at)?.as_mut()).ok_or(full)?;
