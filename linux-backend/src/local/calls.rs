@@ -105,6 +105,11 @@ impl Calls {
         self.len as u32
     }
 
+    /// Whether there is no place for another one that nobody sleeps in.
+    pub(super) const fn is_full(&self) -> bool {
+        self.len == WAITED
+    }
+
     /// Opens the call that the connection waits for, until it is [over](Self::stop_waiting).
     pub(super) fn wait_for(
         &mut self,
@@ -139,7 +144,7 @@ impl Calls {
         made_at: Instant,
         deadline: Instant,
     ) -> Option<CallName> {
-        if self.len == WAITED {
+        if self.is_full() {
             return None;
         }
         let number = self.number + 1;
@@ -164,6 +169,18 @@ impl Calls {
             self.untold -= usize::from(call.end.is_some());
             if self.len == 0 {
                 self.next = Instant::FAR;
+            }
+        }
+    }
+
+    /// Closes the calls of which nobody has to hear any more. Cost: `O(`[`CALLS_MAX`]`)`.
+    pub(super) fn close_those(&mut self, mut over: impl FnMut(&Call) -> bool) {
+        for index in 0..WAITED {
+            if let Some(Some(call)) = self.places.get(index)
+                && call.end.is_none()
+                && over(call)
+            {
+                self.close(call.name);
             }
         }
     }

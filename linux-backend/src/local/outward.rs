@@ -161,6 +161,9 @@ impl OutLanes {
             // kdbusd knows how many of those through it are still open.
             return false;
         }
+        if is_call && self.calls.is_full() {
+            self.close_relayed(|_| true);
+        }
         let Some(Some(Outward { lane, .. })) = self.lanes.get_mut(at) else { return false };
         let Some(first) = message.message.get(..len) else { return false };
         let begun = bell::now();
@@ -347,6 +350,24 @@ impl OutLanes {
             }
             _ => Answers::Nothing,
         }
+    }
+
+    /// kdbusd has brought a reply to a call with this cookie: if it went by lane, it has ended.
+    pub(super) fn brought(&mut self, callee: u64, cookie: u64) {
+        if cookie != 0 && !self.calls.is_empty() {
+            self.close_relayed(|call| (call.callee, call.cookie) == (callee, cookie));
+        }
+    }
+
+    /// Closes those of the `meant` calls that kdbusd has ended. Their replies are in its queue or found no room there, so that
+    /// nobody else ends them, and whoever still names one of them names no other: each has a number of its own.
+    #[cold]
+    fn close_relayed(&mut self, meant: impl Fn(&Call) -> bool) {
+        let Self { lanes, calls, .. } = self;
+        calls.close_those(|call| {
+            let lane = lanes.get(call.lane).and_then(Option::as_ref).filter(|_| meant(call));
+            lane.is_some_and(|outward| outward.lane.record(call.name).state() == Some(CallState::Relayed))
+        });
     }
 
     /// Whether the callee of a call is gone.
