@@ -450,6 +450,28 @@ fn who_holds_all_the_room_there_is_learns_that_the_reply_found_none() {
 }
 
 #[test]
+fn a_call_of_the_callee_that_finds_no_room_is_not_taken_for_its_reply() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    b.transport().open_lane(a.id()).unwrap();
+    let (to, before) = (b.id(), carried(&a));
+    let _held = hold_all(&b, &a);
+    let serving = meanwhile(b, |b| {
+        let caller = b.recv_blocking(LONG).unwrap().reply_to();
+        // The first call that it waits for itself: both name it alike.
+        let question = Message::to(caller.id).payload(&BESIDES);
+        let error = b.call_blocking(&question, Duration::from_millis(100)).map(|_| ()).unwrap_err();
+        assert_eq!(error, CallError::TimedOut);
+        reply(b, caller, b"answer").unwrap();
+    });
+    let answer = a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap();
+    assert_eq!(answer.payload(), b"answer");
+    serving.join().unwrap();
+    assert_eq!(carried(&a), before, "all of it went by lane");
+}
+
+#[test]
 fn a_call_is_answered_before_it_is_received() {
     let bus = bus();
     let (a, b) = pair(&bus);
