@@ -497,16 +497,20 @@ fn is_closed(lane: Option<&Outward>) -> bool {
 mod tests {
     use std::thread;
 
-    use kdbus_core::abi::{AttachFlags, Errno};
+    use kdbus_core::abi::{
+        AttachFlags, Errno, ITEM_HEADER, ItemType, ItemWriter, MsgFlags, Vec as PayloadVec,
+    };
     use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
     use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, RECORD_WORDS};
-    use rustix::fd::AsFd;
+    use rustix::fd::{AsFd, OwnedFd};
     use rustix::pipe::{PipeFlags, pipe_with};
+    use zerocopy::IntoBytes;
 
     use super::super::detour::Detour;
+    use super::super::handle::Answer;
     use super::super::map::{Seal, create, seal};
     use super::super::socket::{self, Wait};
-    use super::super::testbed::{handle, pair};
+    use super::super::testbed::{Lane, handle, pair};
     use super::super::wire::{Header, Kind};
     use super::*;
 
@@ -550,6 +554,53 @@ mod tests {
         bus.join().unwrap();
         assert_eq!(outward.open_lanes(), 1);
         (opened, outward.find(To::Name(NAME)).is_some(), outward.find(To::Id(RECEIVER)).is_some())
+    }
+
+    /// A call of eight bytes.
+    fn call() -> [u8; Msg::SIZE + 32] {
+        let header = Msg {
+            size: (Msg::SIZE + ITEM_HEADER + size_of::<PayloadVec>()) as u64,
+            flags: MsgFlags::EXPECT_REPLY.bits(),
+            dst_id: RECEIVER,
+            payload_type: 1,
+            cookie: 5,
+            timeout_or_reply: WAIT_MAX.as_nanos(),
+            ..Msg::default()
+        };
+        let mut message = [0; Msg::SIZE + 32];
+        let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
+        writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
+        message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        message
+    }
+
+    #[test]
+    fn a_call_whose_reply_is_brought_before_it_is_sent_goes_no_other_way() {
+        let (_bus, client) = pair();
+        let handle = handle(client);
+        for (waits, brought) in [(false, false), (false, true), (true, false), (true, true)] {
+            let lane = Lane::new(7);
+            let answer = Answer { fds: lane.out_fds(), lane: 3, receiver: RECEIVER, ..Answer::new() };
+            let mut outward = OutLanes::new((1, 1), Detour::NONE, 7).unwrap();
+            outward.lanes[0] = Some(Outward { lane: OutLane::map(answer).unwrap(), name: Name::new() });
+            let record = WordMap::writable(&lane.record, RECORD_WORDS).unwrap();
+            let (index, mut gate) = (if waits { CALLS_MAX - 1 } else { 1 }, lane.gate);
+            point::set_own_hook(move |place| {
+                if place == Point::Written {
+                    // Its callee sees its word by then, and claims it of kdbusd; then the lane closes.
+                    let name = CallName { index, number: 1 };
+                    assert!(!brought || CallRecord::new(&record, name).end(CallState::Relayed));
+                    gate.close();
+                }
+            });
+            let fds: &[OwnedFd] = &[];
+            let mut outgoing = Outgoing { message: &mut call(), payload: &[b"question"], fds };
+            let sent = outward.send(&handle, &mut outgoing, waits);
+            assert_eq!(sent, brought, "else there were two replies, or none: {waits}");
+            let open = outward.calls.waited().or_else(|| outward.calls.iter().next());
+            let state = open.and_then(|call| outward.state(call));
+            assert_eq!(state, brought.then_some(CallState::Relayed), "{waits}");
+        }
     }
 
     #[test]
