@@ -123,8 +123,8 @@ impl InLane {
     }
 
     /// As [`LaneReader::each_call_ahead`].
-    pub(super) fn each_call_ahead(&self, each: impl FnMut(u64, u64)) {
-        self.reader.each_call_ahead(each);
+    pub(super) fn each_call_ahead(&self, from: u64, each: impl FnMut(u64, u64)) -> u64 {
+        self.reader.each_call_ahead(from, each)
     }
 
     /// As [`LaneReader::is_reply_ahead`].
