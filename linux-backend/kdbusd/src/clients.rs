@@ -5,7 +5,7 @@ use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::MESSAGE_FDS_MAX;
 use kdbus_core::engine::{FileId, HandleId};
 use kdbus_linux::local::map::{self, Seal, WordMap, WriteMap};
-use kdbus_linux::local::wire::{FDS_MAX, HELLO_FDS, LANE_OUT_FDS};
+use kdbus_linux::local::wire::{HELLO_FDS, LANE_OUT_FDS};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -120,9 +120,9 @@ impl Client {
         self.unread_fds != 0
     }
 
-    /// Counts descriptors of an answer. False if it has too many that it did not read.
-    pub(crate) fn may_get(&mut self, fds: usize) -> bool {
-        if fds != 0 && self.has_unread_fds() && self.unread_fds + fds > FDS_MAX {
+    /// Counts descriptors of an answer. False if that makes more than `most` that it did not read, unless it has read all others.
+    pub(crate) fn may_get(&mut self, fds: usize, most: usize) -> bool {
+        if fds != 0 && self.has_unread_fds() && self.unread_fds + fds > most {
             return false;
         }
         self.unread_fds += fds;

@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) clients: Clients,
     /// Users and sockets of those who were cut off and have not read the descriptors that they were sent.
     pub(crate) lingering: Vec<(u32, Foreign)>,
+    /// Descriptors that may be on their way to one client.
+    pub(crate) unread_most: usize,
     pub(crate) pending: Pending,
     pub(crate) files: Files,
     pub(crate) budget: Budget,
