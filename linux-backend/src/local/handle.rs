@@ -7,6 +7,7 @@ use kdbus_core::client::Failure;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::cancel;
 use super::error::{ConnectError, EPROTO, errno};
 use super::lane::{InLane, OutLane};
 use super::map::{self, Block, ReadMap, WordMap};
@@ -16,8 +17,7 @@ use super::point::{self, Point};
 use super::socket::{self, Arrived, Descriptors, PARTS_MAX, Wait};
 use super::staging::Staging;
 use super::stats::{Report, STATS_BYTES};
-use super::wire::{self, FDS_MAX, HELLO_FDS, Header, Kind, PACKET_MAX, Packet};
-use super::{bell, wire::INLINE_MAX};
+use super::wire::{self, FDS_MAX, HELLO_FDS, Header, INLINE_MAX, Kind, PACKET_MAX, Packet};
 
 /// Payload bytes up to which a packet is not slower than the staging file: from there to twice as many the two
 /// are level, above it the file's one copy less shows.
@@ -429,7 +429,7 @@ impl Handle {
     ) -> Result<Ended, Failure> {
         self.check()?;
         if let Some(cancel) = with.cancel {
-            check_cancel(cancel).map_err(Failure::Refused)?;
+            cancel::check(cancel).map_err(Failure::Refused)?;
         }
         {
             let arg = head(arg);
@@ -506,7 +506,7 @@ impl Handle {
         let mut buffer = self.answer.borrow_mut();
         loop {
             if let Some(fd) = cancel
-                && !bell::wait_answer(self.socket(), fd).map_err(|error| self.fail(error))?
+                && !cancel::wait_answer(self.socket(), fd).map_err(|error| self.fail(error))?
             {
                 let header = Header { key: serial, ..Header::new(Kind::Cancel, 0) };
                 socket::send(&self.socket, &header, &[], &[], Wait::Yes)
@@ -612,15 +612,4 @@ fn write_back(to: &mut [u8], from: &[u8]) {
 /// How many descriptors a packet says it has, for one whose descriptors were cut off.
 fn claimed_fds(bytes: &[u8]) -> usize {
     Header::read_from_prefix(bytes).map_or(0, |(header, _)| header.fds as usize)
-}
-
-/// Whether `cancel` can be polled. kdbus: a cancel descriptor that is not open is `EBADF`, one of a file that
-/// is always ready is `EINVAL`.
-pub(super) fn check_cancel(cancel: BorrowedFd<'_>) -> Result<(), Errno> {
-    use rustix::fs::FileType;
-    let mode = rustix::fs::fstat(cancel).map_err(errno)?.st_mode;
-    match FileType::from_raw_mode(mode) {
-        FileType::RegularFile | FileType::Directory | FileType::BlockDevice => Err(Errno::EINVAL),
-        _ => Ok(()),
-    }
 }
