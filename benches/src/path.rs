@@ -31,6 +31,9 @@ pub struct Arguments {
     /// Bytes of a message
     #[arg(long, default_value_t = 64)]
     bytes: usize,
+    /// Messages of the caller that wait in its lane while calls are answered
+    #[arg(long, default_value_t = 200)]
+    waiting: u64,
     /// Run one of them only and show nothing, for callgrind
     #[arg(long, hide = true)]
     only: Option<What>,
@@ -43,6 +46,8 @@ pub enum What {
     Send,
     /// The same received.
     Receive,
+    /// Replies, one after another, to calls behind which other messages wait.
+    Reply,
     /// A call and its reply, at both ends.
     Call,
     /// The same where both ends wait. How the threads take turns shows in the count: it varies by a tenth.
@@ -50,12 +55,13 @@ pub enum What {
 }
 
 impl What {
-    const ALL: [Self; 4] = [Self::Send, Self::Receive, Self::Call, Self::CallBlocking];
+    const ALL: [Self; 5] = [Self::Send, Self::Receive, Self::Reply, Self::Call, Self::CallBlocking];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Send => "send",
             Self::Receive => "receive",
+            Self::Reply => "reply",
             Self::Call => "call",
             Self::CallBlocking => "call-blocking",
         }
@@ -76,17 +82,19 @@ struct Ends {
 /// What failed.
 pub fn run(arguments: &Arguments) -> io::Result<()> {
     if let Some(only) = arguments.only {
-        return alone(only, arguments.bytes);
+        return alone(only, arguments.bytes, arguments.waiting);
     }
     for what in What::ALL {
-        let bytes = arguments.bytes.to_string();
-        let all = callgrind::instructions(COUNTED, &["path", "--bytes", &bytes, "--only", what.name()])?;
-        writeln!(io::stdout(), "{}, {bytes} bytes: {} instructions", what.name(), all / MESSAGES)?;
+        let (bytes, waiting) = (arguments.bytes.to_string(), arguments.waiting.to_string());
+        let run = ["path", "--bytes", &bytes, "--waiting", &waiting, "--only", what.name()];
+        let all = callgrind::instructions(COUNTED, &run)?;
+        let beside = if matches!(what, What::Reply) { format!(", {waiting} waiting") } else { String::new() };
+        writeln!(io::stdout(), "{}, {bytes} bytes{beside}: {} instructions", what.name(), all / MESSAGES)?;
     }
     Ok(())
 }
 
-fn alone(what: What, bytes: usize) -> io::Result<()> {
+fn alone(what: What, bytes: usize, waiting: u64) -> io::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut config = config(dir.path());
     (config.capacity.lanes, config.capacity.lanes_per_user) = (16, 16);
@@ -107,6 +115,11 @@ fn alone(what: What, bytes: usize) -> io::Result<()> {
             for _ in 0..MESSAGES / BATCH {
                 (0..BATCH).try_for_each(|_| ends.send())?;
                 measured_path(|| (0..BATCH).try_for_each(|_| ends.receive()))?;
+            }
+        }
+        What::Reply => {
+            for _ in 0..MESSAGES / BATCH {
+                ends.answer_while_others_wait(waiting)?;
             }
         }
         What::CallBlocking => {
@@ -156,6 +169,29 @@ impl Ends {
         let message = self.b.try_recv().map_err(io::Error::other)?;
         let message = message.ok_or_else(|| io::Error::other("a message was lost"))?;
         black_box(message.payload());
+        Ok(())
+    }
+
+    /// Calls, and sends other messages behind that; then counts how the calls are answered.
+    fn answer_while_others_wait(&self, waiting: u64) -> io::Result<()> {
+        let later = self.a.now().after(CALL_TIMEOUT);
+        for _ in 0..BATCH {
+            let call = Message::to_name(service()?).payload(&self.bytes).expect_reply(later);
+            self.a.send(&call).map_err(io::Error::other)?;
+        }
+        (0..waiting).try_for_each(|_| self.send())?;
+        let mut callers = Vec::new();
+        for _ in 0..BATCH {
+            let call = self.b.try_recv().map_err(io::Error::other)?;
+            callers.push(call.ok_or_else(|| io::Error::other("a call was lost"))?.reply_to());
+        }
+        let answer = |to| self.b.reply(to, &self.bytes).map_err(io::Error::other);
+        measured_path(|| callers.into_iter().try_for_each(answer))?;
+        (0..waiting).try_for_each(|_| self.receive())?;
+        for _ in 0..BATCH {
+            let reply = self.a.try_recv().map_err(io::Error::other)?;
+            black_box(reply.ok_or_else(|| io::Error::other("a reply was lost"))?.payload());
+        }
         Ok(())
     }
 

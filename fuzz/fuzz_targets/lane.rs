@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
-use kdbus_core::abi::{AttachFlags, Items, Msg, Timestamp};
+use kdbus_core::abi::{AttachFlags, ItemType, ItemWriter, Items, Msg, Timestamp};
 use kdbus_core::channel::terms::{HeldTerms, PAGE_WORDS, Terms, VERDICT_AT};
 use kdbus_core::channel::{LaneGate, LaneLayout, LaneReader, Place, Verdict, settle};
 use libfuzzer_sys::fuzz_target;
@@ -35,7 +35,9 @@ fuzz_target!(|ops: Vec<Op>| {
     let (lane, back, page) = (&lane[..], &back[..], &page[..]);
     let mut gate = LaneGate::new(lane, page, VERDICT_AT);
     let attach = AttachFlags::TIMESTAMP | AttachFlags::CREDS;
-    let terms = Terms { sender: 3, attach, name: b"a.b", metadata: &[9; 16] };
+    let mut metadata = [0; 32];
+    ItemWriter::new(&mut metadata).bytes(ItemType::CREDS, &[9; 16]).unwrap();
+    let terms = Terms { sender: 3, attach, name: b"a.b", metadata: &metadata };
     assert!(terms.write(&page, 1));
     gate.open();
     let mut reader = LaneReader::new(lane, back, page, VERDICT_AT, layout).unwrap();

@@ -397,18 +397,19 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         None
     }
 
-    /// Hands what names each call that was not copied out, and its cookie, to `each`, in their order: for who answers one before
-    /// its turn. Cost: a look at each message that was not copied out.
-    pub fn each_call_ahead(&self, mut each: impl FnMut(u64, u64)) {
+    /// Hands what names each call from `from` on that was not copied out, and its cookie, to `each`, in their order: for who
+    /// answers one before its turn. Returns where to go on, so that nobody has to look at a message twice; the first time,
+    /// that is 0. Cost: a look at each of these messages.
+    pub fn each_call_ahead(&self, from: u64, mut each: impl FnMut(u64, u64)) -> u64 {
         let end = tail(self.tail_words());
+        let mut at = self.head.max(from);
         if self.violated || end.wrapping_sub(self.returned) > self.layout.ring() {
-            return;
+            return at;
         }
-        let mut at = self.head;
         // Ends: a message takes some words.
         while at < end {
             let head = self.head_at(at);
-            let Some(words) = head.words().filter(|words| *words <= end - at) else { return };
+            let Some(words) = head.words().filter(|words| *words <= end - at) else { return at };
             let header = |byte| self.header_at(at, &head, byte);
             if head.call != 0
                 && header(offset_of!(Msg, flags)).is_some_and(expects_reply)
@@ -418,6 +419,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             }
             at += words;
         }
+        at
     }
 
     /// Whether a message that [`find_ahead`](Self::find_ahead) has found at `at` says that it is a reply to the call with this

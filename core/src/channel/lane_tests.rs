@@ -5,7 +5,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 use std::{thread, vec};
 
+use zerocopy::IntoBytes;
+
 use super::*;
+use crate::abi::{Msg, MsgFlags};
 
 /// The three parts of a lane in plain memory; the verdict stands at 2.
 struct Memory {
@@ -212,6 +215,46 @@ fn a_message_keeps_the_lengths_that_it_was_looked_at_with() {
     let mut words = [0; 8];
     assert_eq!(reader.copy_out(&mut words, &mut []), Some(5));
     assert_eq!(words, [0x0101_0101_0101_0101, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn calls_ahead_are_looked_at_once_each_though_others_leave_the_lane_meanwhile() {
+    let memory = Memory::new(256);
+    memory.gate().open();
+    let (mut writer, mut reader) = (memory.writer(), memory.reader());
+    let mut send = |cookie: u64| {
+        let flags = MsgFlags::EXPECT_REPLY.bits();
+        let header = Msg { flags: flags * (cookie % 2), cookie, ..Msg::default() };
+        let head = LaneHead { first: Msg::SIZE as u64, second: 0, key: cookie, call: 10 * cookie };
+        let mut reserved = writer.reserve(head).unwrap();
+        reserved.put(header.as_bytes());
+        let _ = reserved.commit().unwrap();
+    };
+    let look = |reader: &Reader<'_>, from| {
+        let mut calls = vec![];
+        let next = reader.each_call_ahead(from, |call, cookie| calls.push((call, cookie)));
+        (next, calls)
+    };
+    (1..=5).for_each(&mut send);
+    let (seen, calls) = look(&reader, 0);
+    assert_eq!(calls, [(10, 1), (30, 3), (50, 5)]);
+    assert_eq!(look(&reader, seen), (seen, vec![]));
+    (6..=7).for_each(&mut send);
+    assert_eq!(receive_words(&mut reader), 1);
+    let (more, calls) = look(&reader, seen);
+    assert_eq!((more > seen, calls), (true, vec![(70, 7)]));
+    (2..=7).for_each(|number| assert_eq!(receive_words(&mut reader), number));
+    send(9);
+    // Those that were not looked at in time have left the lane.
+    assert_eq!(look(&reader, 0).1, [(90, 9)]);
+}
+
+/// The key of the next message, of any length.
+fn receive_words(reader: &mut Reader<'_>) -> u64 {
+    let head = reader.peek().unwrap().unwrap();
+    let words = reader.copy_out(&mut [0; 64], &mut [0; 64]).unwrap();
+    reader.give_back(words);
+    head.key
 }
 
 #[test]

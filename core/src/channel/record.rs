@@ -125,6 +125,9 @@ mod tests {
         assert!(!record(CALL).end(CallState::Answered) && !record(CALL).end(CallState::Relayed));
         record(NEXT).begin(70, at(7));
         assert!(!record(CALL).end(CallState::Relayed) && record(NEXT).end(CallState::Relayed));
+        // What the bus says late of the first one, in whose place the next one stands, is about the first one.
+        record(CALL).fail(5);
+        assert_eq!((record(CALL).state(), record(NEXT).failure()), (None, None));
     }
 
     #[test]

@@ -384,8 +384,9 @@ pub trait Host {
     ///
     /// # Errors
     ///
-    /// [`NoLane::Off`] without lanes, [`NoLane::Full`] if the receiver has none left, [`NoLane::Terms`] if the two
-    /// have one that is open or holds messages under other terms.
+    /// [`NoLane::Off`] without lanes, [`NoLane::Full`] if the receiver has none left, [`NoLane::NoPlace`] if the sender has
+    /// said that it takes no other one, [`NoLane::Terms`] if the two have one that is open or holds messages under other
+    /// terms.
     fn lane_open(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
         let _ = (grant, terms);
         Err(NoLane::Off)

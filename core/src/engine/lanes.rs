@@ -111,6 +111,8 @@ pub enum NoLane {
     Banned,
     /// The receiver's lanes are all in use, or it brought none.
     Full,
+    /// The sender has no place for another lane.
+    NoPlace,
 }
 
 impl NoLane {
@@ -120,7 +122,7 @@ impl NoLane {
         match self {
             Self::Gone => Errno::ENXIO,
             Self::Denied => Errno::EPERM,
-            Self::Full => Errno::ENOBUFS,
+            Self::Full | Self::NoPlace => Errno::ENOBUFS,
             _ => Errno::EOPNOTSUPP,
         }
     }
@@ -143,6 +145,7 @@ impl fmt::Display for NoLane {
             Self::Terms => "what each message shows of its sender does not fit, or has changed",
             Self::Banned => "the sender has broken the rules of a lane to this receiver",
             Self::Full => "the receiver has no lane left",
+            Self::NoPlace => "the sender has no place for another lane",
         })
     }
 }

@@ -49,6 +49,8 @@ mod storage;
 mod table;
 #[cfg(test)]
 mod testbed;
+#[cfg(test)]
+mod testbed_messages;
 mod tracker;
 mod user;
 mod watch;

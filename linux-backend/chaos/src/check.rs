@@ -38,6 +38,8 @@ codes! {
         Deadlines = "no time-out too early",
         /// Nobody is told of a death that was none.
         Deaths = "no false death",
+        /// What is borrowed was lent to whoever borrows it, as long as it was sent.
+        Loans = "nothing borrowed that was not lent",
         /// No client saw what must not be.
         Clients = "clients content",
         /// Names of the dead are free, and the dead are not listed.
@@ -309,8 +311,13 @@ impl Round {
                     let text = format!("client {}.{} saw what must not be", process.0, process.1);
                     self.find(Check::Clients, record.id, &[process], text);
                 }
-                Kind::Received | Kind::Dropping | Kind::Dropped | Kind::Acquired | Kind::At | Kind::Quiet => {
-                }
+                Kind::Received
+                | Kind::Borrowed
+                | Kind::Dropping
+                | Kind::Dropped
+                | Kind::Acquired
+                | Kind::At
+                | Kind::Quiet => {}
             }
         }
     }
@@ -388,6 +395,7 @@ impl Round {
             for record in &history.records {
                 match Kind::from_code(record.kind) {
                     Some(Kind::Received) => self.read_received(process, record),
+                    Some(Kind::Borrowed) => self.read_borrowed(process, record),
                     Some(Kind::Dropping) => {
                         if let Some(id) = self.by_cookie.get(&(record.peer, record.cookie)) {
                             let sending = self.sendings.get_mut(id).expect("it is in both tables");
@@ -417,6 +425,20 @@ impl Round {
             let numbers = self.verdict.connections.entry(*id).or_default();
             numbers.lost = connection.lost;
             numbers.drained = connection.drained;
+        }
+    }
+
+    /// A buffer that was read, and held what its message says. Until it is given back it stays so, or a client has seen trouble.
+    fn read_borrowed(&mut self, process: (u32, u32), record: &Record) {
+        self.made(Check::Loans);
+        let sent = self.sendings.get(&record.id).map(|sending| sending.record);
+        let was_lent = sent.is_some_and(|sent| {
+            (sent.own, sent.peer, sent.sequence) == (record.peer, record.own, record.bytes)
+        });
+        if !was_lent {
+            let text =
+                format!("connection {} borrowed what {} did not lend to it", record.own, Id(record.id));
+            self.find(Check::Loans, record.id, &[process], text);
         }
     }
 

@@ -390,3 +390,15 @@ fn what_came_by_lane_before_a_name_was_given_up_is_not_compared_with_what_has_mo
     assert_eq!(reordered(true), []);
     assert_eq!(reordered(false), [Check::SenderOrder, Check::GlobalOrder]);
 }
+
+#[test]
+fn what_is_borrowed_and_was_not_lent_to_its_borrower_is_found() {
+    let borrowed = |lent: u64, to: u64| {
+        let (mut a, mut b) = scripts();
+        a.send_as(Record { peer: to, id: id(1), sequence: lent, ..Record::default() }, (10, 20));
+        b.add(Kind::Borrowed, Record { peer: SENDER, id: id(1), bytes: 7, ..Record::default() });
+        found([a, b])
+    };
+    assert_eq!(borrowed(7, RECEIVER), []);
+    assert_eq!([borrowed(8, RECEIVER), borrowed(7, SENDER)], [[Check::Loans]; 2]);
+}

@@ -398,9 +398,10 @@ impl Context {
         for part in message.parts() {
             match part {
                 // The stamp stands at the front, in bytes.
-                ReceivedPart::Bytes(bytes) if at == 0 && bytes.len() >= STAMP => {
-                    intact &= payload::is_intact(stamp.id, 0, &bytes[STAMP..]);
-                    at += (bytes.len() - STAMP) as u64;
+                ReceivedPart::Bytes(bytes) if at == 0 && bytes.len() >= STAMP + stamp.record() => {
+                    let filler = &bytes[STAMP + stamp.record()..];
+                    intact &= payload::is_intact(stamp.id, 0, filler);
+                    at += filler.len() as u64;
                 }
                 ReceivedPart::Bytes(bytes) => {
                     intact &= payload::is_intact(stamp.id, at, bytes);

@@ -124,7 +124,7 @@ impl fmt::Display for Line<'_> {
             }
             Kind::At => write!(f, " the point {:?}", Point::from_code(detail).map_or("?", Point::text)),
             Kind::Lost => write!(f, " {}", self.0.bytes),
-            Kind::Trouble => write!(f, " {}", Id(id)),
+            Kind::Trouble | Kind::Borrowed => write!(f, " {}", Id(id)),
             _ => names.get((name as usize).wrapping_sub(1)).map_or(Ok(()), |name| write!(f, " {name}")),
         }
     }

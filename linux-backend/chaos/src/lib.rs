@@ -19,6 +19,7 @@ pub mod fleet;
 pub mod history;
 #[cfg(feature = "points")]
 mod inside;
+mod loans;
 mod loss;
 mod order;
 pub mod payload;

@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use kdbus_linux::local::LOAN_RECORD as RECORD;
+
 use crate::record::MessageId;
 
 /// First bytes of each payload.
@@ -13,20 +15,36 @@ pub struct Stamp {
     pub id: MessageId,
     /// The call that it answers.
     pub answers: MessageId,
-    /// Bytes behind the stamp, in whatever parts.
+    /// Bytes behind the stamp and what follows it of a slab, in whatever parts.
     pub filler: u64,
+    /// The message that introduces the slab which this one is about; 0 if it is about none.
+    pub slab: u64,
+    /// Bytes of a buffer of it that this message lends; 0 for the introduction.
+    pub lent: u64,
 }
 
 /// Bytes of a stamp.
 pub const STAMP: usize = size_of::<Stamp>();
 
-const MAGIC: u64 = u64::from_be_bytes(*b"chaos-01");
+const MAGIC: u64 = u64::from_be_bytes(*b"chaos-02");
 
 impl Stamp {
     /// The stamp of a message with `filler` bytes behind it.
     #[must_use]
     pub const fn new(id: MessageId, answers: MessageId, filler: u64) -> Self {
-        Self { magic: MAGIC, id, answers, filler }
+        Self { magic: MAGIC, id, answers, filler, slab: 0, lent: 0 }
+    }
+
+    /// The stamp of a message of nothing else that introduces `slab`, or lends so many bytes of it.
+    #[must_use]
+    pub const fn of_slab(id: MessageId, slab: u64, lent: u64) -> Self {
+        Self { slab, lent, ..Self::new(id, MessageId { client: 0, incarnation: 0, serial: 0 }, 0) }
+    }
+
+    /// Bytes behind the stamp that say which slab or buffer it is about.
+    #[must_use]
+    pub const fn record(&self) -> usize {
+        if self.slab == 0 { 0 } else { RECORD }
     }
 
     /// The stamp in front of `payload`, if there is one.

@@ -59,6 +59,10 @@ codes! {
         LaneBrought = "with a lane brought, before telling",
         /// In the library: a lane to somebody was given and not mapped, as far as kdbusd knows.
         LaneGiven = "with a lane given, before telling",
+        /// A buffer is lent, and its message was not sent.
+        Lending = "with a buffer lent, before sending",
+        /// A buffer that somebody else lends is read, and was not given back.
+        Borrowing = "with a borrowed buffer in hand",
     }
 }
 
@@ -73,6 +77,8 @@ impl Point {
         Self::Answering,
         Self::AfterHandOver,
         Self::OwningNames,
+        Self::Lending,
+        Self::Borrowing,
     ];
 
     /// Those inside of the library. A client comes by the first ones only if it has lanes.
@@ -132,6 +138,7 @@ impl Point {
             Self::Mapped | Self::CallDropped | Self::Claiming => 1,
             Self::AfterHandOver | Self::OwningNames | Self::LaneGiven | Self::CallExpired => 3,
             Self::CallAnswered | Self::CallBegun | Self::LaneBrought | Self::BeforeBell => 8,
+            Self::Lending | Self::Borrowing => 8,
             Self::Reserved | Self::Written | Self::Committed | Self::Copied | Self::Received => 50,
             Self::Activator => 20,
             Self::Monitor => 2000,

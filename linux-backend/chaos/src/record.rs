@@ -63,7 +63,7 @@ pub struct Record {
     pub cookie: u64,
     /// Its priority.
     pub priority: i64,
-    /// Its sequence number, if it was told.
+    /// Its sequence number, if it was told; of one that is sent, the bytes that it lends.
     pub sequence: u64,
     /// Bytes of its payload, messages lost, or lanes of a connection.
     pub bytes: u64,
@@ -147,6 +147,8 @@ codes! {
         Drained = "drained",
         /// The client saw what must not be.
         Trouble = "saw trouble with",
+        /// A buffer that is lent by a message was read, and holds what was sent.
+        Borrowed = "borrowed what is lent by",
     }
 }
 

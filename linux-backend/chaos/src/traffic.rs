@@ -21,11 +21,23 @@ use crate::worker::{Plan, Session, To};
 const NAME_MATCH: u64 = 100;
 
 /// A payload, in its parts.
-struct Payload {
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
     bytes: Vec<u8>,
     file: Option<SealedMemfd>,
     zeros: u64,
     descriptors: Vec<OwnedFd>,
+    /// Bytes of a buffer that it lends.
+    lent: u64,
+    /// How urgent it is, if that matters: what lends comes behind what introduces.
+    priority: Option<i64>,
+}
+
+impl Payload {
+    /// What introduces a slab, or lends so many bytes of it.
+    pub(crate) fn of_slab(bytes: Vec<u8>, descriptors: Vec<OwnedFd>, lent: u64) -> Self {
+        Self { bytes, descriptors, lent, priority: Some(0), ..Self::default() }
+    }
 }
 
 impl Session<'_> {
@@ -71,7 +83,7 @@ impl Session<'_> {
         self.send(Plan { sort, to, answers: MessageId::default(), timeout: Duration::ZERO })
     }
 
-    fn peer(&mut self) -> Option<u64> {
+    pub(crate) fn peer(&mut self) -> Option<u64> {
         if self.peers.is_empty() {
             return None;
         }
@@ -115,15 +127,20 @@ impl Session<'_> {
             payload::fill(id, inline as u64, &mut rest);
             Some(SealedMemfd::new(&rest)?)
         };
-        Ok(Payload { bytes, file, zeros, descriptors })
+        Ok(Payload { bytes, file, zeros, descriptors, ..Payload::default() })
     }
 
     /// Sends what `plan` says, and for calls that wait, awaits the answer. Both are written down: that it begins,
     /// and how it went.
     pub(crate) fn send(&mut self, plan: Plan) -> Outcome<()> {
-        let Plan { sort, to, answers, timeout } = plan;
         let id = self.context.next_id();
-        let payload = self.payload(sort, id, answers)?;
+        let payload = self.payload(plan.sort, id, plan.answers)?;
+        self.send_payload(plan, id, &payload).map(drop)
+    }
+
+    /// The same with this payload. False if the bus has refused it.
+    pub(crate) fn send_payload(&mut self, plan: Plan, id: MessageId, payload: &Payload) -> Outcome<bool> {
+        let Plan { sort, to, answers, timeout } = plan;
         let mut parts: Vec<Part<'_, BorrowedFd<'_>>> = Vec::new();
         let in_file = payload.file.as_ref().map_or(0, SealedMemfd::len);
         if let Some(file) = &payload.file {
@@ -134,7 +151,7 @@ impl Session<'_> {
         }
         let priority = match to {
             To::Reply(to) => to.priority,
-            _ => self.context.random.i64(-4..=4),
+            _ => payload.priority.unwrap_or_else(|| self.context.random.i64(-4..=4)),
         };
         let (peer, name_number) = match to {
             To::Id(peer) => (peer, 0),
@@ -175,14 +192,21 @@ impl Session<'_> {
             answers,
             cookie: id.serial,
             priority,
+            sequence: payload.lent,
             bytes: payload.bytes.len() as u64 + in_file + payload.zeros,
             deadline: if sort.is_call() { deadline.as_nanos() } else { 0 },
             ..Record::default()
         };
         self.context.note(Kind::Sending, record)?;
         let sent = match sort {
-            Sort::SyncCall => return self.end_call(record, self.bus.call_blocking(&message, deadline)),
-            Sort::AwaitedCall => return self.end_call(record, self.bus.call(&message, deadline).wait()),
+            Sort::SyncCall => {
+                let ended = self.bus.call_blocking(&message, deadline);
+                return self.end_call(record, ended).map(|()| true);
+            }
+            Sort::AwaitedCall => {
+                let ended = self.bus.call(&message, deadline).wait();
+                return self.end_call(record, ended).map(|()| true);
+            }
             Sort::Call => {
                 self.state.pending.insert(id.serial, (id, record.deadline));
                 self.bus.send(&message.expect_reply(deadline))
@@ -193,7 +217,9 @@ impl Session<'_> {
         if sent.is_err() {
             self.state.pending.remove(&id.serial);
         }
-        self.note_sent(record, sent.err())
+        let accepted = sent.is_ok();
+        self.note_sent(record, sent.err())?;
+        Ok(accepted)
     }
 
     fn note_sent(&mut self, record: Record, error: Option<SendError>) -> Outcome<()> {

@@ -7,6 +7,7 @@ use kdbus_core::abi::{AttachFlags, Errno};
 use kdbus_core::client::{Connection, Hello, Kind as MessageKind, Notification, RecvError, ReplyTo};
 
 use crate::client::{Arrival, Bus, Context, NAMES, Outcome, Phase, TOPICS};
+use crate::loans::{Borrowed, OwnSlab, Slabs};
 use crate::payload::Stamp;
 use crate::point::Point;
 use crate::record::{End, How, Kind, MessageId, Record, Sort, now};
@@ -14,7 +15,7 @@ use crate::record::{End, How, Kind, MessageId, Record, Sort, now};
 /// Bytes of a worker's pool.
 pub const POOL: u64 = 1 << 20;
 /// Slices that a worker holds at most.
-const HELD_MAX: usize = 6;
+pub(crate) const HELD_MAX: usize = 6;
 /// Calls that a worker has not answered yet.
 const DEFERRED_MAX: usize = 8;
 
@@ -47,6 +48,11 @@ pub(crate) struct Session<'c> {
     /// To whom a lane was opened last.
     pub(crate) favourite: Option<To>,
     held: Vec<(Stamp, Arrival<'c>)>,
+    /// Slabs of others, and what is borrowed of them.
+    pub(crate) slabs: &'c Slabs,
+    pub(crate) borrowed: Vec<Borrowed<'c>>,
+    /// Its own slabs, by who borrows of them.
+    pub(crate) lenders: HashMap<u64, OwnSlab>,
     deferred: Vec<(MessageId, ReplyTo)>,
     is_quiet: bool,
 }
@@ -85,7 +91,8 @@ pub fn run(context: &mut Context) -> Outcome<()> {
     note_hello(context, &bus)?;
     context.reach(Point::Mapped, bus.id())?;
     loop {
-        match Session::new(context, &bus, &mut state).run()? {
+        let slabs = Slabs::default();
+        match Session::new(context, &bus, &mut state, &slabs).run()? {
             Next::Leave => return Ok(()),
             Next::Goodbye => {
                 let own = bus.id();
@@ -148,7 +155,7 @@ fn give_up_names(context: &mut Context, state: &mut State, own: u64) -> Outcome<
 }
 
 impl<'c> Session<'c> {
-    fn new(context: &'c mut Context, bus: &'c Bus, state: &'c mut State) -> Self {
+    fn new(context: &'c mut Context, bus: &'c Bus, state: &'c mut State, slabs: &'c Slabs) -> Self {
         Self {
             context,
             bus,
@@ -156,6 +163,9 @@ impl<'c> Session<'c> {
             peers: Vec::new(),
             favourite: None,
             held: Vec::new(),
+            slabs,
+            borrowed: Vec::new(),
+            lenders: HashMap::new(),
             deferred: Vec::new(),
             is_quiet: false,
         }
@@ -266,7 +276,8 @@ impl<'c> Session<'c> {
                 let span = Duration::from_micros(self.context.random.u64(100..5000));
                 self.receive_for(span)?;
             }
-            480..660 => self.send_plain()?,
+            480..630 => self.send_plain()?,
+            630..660 => self.lend()?,
             660..720 => self.call_and_go_on()?,
             720..750 => self.call_inside_send()?,
             750..780 => self.call_and_wait()?,
@@ -338,9 +349,10 @@ impl<'c> Session<'c> {
     }
 
     /// Does what a message that has come asks for.
-    fn take(&mut self, how: How, message: Arrival<'c>) -> Outcome<()> {
+    fn take(&mut self, how: How, mut message: Arrival<'c>) -> Outcome<()> {
         let own = self.own();
         let stamp = self.context.note_received(own, how, &message)?;
+        self.meet_slab(&stamp, &mut message)?;
         self.context.reach(Point::HoldingSlice, own)?;
         match message.kind() {
             MessageKind::Call => {
@@ -417,6 +429,6 @@ impl<'c> Session<'c> {
             let (stamp, message) = self.held.swap_remove(0);
             self.context.verify(own, &stamp, &message)?;
         }
-        Ok(())
+        self.give_back(left)
     }
 }

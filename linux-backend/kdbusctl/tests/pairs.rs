@@ -4,8 +4,8 @@ mod common;
 
 use common::{Bus, STUCK, name};
 use kdbus_core::NodeName;
-use kdbus_core::abi::{AttachFlags, NameFlags};
-use kdbus_core::client::{Connection, Hello, Message};
+use kdbus_core::abi::{AttachFlags, Errno, NameFlags};
+use kdbus_core::client::{Connection, Failure, Hello, Message};
 use kdbus_linux::local::{Environment, LocalTransport, Options};
 use kdbusd::config::Config;
 use serde_json::{Value, json};
@@ -75,6 +75,27 @@ fn who_has_no_lanes_shows_with_whose_they_would_be() {
     more.transport().open_lane(one.id()).unwrap();
     assert_eq!(reason(&bus, &more, &one), "lane");
     assert_eq!(reason(&bus, &none, &one), "all-taken");
+}
+
+#[test]
+fn who_has_no_place_for_another_lane_takes_none_from_a_receiver() {
+    let bus = Bus::start();
+    let (full, first, second, third) = (plain(&bus, 1), plain(&bus, 1), plain(&bus, 1), plain(&bus, 1));
+    full.transport().open_lane(first.id()).unwrap();
+    for _ in 0..200 {
+        full.send(&Message::to(second.id()).payload(b"by the daemon")).unwrap();
+        second.try_recv().unwrap().unwrap();
+    }
+    assert_eq!(reason(&bus, &full, &second), "sender-full");
+    first.acquire(name("org.example.First"), NameFlags::empty()).unwrap();
+    second.acquire(name("org.example.Second"), NameFlags::empty()).unwrap();
+    let refused = Err(Failure::Refused(Errno::ENOBUFS));
+    assert_eq!(full.transport().open_lane_to_name(name("org.example.Second")), refused);
+    third.transport().open_lane(second.id()).unwrap();
+    assert_eq!(reason(&bus, &third, &second), "lane");
+    // The lane that it has needs no other place.
+    full.transport().open_lane_to_name(name("org.example.First")).unwrap();
+    assert_eq!(reason(&bus, &full, &first), "lane");
 }
 
 #[test]

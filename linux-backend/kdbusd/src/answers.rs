@@ -10,8 +10,8 @@ use rustix::io;
 use crate::daemon::Daemon;
 use crate::lanes::LaneFds;
 
-/// Why a client is cut off that would have more than [`FDS_MAX`] descriptors on their way to it. The kernel bounds what
-/// all of them have together, and then no client can be sent any.
+/// Why a client is cut off that would have more than `unread_most` descriptors on their way to it. The kernel bounds what all
+/// of them have together, and then no client can be sent any.
 const UNREAD: &str = "it does not read the answers that bring it descriptors";
 
 impl Daemon {
@@ -82,7 +82,7 @@ impl Daemon {
             return self.sent(to, sent);
         }
         let hello = std::mem::take(&mut client.hello);
-        if !client.may_get(hello.len()) {
+        if !client.may_get(hello.len(), self.state.unread_most) {
             return self.state.doom(to, UNREAD);
         }
         let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> = hello.iter().map(AsFd::as_fd).collect();
@@ -102,7 +102,7 @@ impl Daemon {
         }
         let outgoing = std::mem::take(&mut client.outgoing);
         let files = &mut self.state.files;
-        let sent = client.may_get(outgoing.len()).then(|| {
+        let sent = client.may_get(outgoing.len(), self.state.unread_most).then(|| {
             let fds: heapless::Vec<BorrowedFd<'_>, FDS_MAX> =
                 outgoing.iter().filter_map(|id| files.get(*id)).collect();
             socket::send(&client.socket, header, parts, &fds, Wait::No)

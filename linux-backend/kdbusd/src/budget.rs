@@ -12,34 +12,46 @@ struct Share {
 
 /// Handles and pool memory, all in all and by user.
 ///
-/// Root and the daemon's own user are bound by the whole only: they could stop the daemon anyway.
+/// Root and the daemon's own user are bound by the whole only: they could stop the daemon anyway. All others together have no
+/// more handles than there can be, those that [linger](Self::open_client) among them.
 #[derive(Debug)]
 pub(crate) struct Budget {
+    clients: u32,
+    clients_used: u32,
     clients_per_user: u32,
     pools_per_user: u64,
     pools: u64,
     pools_used: u64,
     own_uid: u32,
-    /// Users that hold something; as many places as there can be clients.
+    /// Users that hold something; as many places as all others can have clients, and two.
     shares: Vec<Share>,
 }
 
 impl Budget {
     pub(crate) fn new(capacity: &Capacity, memory: &Memory, own_uid: u32) -> Self {
         Self {
+            clients: capacity.clients,
+            clients_used: 0,
             clients_per_user: capacity.clients_per_user,
             pools_per_user: memory.pools_per_user.0,
             pools: memory.pools.0,
             pools_used: 0,
             own_uid,
-            shares: Vec::with_capacity(capacity.clients as usize),
+            shares: Vec::with_capacity(capacity.clients as usize + 2),
         }
     }
 
-    /// Counts one more handle of a user. False if it has as many as it may, and nothing is counted.
+    /// Counts one more handle of a user. False if it has as many as it may, or all have, and nothing is counted.
+    ///
+    /// One whose client was cut off and has not read the descriptors that were sent to it counts until it has: they are as many
+    /// more that are on their way.
     #[must_use]
     pub(crate) fn open_client(&mut self, uid: u32) -> bool {
-        let most = if self.is_bound(uid) { self.clients_per_user } else { u32::MAX };
+        let is_bound = self.is_bound(uid);
+        if is_bound && self.clients_used >= self.clients {
+            return false;
+        }
+        let most = if is_bound { self.clients_per_user } else { u32::MAX };
         match self.shares.iter().position(|share| share.uid == uid) {
             Some(at) if self.shares[at].clients < most => self.shares[at].clients += 1,
             None if self.shares.len() < self.shares.capacity() => {
@@ -47,13 +59,16 @@ impl Budget {
             }
             _ => return false,
         }
+        self.clients_used += u32::from(is_bound);
         true
     }
 
     /// Counts one handle less.
     pub(crate) fn close_client(&mut self, uid: u32) {
+        let is_bound = self.is_bound(uid);
         if let Some(at) = self.shares.iter().position(|share| share.uid == uid) {
             let share = &mut self.shares[at];
+            self.clients_used = self.clients_used.saturating_sub(u32::from(is_bound));
             share.clients = share.clients.saturating_sub(1);
             // A pool belongs to a client, so there is none without clients.
             if share.clients == 0 {
@@ -116,6 +131,21 @@ mod tests {
         for _ in 0..3 {
             assert!(budget.open_client(1000) && budget.open_client(0), "the daemon's own user and root");
         }
+    }
+
+    #[test]
+    fn all_users_together_have_the_clients_that_there_can_be_and_some_remain_for_whom_nothing_binds() {
+        let mut budget = budget();
+        for uid in [7, 8, 7, 8] {
+            assert!(budget.open_client(uid));
+        }
+        assert!(!budget.open_client(9));
+        assert!(budget.open_client(0) && budget.open_client(1000));
+        assert!(!budget.open_client(9));
+        budget.close_client(0);
+        assert!(!budget.open_client(9), "it was none of theirs");
+        budget.close_client(8);
+        assert!(budget.open_client(9) && !budget.open_client(8));
     }
 
     #[test]

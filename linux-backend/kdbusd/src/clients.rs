@@ -5,7 +5,7 @@ use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::MESSAGE_FDS_MAX;
 use kdbus_core::engine::{FileId, HandleId};
 use kdbus_linux::local::map::{self, Seal, WordMap, WriteMap};
-use kdbus_linux::local::wire::{FDS_MAX, HELLO_FDS, LANE_OUT_FDS};
+use kdbus_linux::local::wire::{HELLO_FDS, LANE_OUT_FDS};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -68,6 +68,8 @@ pub(crate) struct Client {
     pub(crate) lane_given: Option<u32>,
     /// Why it was refused another lane, when it asked last.
     pub(crate) no_room: Option<NoRoom>,
+    /// It had no place for another lane to send by, when it asked last.
+    pub(crate) no_place: bool,
     /// Where large payload comes from: a memfd, read only.
     pub(crate) staging: Option<Foreign>,
     /// Files that go with the next answer that brings a message.
@@ -101,6 +103,7 @@ impl Client {
             hello: heapless::Vec::new(),
             lane_given: None,
             no_room: None,
+            no_place: false,
             staging: None,
             outgoing: heapless::Vec::new(),
             unread_fds: 0,
@@ -117,9 +120,9 @@ impl Client {
         self.unread_fds != 0
     }
 
-    /// Counts descriptors of an answer. False if it has too many that it did not read.
-    pub(crate) fn may_get(&mut self, fds: usize) -> bool {
-        if fds != 0 && self.has_unread_fds() && self.unread_fds + fds > FDS_MAX {
+    /// Counts descriptors of an answer. False if that makes more than `most` that it did not read, unless it has read all others.
+    pub(crate) fn may_get(&mut self, fds: usize, most: usize) -> bool {
+        if fds != 0 && self.has_unread_fds() && self.unread_fds + fds > most {
             return false;
         }
         self.unread_fds += fds;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use kdbus_core::abi::{AttachFlags, Cmd, Command, Errno, ItemType, ItemWriter, MakeFlags};
 use kdbus_core::channel::{InboxLayout, LaneLayout};
 use kdbus_core::engine::{self, Allocate, Arrival, Credentials, Domain, HandleId, Outcome, Request, Storage};
-use kdbus_linux::local::wire::{LANE_OUT_FDS, PACKET_MAX};
+use kdbus_linux::local::wire::{FDS_MAX, LANE_OUT_FDS, PACKET_MAX};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -32,6 +32,8 @@ use crate::tree::{Tree, TreeError};
 const OWN_DESCRIPTORS: u64 = 128;
 /// Descriptors for one client: socket, process, bell, staging file.
 const CLIENT_DESCRIPTORS: u64 = 4;
+/// Descriptors that may be on their way to one client whatever the limit is: those of HELLO or a lane.
+const UNREAD_LEAST: usize = 8;
 
 /// Why a daemon cannot start.
 #[derive(Debug)]
@@ -162,6 +164,7 @@ impl Daemon {
             listeners: (0..capacity.endpoints).map(|_| None).collect(),
             clients: Clients::new(capacity.handles),
             lingering: Vec::with_capacity(capacity.handles),
+            unread_most: unread_most(limit, config.capacity.clients),
             pending: Pending::new(capacity.calls + 1),
             files: Files::new(config.capacity.files),
             budget: Budget::new(&config.capacity, &config.memory, uid),
@@ -364,6 +367,13 @@ impl Allocate for Leak {
 
 fn start(doing: &'static str, error: rustix::io::Errno) -> StartError {
     StartError::Io { doing, error: error.into() }
+}
+
+/// Descriptors that may be on their way to each client, so that half of what the kernel lets one user have there is enough for
+/// `clients` that read none.
+fn unread_most(limit: Option<u64>, clients: u32) -> usize {
+    let each = limit.map_or(u64::MAX, |limit| limit / 2 / u64::from(clients.max(1)));
+    usize::try_from(each).unwrap_or(FDS_MAX).clamp(UNREAD_LEAST, FDS_MAX)
 }
 
 /// A descriptor to give up when there is no other.

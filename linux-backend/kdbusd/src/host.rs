@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) clients: Clients,
     /// Users and sockets of those who were cut off and have not read the descriptors that they were sent.
     pub(crate) lingering: Vec<(u32, Foreign)>,
+    /// Descriptors that may be on their way to one client.
+    pub(crate) unread_most: usize,
     pub(crate) pending: Pending,
     pub(crate) files: Files,
     pub(crate) budget: Budget,
@@ -391,7 +393,8 @@ impl Host for Turn<'_> {
     }
 
     fn lane_open(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
-        self.state.lanes.give(grant, terms)
+        let no_place = self.state.clients.get(grant.from).is_some_and(|client| client.no_place);
+        self.state.lanes.give(grant, terms, !no_place)
     }
 
     fn lanes_close(&mut self, which: Lanes) -> Instant {

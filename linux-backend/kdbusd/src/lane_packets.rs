@@ -3,7 +3,7 @@
 use kdbus_core::WellKnownName;
 use kdbus_core::abi::{DST_ID_NAME, Errno};
 use kdbus_core::engine::{HandleId, LaneTo, NoLane};
-use kdbus_linux::local::wire::{Header, Kind, WireError};
+use kdbus_linux::local::wire::{FLAG_OWN_LANE, Header, Kind, WireError};
 
 use crate::clients::errno;
 use crate::daemon::Daemon;
@@ -54,6 +54,9 @@ impl Daemon {
             DST_ID_NAME => WellKnownName::from_bytes(arg).map(LaneTo::Name),
             id => Ok(LaneTo::Id(id)),
         };
+        if let Some(client) = self.state.clients.get_mut(from) {
+            client.no_place = header.flags & FLAG_OWN_LANE != 0;
+        }
         let mut turn = Turn::idle(&mut self.state);
         let opened = to
             .map_err(|error| error.errno())

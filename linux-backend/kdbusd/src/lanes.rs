@@ -165,8 +165,8 @@ impl LaneTable {
         Ok((place as u32, received.into_iter().collect()))
     }
 
-    /// Gives a lane to a sender, or opens the one it has; see [`given`](Self::given).
-    pub(crate) fn give(&mut self, grant: LaneGrant, terms: &Terms<'_>) -> Result<(), NoLane> {
+    /// Gives a lane to a sender if it `takes` one, or opens the one it has; see [`given`](Self::given).
+    pub(crate) fn give(&mut self, grant: LaneGrant, terms: &Terms<'_>, takes: bool) -> Result<(), NoLane> {
         if self.lanes.is_empty() {
             return Err(NoLane::Off);
         }
@@ -180,6 +180,9 @@ impl LaneTable {
             }
         };
         let own = self.lanes.iter().position(of(Some(grant.from)));
+        if own.is_none() && !takes {
+            return Err(NoLane::NoPlace);
+        }
         let place = own.or_else(|| self.lanes.iter().position(of(None))).ok_or(NoLane::Full)?;
         let Some(lane) = self.lanes.get_mut(place).and_then(Option::as_mut) else {
             return Err(NoLane::Full);
@@ -476,11 +479,11 @@ mod tests {
         let mut table = table();
         let (number, _received) = table.bring(A, 0).unwrap();
         assert!(table.mapped(number, A));
-        table.give(grant(B, A), &TERMS).unwrap();
+        table.give(grant(B, A), &TERMS, true).unwrap();
         assert!(table.drop_one(number, A) && !table.is_banned(B, A));
         let (number, _received) = table.bring(A, 0).unwrap();
         assert!(table.mapped(number, A));
-        table.give(grant(B, A), &TERMS).unwrap();
+        table.give(grant(B, A), &TERMS, true).unwrap();
         assert!(table.mapped(number, B) && table.drop_one(number, A) && table.is_banned(B, A));
     }
 
@@ -488,10 +491,10 @@ mod tests {
     fn a_lane_opens_once_both_ends_have_mapped_it_and_nobody_else_can_write() {
         let mut table = table();
         let (number, received) = table.bring(A, 0).unwrap();
-        assert_eq!(table.give(grant(B, A), &TERMS), Err(NoLane::Full), "its receiver is not ready");
+        assert_eq!(table.give(grant(B, A), &TERMS, true), Err(NoLane::Full), "its receiver is not ready");
         assert!(!table.mapped(number, B) && !table.mapped(9, A));
         assert!(table.mapped(number, A));
-        table.give(grant(B, A), &TERMS).unwrap();
+        table.give(grant(B, A), &TERMS, true).unwrap();
         assert!(!is_open(&table, number));
         let sent = table.given_files.take().unwrap();
         assert!(table.mapped(number, B) && is_open(&table, number));
@@ -512,15 +515,22 @@ mod tests {
             assert!(table.mapped(number, A));
         }
         assert_eq!(table.bring(A, 0).err(), Some(io::Errno::NOBUFS), "as many as one may have");
-        table.give(grant(B, A), &TERMS).unwrap();
+        assert_eq!(
+            table.give(grant(B, A), &TERMS, false),
+            Err(NoLane::NoPlace),
+            "it has none and takes none"
+        );
+        table.give(grant(B, A), &TERMS, true).unwrap();
         let first = table.given;
-        table.give(grant(B, A), &TERMS).unwrap();
-        assert_eq!((table.given, table.given_files.is_some()), (first, false), "it has one");
+        for takes in [true, false] {
+            table.give(grant(B, A), &TERMS, takes).unwrap();
+            assert_eq!((table.given, table.given_files.is_some()), (first, false), "it has one");
+        }
         table.close(Lanes::Of(B), |_| {});
-        table.give(grant(C, A), &TERMS).unwrap();
+        table.give(grant(C, A), &TERMS, true).unwrap();
         assert_ne!(table.given, first);
         let late = HandleId { generation: 1, ..B };
-        assert_eq!(table.give(grant(late, A), &TERMS), Err(NoLane::Full));
+        assert_eq!(table.give(grant(late, A), &TERMS, true), Err(NoLane::Full));
         table.remove(A);
         assert!(table.lanes.iter().all(Option::is_none));
     }
@@ -531,10 +541,10 @@ mod tests {
             let mut table = table();
             let (number, _received) = table.bring(A, 0).unwrap();
             assert!(table.mapped(number, A));
-            table.give(grant(B, A), &TERMS).unwrap();
+            table.give(grant(B, A), &TERMS, true).unwrap();
             table.close(which, |_| panic!("it was not open"));
             assert!(table.mapped(number, B) && !is_open(&table, number), "{which:?}");
-            table.give(grant(B, A), &TERMS).unwrap();
+            table.give(grant(B, A), &TERMS, true).unwrap();
             assert!(is_open(&table, number));
             for other in [Lanes::Into(B), Lanes::Of(C), Lanes::Bus(8)] {
                 table.close(other, |_| panic!("another one is meant"));
@@ -551,9 +561,9 @@ mod tests {
         let (number, received) = table.bring(A, 0).unwrap();
         fs::fcntl_add_seals(&received[3], SealFlags::SEAL).unwrap();
         assert!(table.mapped(number, A));
-        table.give(grant(B, A), &TERMS).unwrap();
+        table.give(grant(B, A), &TERMS, true).unwrap();
         assert!(table.mapped(number, B) && !is_open(&table, number));
-        let _ = table.give(grant(B, A), &TERMS);
+        let _ = table.give(grant(B, A), &TERMS, true);
         assert!(!is_open(&table, number));
     }
 
@@ -561,6 +571,6 @@ mod tests {
     fn without_a_budget_there_are_no_lanes() {
         let mut table = LaneTable::new(0, 4, 8, 8, LaneLayout::new(512));
         assert_eq!(table.bring(A, 0).err(), Some(io::Errno::OPNOTSUPP));
-        assert_eq!(table.give(grant(B, A), &TERMS), Err(NoLane::Off));
+        assert_eq!(table.give(grant(B, A), &TERMS, true), Err(NoLane::Off));
     }
 }

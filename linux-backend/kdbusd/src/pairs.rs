@@ -78,6 +78,8 @@ impl Daemon {
             Route::Activator
         } else if lanes.brought(sender).0 == 0 {
             Route::SenderHasNone
+        } else if self.state.clients.get(sender).is_some_and(|client| client.no_place) {
+            Route::SenderFull
         } else {
             Route::NotAsked
         }
@@ -98,6 +100,7 @@ const fn refused(no: NoLane) -> Route {
         NoLane::Terms => Route::Terms,
         NoLane::Banned => Route::BrokeRules,
         NoLane::Full => Route::AllTaken,
+        NoLane::NoPlace => Route::SenderFull,
         _ => Route::Gone,
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::calls::{LONG, after, bus, call, called, carried, ends, hello, meanwhile, pair, reply};
 use kdbus_core::abi::{Errno, ItemType, RecvFlags};
+use kdbus_core::channel::CALLS_MAX;
 use kdbus_core::client::{CallError, Hello, Message, ReplyTo, Transport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -62,6 +63,57 @@ fn a_call_by_lane_is_answered_with_descriptors() {
         assert!(with_file(to).is_err(), "one is enough");
     }
     assert_eq!(carried(&a), 20);
+}
+
+#[test]
+fn calls_whose_replies_the_daemon_has_brought_leave_their_places_to_others() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let (file, before) = (tempfile::tempfile().unwrap(), carried(&b));
+    let with_file = |to| b.send(&Message::reply(to).fds(&[file.as_fd()])).map(drop);
+    let large = vec![5; 100_000];
+    let mut kept = None;
+    for cookie in 1..400 {
+        call(&a, &b, cookie, 600_000);
+        let to = called(&b);
+        // As often, one that has no way to its caller, and uses its call up all the same.
+        if cookie % 2 == 0 {
+            reply(&b, to, &large).unwrap();
+            assert_eq!(ends(&a), [(b.id(), cookie, ItemType::PAYLOAD_OFF)]);
+        } else {
+            with_file(to).unwrap_err();
+        }
+        let first = *kept.get_or_insert(to);
+        assert!(reply(&b, first, b"again").is_err() && with_file(first).is_err(), "one is enough");
+    }
+    assert_eq!(carried(&b), before, "all calls went by lane");
+    // Those that have not ended keep their places.
+    let all = CALLS_MAX as u64 - 1;
+    for cookie in 1..=all {
+        call(&a, &b, cookie, 600_000);
+    }
+    call(&a, &b, all + 1, 600_000);
+    for cookie in 1..=all + 1 {
+        let to = called(&b);
+        assert_eq!(to.cookie, cookie);
+        reply(&b, to, b"answer").unwrap();
+        assert_eq!(ends(&a), [(b.id(), cookie, ItemType::PAYLOAD_OFF)]);
+    }
+    assert_eq!(carried(&b), before + 1);
+}
+
+#[test]
+fn nobody_wakes_at_the_deadline_of_a_call_whose_reply_the_daemon_has_brought() {
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    call(&a, &b, 7, 500);
+    reply(&b, called(&b), &[5; 100_000]).unwrap();
+    assert_eq!(ends(&a), [(b.id(), 7, ItemType::PAYLOAD_OFF)]);
+    // The bell that told of the reply still rings.
+    a.transport().wait(Some(after(20))).unwrap();
+    let until = after(600);
+    a.transport().wait(Some(until)).unwrap();
+    assert!(a.now() >= until, "there was nothing to wake for");
 }
 
 #[test]

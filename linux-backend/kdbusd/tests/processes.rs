@@ -61,6 +61,10 @@ fn main() {
             a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it,
         ),
         ("descriptors_that_nobody_reads_keep_nobody_out", descriptors_that_nobody_reads_keep_nobody_out),
+        (
+            "descriptors_that_several_users_do_not_read_keep_nobody_out",
+            descriptors_that_several_users_do_not_read_keep_nobody_out,
+        ),
         ("lanes_that_come_and_go_leave_nothing_behind", lanes_that_come_and_go_leave_nothing_behind),
         ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
@@ -684,6 +688,49 @@ fn descriptors_that_nobody_reads_keep_nobody_out() -> Result<(), String> {
         a.send(&Message::to(b.id()).fds(&[std::os::fd::AsFd::as_fd(&reader)])).unwrap();
         assert!(b.recv_blocking(SOON).unwrap().take_fd(0).is_some(), "{user:?}");
     }
+    Ok(())
+}
+
+fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), String> {
+    need_root()?;
+    let owner = 4300;
+    let dir = tempfile::tempdir().unwrap();
+    open_to_all(dir.path());
+    std::os::unix::fs::chown(dir.path(), Some(owner), Some(owner)).unwrap();
+    let (root, file) = (dir.path().join("kdbus"), dir.path().join("kdbusd.toml"));
+    std::fs::write(&file, "[[bus]]\nname = \"open\"\naccess = \"world\"\n").unwrap();
+    // Not root, whom the kernel lets have as many on their way as it likes.
+    let id = |which: &str| format!("--{which}={owner}");
+    let mut command = Command::new("setpriv");
+    command.args([id("reuid"), id("regid"), "--clear-groups".into()]).arg(env!("CARGO_BIN_EXE_kdbusd"));
+    command.args(program(&root).get_args()).arg("--config").arg(file);
+    for set in ["connections=12", "clients=12", "clients-per-user=4", "files=8", "lanes=8"] {
+        command.arg("--set").arg(format!("capacity.{set}"));
+    }
+    let program = Program { child: start_command("ulimit -n 400", &command), root, _dir: dir };
+    let node = program.root.join(format!("{owner}-open")).join("bus");
+    let hoard = |user| {
+        let mut process = Process::start("hoard", &node, Some(user));
+        let line = process.line();
+        (process, line.strip_prefix("ready ").and_then(|count| count.parse::<u64>().ok()).unwrap_or(0))
+    };
+    let hoarding: Vec<_> = (0..6).map(|user| hoard(4301 + user)).collect();
+    let counts: Vec<_> = hoarding.iter().map(|(_, count)| *count).collect();
+    assert!(counts.iter().sum::<u64>() <= 12 && counts[0] > 0, "{counts:?}");
+    let connect = || {
+        let transport = Options::new().lanes(0).staging(0).connect(node.to_str().unwrap()).unwrap();
+        let connected: common::Client =
+            Connection::with_capacities(transport, &Hello::new().accept_fds()).unwrap();
+        connected
+    };
+    let (a, b) = (connect(), connect());
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    a.send(&Message::to(b.id()).fds(&[std::os::fd::AsFd::as_fd(&reader)])).unwrap();
+    assert!(b.recv_blocking(SOON).unwrap().take_fd(0).is_some());
+    // Whoever ends has nothing on its way any more.
+    drop(hoarding);
+    let (_process, count) = hoard(4310);
+    assert!(count > 0);
     Ok(())
 }
 

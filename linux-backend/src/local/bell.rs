@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use kdbus_core::Instant;
 
-use super::{error, gate};
+use super::cancel::canceled;
+use super::gate;
 
 /// Why a client stops waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -423,55 +424,6 @@ fn rings_are_lost() -> Result<bool, Errno> {
     Ok(events != 2)
 }
 
-/// Waits until `socket` has a packet or its end, or until `cancel` is readable. True for the socket.
-pub(super) fn wait_answer(
-    socket: BorrowedFd<'_>,
-    cancel: BorrowedFd<'_>,
-) -> Result<bool, kdbus_core::abi::Errno> {
-    loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(socket, PollFlags::IN),
-            PollFd::from_borrowed_fd(cancel, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            Err(error) => return Err(error::errno(error)),
-            Ok(_) => {}
-        }
-        // An answer that is there wins over the cancellation.
-        if !fds[0].revents().is_empty() {
-            return Ok(true);
-        }
-        if fds[1].revents().contains(PollFlags::IN) {
-            return Ok(false);
-        }
-        if !fds[1].revents().is_empty() {
-            // It can never become readable, so from here on only the socket counts.
-            return Ok(true);
-        }
-    }
-}
-
-/// Whether a descriptor cancels, without waiting for it.
-pub(super) fn look_at_cancel(cancel: BorrowedFd<'_>) -> Woken {
-    let mut fds = [PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
-    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-        Ok(1..) => canceled(fds[0].revents()),
-        _ => Woken::Early,
-    }
-}
-
-/// What the events of a descriptor that cancels say.
-const fn canceled(events: PollFlags) -> Woken {
-    if events.contains(PollFlags::IN) {
-        Woken::Canceled
-    } else if events.is_empty() {
-        Woken::Early
-    } else {
-        Woken::NeverCanceled
-    }
-}
-
 /// Whether the other end of `socket` is gone.
 pub(super) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
@@ -663,15 +615,5 @@ mod tests {
         assert_eq!(wait(), Ok(Woken::Early));
         rustix::io::write(&canceler, b"!").unwrap();
         assert_eq!(wait(), Ok(Woken::Canceled));
-    }
-
-    #[test]
-    fn an_answer_wins_over_a_cancellation() {
-        let (socket, peer) = pair();
-        let (cancel, canceler) = pipe_with(PipeFlags::empty()).unwrap();
-        rustix::io::write(&canceler, b"!").unwrap();
-        assert_eq!(wait_answer(socket.as_fd(), cancel.as_fd()), Ok(false));
-        rustix::io::write(&peer, b"answer").unwrap();
-        assert_eq!(wait_answer(socket.as_fd(), cancel.as_fd()), Ok(true));
     }
 }

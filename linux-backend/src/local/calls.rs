@@ -105,6 +105,11 @@ impl Calls {
         self.len as u32
     }
 
+    /// Whether there is no place for another one that nobody sleeps in.
+    pub(super) const fn is_full(&self) -> bool {
+        self.len == WAITED
+    }
+
     /// Opens the call that the connection waits for, until it is [over](Self::stop_waiting).
     pub(super) fn wait_for(
         &mut self,
@@ -139,7 +144,7 @@ impl Calls {
         made_at: Instant,
         deadline: Instant,
     ) -> Option<CallName> {
-        if self.len == WAITED {
+        if self.is_full() {
             return None;
         }
         let number = self.number + 1;
@@ -164,6 +169,18 @@ impl Calls {
             self.untold -= usize::from(call.end.is_some());
             if self.len == 0 {
                 self.next = Instant::FAR;
+            }
+        }
+    }
+
+    /// Closes the calls of which nobody has to hear any more. Cost: `O(`[`CALLS_MAX`]`)`.
+    pub(super) fn close_those(&mut self, mut over: impl FnMut(&Call) -> bool) {
+        for index in 0..WAITED {
+            if let Some(Some(call)) = self.places.get(index)
+                && call.end.is_none()
+                && over(call)
+            {
+                self.close(call.name);
             }
         }
     }
@@ -265,30 +282,45 @@ impl Calls {
     }
 }
 
-/// The calls that came by one lane and were not answered yet, as the callee remembers them.
+/// The calls that came by one lane and were not answered yet, as the callee remembers them. Some may be in their lane still.
 #[derive(Debug)]
 pub(super) struct Owed {
     /// Number and cookie of each; number 0 where there is none.
     places: [(u64, u64); CALLS_MAX],
-    /// How many there are, whether they still wait or not.
-    len: usize,
+    /// A bit for each of them, whether they still wait or not.
+    used: u128,
     /// A bit for each of them with whose cookie another call came from the same caller by kdbusd.
     contested: u128,
-    /// Where to look first.
+    /// Where to look first: none is newer.
     hint: usize,
+    /// How far the lane was looked through for calls that were not copied out.
+    ahead: u64,
 }
 
 impl Owed {
     /// None.
     pub(super) const fn new() -> Self {
-        Self { places: [(0, 0); CALLS_MAX], len: 0, contested: 0, hint: 0 }
+        Self { places: [(0, 0); CALLS_MAX], used: 0, contested: 0, hint: 0, ahead: 0 }
     }
 
-    /// A call came in. Another one in its place has ended at its caller.
+    /// How far the lane was looked through.
+    pub(super) const fn ahead(&self) -> u64 {
+        self.ahead
+    }
+
+    /// It was looked through that far.
+    pub(super) const fn set_ahead(&mut self, ahead: u64) {
+        self.ahead = ahead;
+    }
+
+    /// A call came in, or was seen in its lane. An older one in its place has ended at its caller. One that was seen there before
+    /// is known, and a newer one may have its place by now.
     pub(super) fn add(&mut self, name: CallName, cookie: u64) {
-        if let Some(place) = self.places.get_mut(name.index) {
-            self.len += usize::from(place.0 == 0);
+        if let Some(place) = self.places.get_mut(name.index)
+            && name.number > place.0
+        {
             *place = (name.number, cookie);
+            self.used |= 1 << name.index;
             self.contested &= !(1 << name.index);
             self.hint = name.index;
         }
@@ -296,7 +328,7 @@ impl Owed {
 
     /// Whether there is none.
     pub(super) const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.used == 0
     }
 
     /// A call with this cookie came by kdbusd from the caller of these. Which of them is the newest, kdbusd knows.
@@ -312,14 +344,21 @@ impl Owed {
     }
 
     /// The call with this cookie that `waits`, the newest of them, as in kdbus. Cost: `O(1)` for the one that came last,
-    /// else `O(`[`CALLS_MAX`]`)`.
+    /// else a look at each of them.
     pub(super) fn find(&self, cookie: u64, waits: impl Fn(CallName) -> bool) -> Option<CallName> {
         let meant = |index: usize| {
             let (number, other) = *self.places.get(index)?;
             let name = CallName { index, number };
             (number != 0 && other == cookie && waits(name)).then_some(name)
         };
-        meant(self.hint).or_else(|| (0..CALLS_MAX).filter_map(meant).max_by_key(|name| name.number))
+        let mut rest = self.used;
+        let mut next = || {
+            let index = rest.checked_ilog2()?;
+            rest &= !(1 << index);
+            Some(index as usize)
+        };
+        meant(self.hint)
+            .or_else(|| core::iter::from_fn(&mut next).filter_map(meant).max_by_key(|name| name.number))
     }
 
     /// A call was answered, or has ended otherwise.
@@ -329,7 +368,7 @@ impl Owed {
             && place.0 != 0
         {
             *place = (0, 0);
-            self.len -= 1;
+            self.used &= !(1 << name.index);
         }
     }
 }
@@ -467,6 +506,23 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_was_seen_in_its_lane_comes_in_later_and_takes_the_place_of_none_that_is_newer() {
+        let mut owed = Owed::new();
+        let any = |_: CallName| true;
+        let [a, b] = [3, 4].map(|index| CallName { index, number: index as u64 });
+        let newer = CallName { number: 9, ..a };
+        owed.add(a, 50);
+        owed.add(b, 50);
+        owed.contest(50);
+        owed.add(a, 50);
+        assert_eq!((owed.find(50, any), owed.is_contested(a)), (Some(b), true), "nothing has changed");
+        owed.remove(a);
+        owed.add(newer, 50);
+        owed.add(a, 50);
+        assert_eq!((owed.find(50, any), owed.is_contested(newer)), (Some(newer), false));
+    }
+
+    #[test]
     fn what_is_owed_is_found_by_cookie() {
         let mut owed = Owed::new();
         let any = |_: CallName| true;
@@ -474,6 +530,7 @@ mod tests {
         owed.add(a, 50);
         owed.add(b, 60);
         assert_eq!((owed.find(50, any), owed.find(60, any), owed.find(0, any)), (Some(a), Some(b), None));
+        let b = CallName { number: 10, ..b };
         owed.add(b, 50);
         assert_eq!(owed.find(50, |name| name == a), Some(a), "the other one has ended");
         owed.remove(CallName { number: 8, ..a });
@@ -481,7 +538,7 @@ mod tests {
         owed.remove(a);
         owed.remove(b);
         assert_eq!(owed.find(50, any), None);
-        for (index, number, cookie) in [(5, 10, 70), (6, 12, 70), (7, 11, 70), (8, 13, 80)] {
+        for (index, number, cookie) in [(5, 10, 70), (6, 12, 70), (7, 11, 70), (0, 9, 70), (8, 13, 80)] {
             owed.add(CallName { index, number }, cookie);
         }
         assert_eq!(

@@ -7,8 +7,8 @@ use kdbus_core::client::Failure;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::cancel;
 use super::error::{ConnectError, EPROTO, errno};
-use super::lane::{InLane, OutLane};
 use super::map::{self, Block, ReadMap, WordMap};
 use super::pairs::Pair;
 use super::place::NodePath;
@@ -16,8 +16,7 @@ use super::point::{self, Point};
 use super::socket::{self, Arrived, Descriptors, PARTS_MAX, Wait};
 use super::staging::Staging;
 use super::stats::{Report, STATS_BYTES};
-use super::wire::{self, FDS_MAX, HELLO_FDS, Header, Kind, PACKET_MAX, Packet};
-use super::{bell, wire::INLINE_MAX};
+use super::wire::{self, FDS_MAX, HELLO_FDS, Header, INLINE_MAX, Kind, PACKET_MAX, Packet};
 
 /// Payload bytes up to which a packet is not slower than the staging file: from there to twice as many the two
 /// are level, above it the file's one copy less shows.
@@ -233,76 +232,6 @@ impl Handle {
         Ok(())
     }
 
-    /// Brings a lane for messages to this connection, which kdbusd can give to one sender.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`] with kdbusd's code: `EOPNOTSUPP` if it has no lanes, `ENOBUFS` if there are no more.
-    pub fn bring_lane(&self) -> Result<InLane, Failure> {
-        let header = Header::new(Kind::BringLane, self.next_serial());
-        let answer = self.transact(header, &mut [], None, Attachments::default())?;
-        let number = answer.lane;
-        let lane = match InLane::map(answer) {
-            Ok(lane) => lane,
-            Err(error) => {
-                // kdbusd counts it otherwise.
-                self.about_lane(Kind::DropLane, number)?;
-                return Err(Failure::Refused(error));
-            }
-        };
-        point::pass(Point::LaneBrought);
-        self.about_lane(Kind::LaneMapped, lane.number())?;
-        Ok(lane)
-    }
-
-    /// Gives a lane back that nothing more is received by.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure::Broken`] if the bus is gone.
-    pub fn drop_lane(&self, lane: InLane) -> Result<(), Failure> {
-        self.about_lane(Kind::DropLane, lane.number())
-    }
-
-    /// Opens a lane to connection `receiver`, or with 0 to the owner of `name`; `None` if it is one that this
-    /// connection has, which is open again then. Returns the receiver's id too.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such connection, `EPERM` if this one may not talk to
-    /// it, `ENOBUFS` if it has no lane left, `EOPNOTSUPP` if all has to go through kdbusd.
-    pub fn open_lane(&self, receiver: u64, name: &[u8]) -> Result<(u64, Option<OutLane>), Failure> {
-        let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
-        let mut bytes = [0; 256];
-        let name = name.get(..name.len().min(bytes.len())).unwrap_or_default();
-        let (argument, _) = bytes.split_at_mut(name.len());
-        argument.copy_from_slice(name);
-        let answer = self.transact(header, argument, None, Attachments::default())?;
-        let (number, receiver) = (answer.lane, answer.receiver);
-        if answer.fds.is_empty() && !answer.fds_lost {
-            return Ok((receiver, None));
-        }
-        let lane = OutLane::map(answer).map_err(Failure::Refused)?;
-        point::pass(Point::LaneGiven);
-        self.about_lane(Kind::LaneMapped, number)?;
-        // Packets are read in their order: once a second request is answered, the first one's lane is open.
-        let header = Header { key: receiver, ..Header::new(Kind::OpenLane, self.next_serial()) };
-        match self.transact(header, &mut [], None, Attachments::default()) {
-            Ok(_) | Err(Failure::Refused(_)) => Ok((receiver, Some(lane))),
-            Err(broken) => Err(broken),
-        }
-    }
-
-    /// Has kdbusd wake the sender of a lane whose call was dropped.
-    pub(super) fn call_dropped(&self, lane: u32) -> Result<(), Failure> {
-        self.about_lane(Kind::CallDropped, lane)
-    }
-
-    fn about_lane(&self, kind: Kind, number: u32) -> Result<(), Failure> {
-        let header = Header { slot: number, ..Header::new(kind, 0) };
-        socket::send(&self.socket, &header, &[], &[], Wait::Yes).map_err(|error| self.sent(error))
-    }
-
     /// Asks for connection `id` in numbers, and for who occupies it. A process may ask for itself and for those of
     /// its own user; the owner of the bus and root may ask for everybody.
     ///
@@ -386,14 +315,14 @@ impl Handle {
         Failure::Broken(first)
     }
 
-    fn next_serial(&self) -> u64 {
+    pub(super) fn next_serial(&self) -> u64 {
         let serial = self.serial.get().wrapping_add(1);
         self.serial.set(serial);
         serial
     }
 
     /// Sends one packet and waits for its answer.
-    fn transact(
+    pub(super) fn transact(
         &self,
         header: Header,
         arg: &mut [u8],
@@ -417,7 +346,7 @@ impl Handle {
     ) -> Result<Ended, Failure> {
         self.check()?;
         if let Some(cancel) = with.cancel {
-            check_cancel(cancel).map_err(Failure::Refused)?;
+            cancel::check(cancel).map_err(Failure::Refused)?;
         }
         {
             let arg = head(arg);
@@ -472,7 +401,7 @@ impl Handle {
     }
 
     /// What an error of `sendmsg` means: the packet did not get to kdbusd.
-    fn sent(&self, error: rustix::io::Errno) -> Failure {
+    pub(super) fn sent(&self, error: rustix::io::Errno) -> Failure {
         use rustix::io::Errno as E;
         match error {
             _ if socket::is_hang_up(error) => self.fail(Errno::ECONNRESET),
@@ -494,7 +423,7 @@ impl Handle {
         let mut buffer = self.answer.borrow_mut();
         loop {
             if let Some(fd) = cancel
-                && !bell::wait_answer(self.socket(), fd).map_err(|error| self.fail(error))?
+                && !cancel::wait_answer(self.socket(), fd).map_err(|error| self.fail(error))?
             {
                 let header = Header { key: serial, ..Header::new(Kind::Cancel, 0) };
                 socket::send(&self.socket, &header, &[], &[], Wait::Yes)
@@ -600,15 +529,4 @@ fn write_back(to: &mut [u8], from: &[u8]) {
 /// How many descriptors a packet says it has, for one whose descriptors were cut off.
 fn claimed_fds(bytes: &[u8]) -> usize {
     Header::read_from_prefix(bytes).map_or(0, |(header, _)| header.fds as usize)
-}
-
-/// Whether `cancel` can be polled. kdbus: a cancel descriptor that is not open is `EBADF`, one of a file that
-/// is always ready is `EINVAL`.
-pub(super) fn check_cancel(cancel: BorrowedFd<'_>) -> Result<(), Errno> {
-    use rustix::fs::FileType;
-    let mode = rustix::fs::fstat(cancel).map_err(errno)?.st_mode;
-    match FileType::from_raw_mode(mode) {
-        FileType::RegularFile | FileType::Directory | FileType::BlockDevice => Err(Errno::EINVAL),
-        _ => Ok(()),
-    }
 }

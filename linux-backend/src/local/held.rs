@@ -67,6 +67,7 @@ impl InLanes {
         }
         let Some(header) = read_header(entry, pool) else { return true };
         self.came_by_bus(&header);
+        outward.brought(header.src_id, header.cookie_reply());
         let gone = who_left(entry, &header, pool);
         let held = self.holds_up(entry, &header, gone, outward.calls().waited())
             || gone.is_some_and(|gone| {

@@ -1,4 +1,4 @@
-//! Lanes in mapped memory: what a client has of those that kdbusd gave it.
+//! Lanes in mapped memory: what a client has of those that kdbusd gave it, and how it gets them.
 
 use kdbus_core::Instant;
 use kdbus_core::abi::Errno;
@@ -7,14 +7,15 @@ use kdbus_core::channel::{
     CALL_WORDS, CallName, CallRecord, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, NotByLane,
     RECORD_WORDS, Violation,
 };
+use kdbus_core::client::Failure;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::error::{EPROTO, errno};
-use super::handle::Answer;
+use super::handle::{Answer, Attachments, Handle};
 use super::map::{self, WordMap};
 use super::point::{self, Point};
-use super::socket::Descriptors;
-use super::wire::LANE_FDS;
+use super::socket::{self, Descriptors, Wait};
+use super::wire::{self, Header, Kind, LANE_FDS};
 
 /// A lane by which one other client sends to this one.
 #[derive(Debug)]
@@ -123,8 +124,8 @@ impl InLane {
     }
 
     /// As [`LaneReader::each_call_ahead`].
-    pub(super) fn each_call_ahead(&self, each: impl FnMut(u64, u64)) {
-        self.reader.each_call_ahead(each);
+    pub(super) fn each_call_ahead(&self, from: u64, each: impl FnMut(u64, u64)) -> u64 {
+        self.reader.each_call_ahead(from, each)
     }
 
     /// As [`LaneReader::is_reply_ahead`].
@@ -306,5 +307,89 @@ impl OutLane {
             let _ = rustix::io::write(&self.bell, &[1]);
         }
         Ok(true)
+    }
+}
+
+impl Handle {
+    /// Brings a lane for messages to this connection, which kdbusd can give to one sender.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code: `EOPNOTSUPP` if it has no lanes, `ENOBUFS` if there are no more.
+    pub fn bring_lane(&self) -> Result<InLane, Failure> {
+        let header = Header::new(Kind::BringLane, self.next_serial());
+        let answer = self.transact(header, &mut [], None, Attachments::default())?;
+        let number = answer.lane;
+        let lane = match InLane::map(answer) {
+            Ok(lane) => lane,
+            Err(error) => {
+                // kdbusd counts it otherwise.
+                self.about_lane(Kind::DropLane, number)?;
+                return Err(Failure::Refused(error));
+            }
+        };
+        point::pass(Point::LaneBrought);
+        self.about_lane(Kind::LaneMapped, lane.number())?;
+        Ok(lane)
+    }
+
+    /// Gives a lane back that nothing more is received by.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Broken`] if the bus is gone.
+    pub fn drop_lane(&self, lane: InLane) -> Result<(), Failure> {
+        self.about_lane(Kind::DropLane, lane.number())
+    }
+
+    /// Opens a lane to connection `receiver`, or with 0 to the owner of `name`; `None` if it is one that this
+    /// connection has, which is open again then. Returns the receiver's id too.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with kdbusd's code: `ENXIO` if there is no such connection, `EPERM` if this one may not talk to
+    /// it, `ENOBUFS` if it has no lane left, `EOPNOTSUPP` if all has to go through kdbusd.
+    pub fn open_lane(&self, receiver: u64, name: &[u8]) -> Result<(u64, Option<OutLane>), Failure> {
+        let answer = self.ask_for_lane(receiver, name, 0)?;
+        let (number, receiver) = (answer.lane, answer.receiver);
+        if answer.fds.is_empty() && !answer.fds_lost {
+            return Ok((receiver, None));
+        }
+        let lane = OutLane::map(answer).map_err(Failure::Refused)?;
+        point::pass(Point::LaneGiven);
+        self.about_lane(Kind::LaneMapped, number)?;
+        // Packets are read in their order: once a second request is answered, the first one's lane is open.
+        match self.ask_for_lane(receiver, &[], 0) {
+            Ok(_) | Err(Failure::Refused(_)) => Ok((receiver, Some(lane))),
+            Err(broken) => Err(broken),
+        }
+    }
+
+    /// As [`open_lane`](Self::open_lane), if it is one that this connection has. Returns the receiver's id.
+    ///
+    /// # Errors
+    ///
+    /// As there; `ENOBUFS` too if it has none, and kdbusd remembers that it has no place for one.
+    pub(super) fn reopen_lane(&self, receiver: u64, name: &[u8]) -> Result<u64, Failure> {
+        self.ask_for_lane(receiver, name, wire::FLAG_OWN_LANE).map(|answer| answer.receiver)
+    }
+
+    fn ask_for_lane(&self, receiver: u64, name: &[u8], flags: u32) -> Result<Answer, Failure> {
+        let header = Header { key: receiver, flags, ..Header::new(Kind::OpenLane, self.next_serial()) };
+        let mut bytes = [0; 256];
+        let name = name.get(..name.len().min(bytes.len())).unwrap_or_default();
+        let (argument, _) = bytes.split_at_mut(name.len());
+        argument.copy_from_slice(name);
+        self.transact(header, argument, None, Attachments::default())
+    }
+
+    /// Has kdbusd wake the sender of a lane whose call was dropped.
+    pub(super) fn call_dropped(&self, lane: u32) -> Result<(), Failure> {
+        self.about_lane(Kind::CallDropped, lane)
+    }
+
+    fn about_lane(&self, kind: Kind, number: u32) -> Result<(), Failure> {
+        let header = Header { slot: number, ..Header::new(kind, 0) };
+        socket::send(self.socket(), &header, &[], &[], Wait::Yes).map_err(|error| self.sent(error))
     }
 }

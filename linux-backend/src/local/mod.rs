@@ -7,6 +7,7 @@
 mod arena;
 mod bell;
 mod calls;
+mod cancel;
 mod copy;
 mod detour;
 mod error;

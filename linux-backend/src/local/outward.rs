@@ -161,6 +161,9 @@ impl OutLanes {
             // kdbusd knows how many of those through it are still open.
             return false;
         }
+        if is_call && self.calls.is_full() {
+            self.close_relayed(|_| true);
+        }
         let Some(Some(Outward { lane, .. })) = self.lanes.get_mut(at) else { return false };
         let Some(first) = message.message.get(..len) else { return false };
         let begun = bell::now();
@@ -349,6 +352,24 @@ impl OutLanes {
         }
     }
 
+    /// kdbusd has brought a reply to a call with this cookie: if it went by lane, it has ended.
+    pub(super) fn brought(&mut self, callee: u64, cookie: u64) {
+        if cookie != 0 && !self.calls.is_empty() {
+            self.close_relayed(|call| (call.callee, call.cookie) == (callee, cookie));
+        }
+    }
+
+    /// Closes those of the `meant` calls that kdbusd has ended. Their replies are in its queue or found no room there, so that
+    /// nobody else ends them, and whoever still names one of them names no other: each has a number of its own.
+    #[cold]
+    fn close_relayed(&mut self, meant: impl Fn(&Call) -> bool) {
+        let Self { lanes, calls, .. } = self;
+        calls.close_those(|call| {
+            let lane = lanes.get(call.lane).and_then(Option::as_ref).filter(|_| meant(call));
+            lane.is_some_and(|outward| outward.lane.record(call.name).state() == Some(CallState::Relayed))
+        });
+    }
+
     /// Whether the callee of a call is gone.
     pub(super) fn has_ended(&self, call: &Call) -> bool {
         let lane = self.lanes.get(call.lane).and_then(Option::as_ref);
@@ -415,13 +436,26 @@ impl OutLanes {
         self.lanes.iter().position(leads)
     }
 
+    /// Where another lane can stand: a place that is free, or whose lane is closed and has no calls.
+    fn free_place(&self) -> Option<usize> {
+        let free = self.lanes.iter().position(Option::is_none);
+        let idle = |at: &usize| self.calls.by_lane(*at).is_none();
+        let closed = |at: &usize| self.lanes.get(*at).is_some_and(|other| is_closed(other.as_ref()));
+        free.or_else(|| (0..self.lanes.len()).filter(closed).find(idle))
+    }
+
     /// Asks kdbusd for a lane to `to`, or to open the one there is.
     fn ask(&mut self, handle: &Handle, to: To<'_>) -> Result<usize, Failure> {
         let (id, name) = match to {
             To::Id(id) => (id, &[][..]),
             To::Name(name) => (DST_ID_NAME, name),
         };
-        let (receiver, lane) = handle.open_lane(id, name)?;
+        // One that was given and finds no place would be lost to its receiver as long as this connection lives.
+        let place = self.free_place();
+        let (receiver, lane) = match place {
+            Some(_) => handle.open_lane(id, name)?,
+            None => (handle.reopen_lane(id, name)?, None),
+        };
         let full = Failure::Refused(kdbus_core::abi::Errno::ENOBUFS);
         let name = Name::from_slice(name).map_err(|_| full)?;
         for other in self.lanes.iter_mut().flatten().filter(|other| other.name == name) {
@@ -430,14 +464,10 @@ impl OutLanes {
         let at = match lane {
             None => self.find(To::Id(receiver)),
             Some(lane) => {
-                let free = self.lanes.iter().position(Option::is_none);
-                let idle = |at: &usize| self.calls.by_lane(*at).is_none();
-                let closed = |at: &usize| self.lanes.get(*at).is_some_and(|other| is_closed(other.as_ref()));
-                let at = free.or_else(|| (0..self.lanes.len()).filter(closed).find(idle));
-                if let Some(place) = at.and_then(|at| self.lanes.get_mut(at)) {
+                if let Some(place) = place.and_then(|at| self.lanes.get_mut(at)) {
                     *place = Some(Outward { lane, name: Name::new() });
                 }
-                at
+                place
             }
         };
         let outward = at.and_then(|at| self.lanes.get_mut(at)?.as_mut()).ok_or(full)?;
@@ -467,16 +497,20 @@ fn is_closed(lane: Option<&Outward>) -> bool {
 mod tests {
     use std::thread;
 
-    use kdbus_core::abi::{AttachFlags, Errno};
+    use kdbus_core::abi::{
+        AttachFlags, Errno, ITEM_HEADER, ItemType, ItemWriter, MsgFlags, Vec as PayloadVec,
+    };
     use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
     use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, RECORD_WORDS};
-    use rustix::fd::AsFd;
+    use rustix::fd::{AsFd, OwnedFd};
     use rustix::pipe::{PipeFlags, pipe_with};
+    use zerocopy::IntoBytes;
 
     use super::super::detour::Detour;
+    use super::super::handle::Answer;
     use super::super::map::{Seal, create, seal};
     use super::super::socket::{self, Wait};
-    use super::super::testbed::{handle, pair};
+    use super::super::testbed::{Lane, handle, pair};
     use super::super::wire::{Header, Kind};
     use super::*;
 
@@ -520,6 +554,53 @@ mod tests {
         bus.join().unwrap();
         assert_eq!(outward.open_lanes(), 1);
         (opened, outward.find(To::Name(NAME)).is_some(), outward.find(To::Id(RECEIVER)).is_some())
+    }
+
+    /// A call of eight bytes.
+    fn call() -> [u8; Msg::SIZE + 32] {
+        let header = Msg {
+            size: (Msg::SIZE + ITEM_HEADER + size_of::<PayloadVec>()) as u64,
+            flags: MsgFlags::EXPECT_REPLY.bits(),
+            dst_id: RECEIVER,
+            payload_type: 1,
+            cookie: 5,
+            timeout_or_reply: WAIT_MAX.as_nanos(),
+            ..Msg::default()
+        };
+        let mut message = [0; Msg::SIZE + 32];
+        let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
+        writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
+        message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        message
+    }
+
+    #[test]
+    fn a_call_whose_reply_is_brought_before_it_is_sent_goes_no_other_way() {
+        let (_bus, client) = pair();
+        let handle = handle(client);
+        for (waits, brought) in [(false, false), (false, true), (true, false), (true, true)] {
+            let lane = Lane::new(7);
+            let answer = Answer { fds: lane.out_fds(), lane: 3, receiver: RECEIVER, ..Answer::new() };
+            let mut outward = OutLanes::new((1, 1), Detour::NONE, 7).unwrap();
+            outward.lanes[0] = Some(Outward { lane: OutLane::map(answer).unwrap(), name: Name::new() });
+            let record = WordMap::writable(&lane.record, RECORD_WORDS).unwrap();
+            let (index, mut gate) = (if waits { CALLS_MAX - 1 } else { 1 }, lane.gate);
+            point::set_own_hook(move |place| {
+                if place == Point::Written {
+                    // Its callee sees its word by then, and claims it of kdbusd; then the lane closes.
+                    let name = CallName { index, number: 1 };
+                    assert!(!brought || CallRecord::new(&record, name).end(CallState::Relayed));
+                    gate.close();
+                }
+            });
+            let fds: &[OwnedFd] = &[];
+            let mut outgoing = Outgoing { message: &mut call(), payload: &[b"question"], fds };
+            let sent = outward.send(&handle, &mut outgoing, waits);
+            assert_eq!(sent, brought, "else there were two replies, or none: {waits}");
+            let open = outward.calls.waited().or_else(|| outward.calls.iter().next());
+            let state = open.and_then(|call| outward.state(call));
+            assert_eq!(state, brought.then_some(CallState::Relayed), "{waits}");
+        }
     }
 
     #[test]

@@ -39,16 +39,17 @@ impl InLanes {
             return None;
         }
         let waits = |name: CallName| reader.call(name).state(name.number) == Some(CallState::Pending);
-        let mut ahead = None;
-        reader.each_call_ahead(|call, other| {
-            let name = CallName::from_word(call).filter(|name| other == cookie && waits(*name));
-            ahead = name.or(ahead);
+        // Those that are looked at for the first time here were not there when kdbusd's were.
+        let mut first_seen = 0_u128;
+        let ahead = reader.each_call_ahead(owed.ahead(), |call, cookie| {
+            if let Some(name) = CallName::from_word(call) {
+                owed.add(name, cookie);
+                first_seen |= 1 << name.index;
+            }
         });
-        // What was not copied out is newer than what was.
-        let (name, is_contested) = match ahead {
-            Some(name) => (name, unseen),
-            None => owed.find(cookie, waits).map(|name| (name, owed.is_contested(name)))?,
-        };
+        owed.set_ahead(ahead);
+        let name = owed.find(cookie, waits)?;
+        let is_contested = owed.is_contested(name) || unseen && first_seen >> name.index & 1 != 0;
         Some(OwedCall { lane, name, is_contested })
     }
 
@@ -111,5 +112,52 @@ impl InLanes {
         if let Some(Some(inward)) = self.lanes.get_mut(owed.lane) {
             inward.owed.remove(owed.name);
         }
+    }
+}
+
+#[cfg(all(test, feature = "lanes"))]
+mod tests {
+    use core::mem::offset_of;
+
+    use kdbus_core::abi::MsgFlags;
+    use kdbus_core::channel::{LaneHead, LaneLayout, Words};
+    use zerocopy::IntoBytes;
+
+    use super::super::handle::Answer;
+    use super::super::lane::InLane;
+    use super::super::testbed::Lane;
+    use super::*;
+
+    const SENDER: u64 = 7;
+
+    #[test]
+    fn what_waits_in_a_lane_is_looked_at_once() {
+        let mut lane = Lane::new(SENDER);
+        let fds = lane.fds().into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+        let brought = InLane::map(Answer { fds, ..Answer::new() }).unwrap();
+        let (mut inward, _arena) = InLanes::new([brought], 1, 9, 16).unwrap();
+        let words = rustix::fs::fstat(&lane.files[0]).unwrap().st_size as usize / 8;
+        let ring = WordMap::writable(&lane.files[0], words).unwrap();
+        let mut call = |number, cookie| {
+            let name = CallName { index: number as usize, number };
+            inward.lanes[0].as_ref().unwrap().lane.call(name).begin(number);
+            let flags = MsgFlags::EXPECT_REPLY.bits();
+            let header = Msg { flags, cookie, ..Msg::default() };
+            let head = LaneHead { first: Msg::SIZE as u64, second: 0, key: number, call: name.word() };
+            let mut reserved = lane.writer.reserve(head).unwrap();
+            reserved.put(header.as_bytes());
+            let _ = reserved.commit().unwrap();
+        };
+        call(1, 50);
+        call(2, 60);
+        assert_eq!(inward.owed(SENDER, 50).map(|owed| owed.name.number), Some(1));
+        // Its sender makes another call of the first one: nobody sees that.
+        let ring_at = words - LaneLayout::of_words(words).unwrap().ring() as usize;
+        let other = CallName { index: 3, number: 3 };
+        inward.lanes[0].as_ref().unwrap().lane.call(other).begin(other.number);
+        ring.store(ring_at + 3, other.word());
+        ring.store(ring_at + 4 + offset_of!(Msg, cookie) / 8, 70);
+        assert!(inward.owed(SENDER, 70).is_none());
+        assert_eq!(inward.owed(SENDER, 60).map(|owed| owed.name.number), Some(2));
     }
 }

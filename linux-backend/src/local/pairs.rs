@@ -80,11 +80,13 @@ pub enum Route {
     BudgetOfConnection = 21,
     /// Nothing goes: one of the two has left.
     Gone = 22,
+    /// Through kdbusd: the sender had no place for another lane when it asked for one last.
+    SenderFull = 23,
 }
 
 impl Route {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Lane,
         Self::Unmapped,
         Self::Closed,
@@ -107,6 +109,7 @@ impl Route {
         Self::BudgetOfUser,
         Self::BudgetOfConnection,
         Self::Gone,
+        Self::SenderFull,
     ];
 
     /// The route with this number. `None` for 0, with which kdbusd answers about connections that one may not look at.
@@ -141,6 +144,7 @@ impl Route {
             Self::BudgetOfUser => "user-budget",
             Self::BudgetOfConnection => "connection-budget",
             Self::Gone => "gone",
+            Self::SenderFull => "sender-full",
         }
     }
 }
@@ -170,6 +174,7 @@ impl fmt::Display for Route {
             Self::BudgetOfUser => "the receiver got no more lanes: its user had capacity.lanes-per-user",
             Self::BudgetOfConnection => "the receiver got no more lanes than capacity.lanes-per-connection",
             Self::Gone => "one of the two has left",
+            Self::SenderFull => "the sender's places for lanes are all in use",
         })
     }
 }

@@ -9,9 +9,9 @@ use zerocopy::IntoBytes;
 
 use super::bell::{self, Woken};
 use super::calls::{Call, GRACE};
+use super::cancel;
 use super::error::errno;
 use super::gate;
-use super::handle::check_cancel;
 use super::incoming::Taken;
 use super::map::WordMap;
 use super::outward::OutLanes;
@@ -44,7 +44,7 @@ impl LocalTransport {
         let receiver = receiver.as_mut()?;
         let mut outward = self.outward.borrow_mut();
         let outward = outward.as_mut()?;
-        if cancel.is_some_and(|cancel| check_cancel(cancel).is_err()) {
+        if cancel.is_some_and(|cancel| cancel::check(cancel).is_err()) {
             return None;
         }
         // Before anybody can hear of the call: what kdbusd tells from here on may be its end.
@@ -79,7 +79,7 @@ impl LocalTransport {
                 // Nobody can cancel.
             } else if self.arm_for_reply(receiver, outward, &mut seen)? {
                 // Whatever keeps coming in, whoever cancels is heard.
-                woken = cancel.map_or(Woken::Early, bell::look_at_cancel);
+                woken = cancel.map_or(Woken::Early, cancel::look_at);
             } else {
                 if receiver.is_stuck() {
                     // Behind messages without room, a reply makes nothing fresh.

@@ -10,7 +10,7 @@ use kdbus_core::abi::{CmdHello, Command, Errno, HelloFlags, RecvFlags};
 #[cfg(feature = "lanes")]
 use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
 #[cfg(feature = "lanes")]
-use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, LaneWriter};
+use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, LaneWriter, RECORD_WORDS};
 use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::{Failure, Transport};
 use kdbus_core::engine::{Entry, Return};
@@ -172,15 +172,17 @@ pub(super) struct Lane {
     pub(super) files: [OwnedFd; 5],
     pub(super) writer: LaneWriter<WordMap, WordMap, WordMap>,
     pub(super) gate: LaneGate<WordMap, WordMap>,
-    _ringer: OwnedFd,
+    /// What caller and bus say of the calls.
+    pub(super) record: OwnedFd,
+    ringer: OwnedFd,
 }
 
 #[cfg(feature = "lanes")]
 impl Lane {
     pub(super) fn new(sender: u64) -> Self {
         let layout = LaneLayout::new(512).unwrap();
-        let words = [layout.lane_words(), LaneLayout::BACK_WORDS, PAGE_WORDS, CALL_WORDS];
-        let [lane, back, page, calls] = words.map(|words| {
+        let words = [layout.lane_words(), LaneLayout::BACK_WORDS, PAGE_WORDS, CALL_WORDS, RECORD_WORDS];
+        let [lane, back, page, calls, record] = words.map(|words| {
             let file = create(c"part", 8 * words as u64).unwrap();
             seal(&file, Seal::Size).unwrap();
             file
@@ -193,7 +195,14 @@ impl Lane {
         let [lane_words, back_words] = [map(&lane, layout.lane_words()), map(&back, LaneLayout::BACK_WORDS)];
         let writer = LaneWriter::new(lane_words, back_words, map(&page, PAGE_WORDS), VERDICT_AT, layout);
         let (bell, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
-        Self { files: [lane, back, page, calls, bell], writer: writer.unwrap(), gate, _ringer: ringer }
+        Self { files: [lane, back, page, calls, bell], writer: writer.unwrap(), gate, record, ringer }
+    }
+
+    /// What its sender gets.
+    pub(super) fn out_fds(&self) -> Descriptors {
+        let [lane, back, page, calls, heard] = &self.files;
+        let all = [lane, back, page, calls, &self.ringer, &self.record, heard];
+        all.into_iter().map(|fd| fd.try_clone().unwrap()).collect()
     }
 
     /// What its receiver gets.

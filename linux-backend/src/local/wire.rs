@@ -48,8 +48,8 @@ pub enum Kind {
     /// To kdbusd: a lane for messages to this client. The answer brings its descriptors, and its number in `slot`.
     BringLane = 7,
     /// To kdbusd: a lane to connection `key`, or, if that is 0, to the owner of the name that is the argument; the
-    /// one there is is opened again. The answer brings descriptors the first time, the lane's number in
-    /// `slot`, and the id of its receiver in `key`.
+    /// one there is is opened again, and nothing else with [`FLAG_OWN_LANE`]. The answer brings descriptors the first
+    /// time, the lane's number in `slot`, and the id of its receiver in `key`.
     OpenLane = 8,
     /// To kdbusd: this client has mapped lane `slot` and needs no more of its descriptors. Has no answer.
     LaneMapped = 9,
@@ -114,7 +114,11 @@ pub const FLAG_RETURN_MESSAGE: u32 = 8;
 /// To kdbusd: the SEND is the reply to call `key`, which came by lane `slot`.
 pub const FLAG_CLAIM: u32 = 16;
 
-const FLAGS: u32 = FLAG_STAGED | FLAG_STAGING_FD | FLAG_MESSAGE | FLAG_RETURN_MESSAGE | FLAG_CLAIM;
+/// To kdbusd: an OPEN_LANE opens the lane that this client has, and gives it no other one, for which it has no place.
+pub const FLAG_OWN_LANE: u32 = 32;
+
+const FLAGS: u32 =
+    FLAG_STAGED | FLAG_STAGING_FD | FLAG_MESSAGE | FLAG_RETURN_MESSAGE | FLAG_CLAIM | FLAG_OWN_LANE;
 
 /// The start of every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
