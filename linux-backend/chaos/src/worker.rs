@@ -132,7 +132,9 @@ pub fn run(context: &mut Context) -> Outcome<()> {
 
 fn hello(context: &mut Context) -> Hello<'static> {
     let hello = Hello::new().pool_size(POOL);
-    let hello = if context.random.bool() { hello.accept_fds() } else { hello };
+    // Nobody else is introduced to a slab.
+    let borrows = context.arguments.point == Some(Point::Borrowing.code());
+    let hello = if context.random.bool() || borrows { hello.accept_fds() } else { hello };
     if context.random.bool() { hello.ask_metadata(AttachFlags::TIMESTAMP) } else { hello }
 }
 

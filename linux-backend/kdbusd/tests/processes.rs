@@ -3,11 +3,15 @@
 //! This file has a `main` of its own, because it is the clients' program too.
 
 mod common;
+#[path = "processes/program.rs"]
+mod program;
+#[path = "processes/roles.rs"]
+mod roles;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use common::Bus;
@@ -15,8 +19,10 @@ use kdbus_core::WellKnownName;
 use kdbus_core::abi::{AttachFlags, Errno, NameFlags};
 use kdbus_core::client::{CallError, Connection, Failure, Hello, Message, Notification, Rule};
 use kdbus_linux::local::wire::LANE_OUT_FDS;
-use kdbus_linux::local::{ConnectError, Environment, LocalTransport, Options};
+use kdbus_linux::local::{Environment, Options};
 use kdbusd::config::Access;
+use program::{Process, Program, open_to_all, program, signal, start_command, start_program};
+use roles::{client, hoard};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A test; its error is the reason why it cannot be tried here.
@@ -76,174 +82,6 @@ fn main() {
                 Err(reason) => println!("test {name} ... skipped: {reason}"),
             }
         }
-    }
-}
-
-/// The clients' program: does what `role` says on the bus at `path`, and says on standard output how it goes.
-fn client(role: &str, path: &str) {
-    let transport = match LocalTransport::connect(path) {
-        Ok(transport) => transport,
-        Err(ConnectError::Denied(_)) => return println!("denied"),
-        Err(error) => return println!("{error}"),
-    };
-    let hello =
-        Hello::new().ask_metadata(if role == "apart" { AttachFlags::all() } else { AttachFlags::empty() });
-    let bus: common::Client = match Connection::with_capacities(transport, &hello) {
-        Ok(bus) => bus,
-        Err(error) => return println!("{error}"),
-    };
-    match role {
-        "connect" => println!("connected {}", bus.id()),
-        // Owns the service, takes calls and answers none.
-        "mute" => {
-            bus.acquire(WellKnownName::parse(SERVICE).unwrap(), NameFlags::empty()).unwrap();
-            println!("ready {}", bus.id());
-            loop {
-                drop(bus.recv_blocking(SOON));
-            }
-        }
-        // Tries to own the service, and keeps it.
-        "own" => {
-            let owned = bus.acquire(WellKnownName::parse(SERVICE).unwrap(), NameFlags::empty());
-            println!("{}", if owned.is_ok() { "owned" } else { "refused" });
-            let _ = std::io::stdin().read(&mut [0]);
-        }
-        // Sends what it can to the service.
-        "busy" => {
-            println!("ready {}", bus.id());
-            let bytes = vec![7; 100_000];
-            let name = WellKnownName::parse(SERVICE).unwrap();
-            loop {
-                let _ = bus.send(&Message::to_name(name).payload(&bytes));
-                let _ = bus.call_blocking(&Message::to_name(name), Duration::from_millis(1));
-            }
-        }
-        "say" => {
-            let name = WellKnownName::parse(SERVICE).unwrap();
-            let sent = bus.send(&Message::to_name(name).payload(b"from afar"));
-            println!("{}", if sent.is_ok() { "sent" } else { "refused" });
-            // Stays until the other end has read, so that its process is there to be looked at.
-            let _ = std::io::stdin().read(&mut [0]);
-        }
-        // Asks for a lane to the service, sends to it either way, and says how that went.
-        "lane" => {
-            let name = WellKnownName::parse(SERVICE).unwrap();
-            let opened = bus.transport().open_lane_to_name(name);
-            for _ in 0..3 {
-                bus.send(&Message::to_name(name).payload(b"in time")).unwrap();
-            }
-            println!("{opened:?}");
-            let _ = std::io::stdin().read(&mut [0]);
-        }
-        // As whoever does not ignore the signal, sends by lane to a connection that does what it likes with its bell.
-        "ring" => {
-            let ends = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
-            signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, ends).unwrap();
-            println!("ready {}", bus.id());
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).unwrap();
-            let to = line.trim().parse().unwrap();
-            bus.transport().open_lane(to).unwrap();
-            println!("opened");
-            std::io::stdin().read_line(&mut line).unwrap();
-            for _ in 0..3 {
-                bus.send(&Message::to(to).payload(b"by lane")).unwrap();
-            }
-            println!("sent {}", bus.transport().handle().stats(bus.id()).unwrap().stats.sent);
-        }
-        // Has as many descriptors sent as it can get, and reads none of them, by one connection after another.
-        "hoard" => {
-            let mut connections = Vec::new();
-            let mut next = Some(bus);
-            while let Some(bus) = next.filter(|_| connections.len() < 16) {
-                hoard(&bus);
-                connections.push(bus);
-                let transport = Options::new().lanes(0).staging(0).connect(path);
-                next = transport.ok().and_then(|node| Connection::with_capacities(node, &Hello::new()).ok());
-            }
-            println!("ready {}", connections.len());
-            let _ = std::io::stdin().read(&mut [0]);
-        }
-        // Tells who calls it, as it sees that, and who it is itself.
-        "apart" => {
-            println!("ready {}", bus.id());
-            for _ in 0..2 {
-                let call = bus.recv_blocking(SOON).unwrap();
-                let seen = call.metadata();
-                let (creds, pids) = (seen.creds().unwrap(), seen.pids().unwrap());
-                let named = seen.process_name().is_some();
-                println!("uid {} gid {} pid {} named {named}", creds.uid, creds.gid, pids.pid);
-                bus.reply(call.reply_to(), b"").unwrap();
-            }
-            bus.send(&Message::to(bus.id())).unwrap();
-            let own = bus.recv_blocking(SOON).unwrap();
-            let (creds, pids) = (own.metadata().creds().unwrap(), own.metadata().pids().unwrap());
-            println!("uid {} pid {} ppid {}", creds.uid, pids.pid, pids.ppid);
-            let _ = std::io::stdin().read(&mut [0]);
-        }
-        _ => println!("unknown role"),
-    }
-}
-
-/// A client in a process of its own, killed when dropped.
-struct Process {
-    child: Child,
-    output: BufReader<ChildStdout>,
-}
-
-impl Process {
-    fn start(role: &str, bus: &Path, user: Option<u32>) -> Self {
-        Self::by(Command::new(std::env::current_exe().unwrap()), role, bus, user)
-    }
-
-    /// In user and pid namespaces of its own, where it is user 0 and process 1.
-    fn apart(role: &str, bus: &Path, user: u32) -> Self {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
-        command.arg(std::env::current_exe().unwrap());
-        Self::by(command, role, bus, Some(user))
-    }
-
-    /// In a time namespace of its own, a day ahead.
-    fn ahead(role: &str, bus: &Path) -> Self {
-        let mut command = Command::new("unshare");
-        command.args(["--time", "--monotonic", "86400", "--fork", "--kill-child"]);
-        command.arg(std::env::current_exe().unwrap());
-        Self::by(command, role, bus, None)
-    }
-
-    fn by(mut command: Command, role: &str, bus: &Path, user: Option<u32>) -> Self {
-        command.args(["client", role]).arg(bus).stdin(Stdio::piped()).stdout(Stdio::piped());
-        if let Some(user) = user {
-            command.uid(user).gid(user).current_dir("/");
-        }
-        let mut child = command.spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, output }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    /// The id in the line that says that the client is ready.
-    fn ready(&mut self) -> u64 {
-        let line = self.line();
-        line.strip_prefix("ready ").unwrap_or_else(|| panic!("{line}")).parse().unwrap()
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -472,91 +310,6 @@ fn modes_of_nodes_keep_others_out() -> Result<(), String> {
     Ok(())
 }
 
-/// The daemon's program on a root of its own.
-struct Program {
-    child: Child,
-    root: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-fn program(root: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kdbusd"));
-    command.arg("--root").arg(root).args(["--set", "capacity.connections=8", "--set", "log=error"]);
-    command
-}
-
-impl Program {
-    fn start() -> Self {
-        Self::start_after("true")
-    }
-
-    fn start_after(first: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("kdbus");
-        let child = start_program_after(first, &root);
-        Self { child, root, _dir: dir }
-    }
-
-    /// With the policy in `file`, at a place that other users get to.
-    fn with_policy(file: &Path) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        open_to_all(dir.path());
-        let root = dir.path().join("kdbus");
-        let child = start_command("true", program(&root).arg("--policy").arg(file));
-        Self { child, root, _dir: dir }
-    }
-
-    fn bus(&self) -> common::Client {
-        self.try_bus().unwrap()
-    }
-
-    fn try_bus(&self) -> Option<common::Client> {
-        let uid = rustix::process::geteuid().as_raw();
-        let root = self.root.as_os_str().as_encoded_bytes();
-        let options = Options::new().environment(Environment::new(uid).with_root(root).unwrap());
-        let hello = Hello::new().accept_fds();
-        Connection::with_capacities(options.connect_default().unwrap(), &hello).ok()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Starts the program and waits until it says on descriptor 3 that it is ready.
-fn start_program(root: &Path) -> Child {
-    start_program_after("true", root)
-}
-
-/// The same, after what `first` does in the shell that starts it.
-fn start_program_after(first: &str, root: &Path) -> Child {
-    start_command(first, &program(root))
-}
-
-fn open_to_all(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-}
-
-fn start_command(first: &str, program: &Command) -> Child {
-    // The shell hands its standard output on as descriptor 3.
-    let mut command = Command::new("sh");
-    command.args(["-c", &format!("{first}; exec \"$0\" \"$@\" --ready-fd 3 3>&1 >/dev/null")]);
-    command.arg(program.get_program()).args(program.get_args());
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    child
-}
-
-fn signal(child: &Child, signal: rustix::process::Signal) {
-    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
-}
-
 fn the_program_starts_says_so_and_stops() -> Result<(), String> {
     for order in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
         let mut program = Program::start();
@@ -644,20 +397,6 @@ fn a_lane_that_could_not_be_given_shows_nothing_of_who_asked_for_it() -> Result<
     second.send(&Message::to(receiver.id()).payload(b"second")).unwrap();
     assert_eq!(receiver.recv_blocking(SOON).unwrap().sender(), second.id());
     Ok(())
-}
-
-/// Brings a lane and drops it, again and again, as long as anybody answers; nobody reads that.
-fn hoard(bus: &common::Client) {
-    use kdbus_linux::local::socket::{self, Wait};
-    use kdbus_linux::local::wire::{Header, Kind};
-    let socket = bus.transport().handle().socket();
-    for serial in 0..500 {
-        for packet in [Header::new(Kind::BringLane, 1 << 40 | serial), Header::new(Kind::DropLane, 0)] {
-            if socket::send(socket, &packet, &[], &[], Wait::Yes).is_err() {
-                return;
-            }
-        }
-    }
 }
 
 fn descriptors_that_nobody_reads_keep_nobody_out() -> Result<(), String> {
