@@ -109,13 +109,8 @@ impl<'a> Frame<'a> {
                 }
             }
         }
-        if !negotiate {
-            let missing = |index| seen & bit(index) == 0;
-            let mut all = shape.items.iter().enumerate();
-            let missed = all.find(|(index, (_, arity))| *arity == Arity::Mandatory && missing(*index));
-            if let Some((_, (kind, _))) = missed {
-                return Err(ItemError::Missing(*kind).into());
-            }
+        if !negotiate && let Some(kind) = shape.missing(seen) {
+            return Err(ItemError::Missing(kind).into());
         }
         Ok(Self { bytes, flags, negotiate, record: shape.size })
     }

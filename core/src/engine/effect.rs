@@ -33,7 +33,16 @@ impl Domain<'_> {
     ///
     /// Several wake-ups of one handle are one effect. Nothing is lost if this is called late, and each
     /// effect is returned once.
+    #[inline]
     pub fn poll_effect(&mut self) -> Option<Effect> {
+        // Asked after each command, and mostly there is nothing.
+        if self.pending.first.is_none() && self.pending.first_call.is_none() {
+            return None;
+        }
+        self.next_effect()
+    }
+
+    fn next_effect(&mut self) -> Option<Effect> {
         if let Some(effect) = self.poll_answer() {
             return Some(effect);
         }

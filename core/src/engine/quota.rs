@@ -274,6 +274,23 @@ impl<'a> Quota<'a> {
         Ok(())
     }
 
+    /// Whether [`charge`](Self::charge) would let `user` have this, in `O(log n)`.
+    ///
+    /// # Errors
+    ///
+    /// What that would report.
+    pub fn check(&self, user: UserIndex, charge: Charge, pool: PoolUse) -> Result<(), QuotaError> {
+        let index = if user == UserIndex::KERNEL { None } else { self.index_of(user) };
+        let held = match index.and_then(|index| self.records.get(index as usize)) {
+            Some(record) => record.charge,
+            None if user == UserIndex::KERNEL => self.head.kernel,
+            None => Charge::default(),
+        };
+        let total = held.with(charge, pool)?;
+        let needs_record = user != UserIndex::KERNEL && index.is_none() && !total.is_empty();
+        if needs_record && self.len() >= self.capacity() { Err(QuotaError::Users) } else { Ok(()) }
+    }
+
     /// Takes a charge back, in `O(log n)`: the messages were received, dropped, moved, or never queued.
     ///
     /// Never takes more than the user was charged.
@@ -402,7 +419,10 @@ mod tests {
         /// Charges a message and allocates its slice.
         fn send(&mut self, user: u32, size: u64, fds: u32) -> Result<(), QuotaError> {
             let pool = self.pool;
-            self.quota().charge(UserIndex(user), Charge::message(size, fds), pool)?;
+            let foretold = self.quota().check(UserIndex(user), Charge::message(size, fds), pool);
+            let charged = self.quota().charge(UserIndex(user), Charge::message(size, fds), pool);
+            assert_eq!(charged, foretold);
+            charged?;
             self.pool.accounted_size += size;
             Ok(())
         }

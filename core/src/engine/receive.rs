@@ -178,13 +178,32 @@ impl Domain<'_> {
     ///
     /// `ENOBUFS`, `EMFILE`.
     pub(super) fn charge(&mut self, to: ConnIx, user: UserIx, size: u64, fds: u32) -> Result<Charge, Errno> {
-        let pool = &self.conns[to].pool;
-        let pool = PoolUse { size: pool.size(), accounted_size: pool.accounted_size() };
-        let more = quota::Charge::message(size, fds);
+        let (more, pool) = (quota::Charge::message(size, fds), self.pool_use(to));
         self.quota(to).charge(number(user), more, pool).map_err(|error| error.errno())?;
         // Nothing else limits how many messages wait altogether.
         let _ = self.count(user, Counted::Message);
         Ok(Charge { user, size, fds })
+    }
+
+    /// Whether a receiver has room for a message of a user, which leaves its queue as soon as it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`charge`](Self::charge).
+    pub(super) fn check_charge(
+        &mut self,
+        to: ConnIx,
+        user: UserIx,
+        size: u64,
+        fds: u32,
+    ) -> Result<(), Errno> {
+        let (more, pool) = (quota::Charge::message(size, fds), self.pool_use(to));
+        self.quota(to).check(number(user), more, pool).map_err(|error| error.errno())
+    }
+
+    fn pool_use(&self, of: ConnIx) -> PoolUse {
+        let pool = &self.conns[of].pool;
+        PoolUse { size: pool.size(), accounted_size: pool.accounted_size() }
     }
 
     /// Takes a charge back.

@@ -29,7 +29,7 @@ struct Sending<'m> {
     conn: ConnIx,
     bus: BusIx,
     message: &'m Examined<'m>,
-    parcel: Parcel<'m>,
+    parcel: &'m Parcel<'m>,
     /// The host's number of the command if it waits for the reply.
     sync: Option<u64>,
 }
@@ -108,7 +108,7 @@ impl Domain<'_> {
             attach: None,
         };
         let sync = flags.contains(SendFlags::SYNC_REPLY).then_some(token);
-        let sending = Sending { conn, bus, message: &message, parcel, sync };
+        let sending = Sending { conn, bus, message: &message, parcel: &parcel, sync };
         let sent = match message.route {
             Route::Broadcast => {
                 self.broadcast(host, at, &sending);
@@ -127,7 +127,7 @@ impl Domain<'_> {
     }
 
     fn broadcast(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         self.copy_to_monitors(host, at, bus, parcel);
         let mut walk = self.matches.walk();
         let serial = walk.serial();
@@ -151,7 +151,7 @@ impl Domain<'_> {
 
     /// A signal to one connection: like a broadcast, it is only for those who want it.
     fn signal(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
         self.copy_to_monitors(host, at, bus, parcel);
         let holds = |name: &str| names_holds(&self.names, &self.buses[bus].names, conn, name);
@@ -165,7 +165,7 @@ impl Domain<'_> {
     }
 
     fn unicast(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
         self.demand_talk(sending, to)?;
         self.copy_to_monitors(host, at, bus, parcel);
@@ -197,7 +197,7 @@ impl Domain<'_> {
     }
 
     fn call(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, message, ref parcel, sync } = sending;
+        let &Sending { conn, bus, message, parcel, sync } = sending;
         let (cookie, timeout_ns) = (message.header.cookie, message.header.timeout_ns());
         if let Some(token) = sync {
             match self.resume(host, conn, cookie, token) {
@@ -256,7 +256,7 @@ impl Domain<'_> {
         sending: &Sending<'_>,
         cookie: u64,
     ) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
         let tracker = self.replies.find(index(to), index(conn), cookie);
         if let Some(past) = self.beside.answers {

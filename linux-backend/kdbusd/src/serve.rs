@@ -11,7 +11,8 @@ use kdbus_core::engine::{
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
 use kdbus_linux::local::wire::{
-    FDS_MAX, FLAG_CLAIM, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
+    FDS_MAX, FLAG_CLAIM, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, VERSION,
+    WireError,
 };
 use rustix::fd::AsFd;
 use rustix::io;
@@ -313,15 +314,20 @@ impl Daemon {
     }
 
     fn packet(&mut self, from: HandleId, bytes: &mut [u8], fds: &mut Batch, fds_lost: bool) {
-        let header = Header::read_from_prefix(bytes).map(|(header, _)| header).ok();
         // What the system had no room for is no fault of the client's packet.
-        let count = header.filter(|header| fds_lost && header.fds as usize <= FDS_MAX);
-        let count = count.map_or(fds.0.len(), |header| header.fds as usize);
+        let count = if fds_lost {
+            let said = peek(bytes).map(|header| header.fds as usize).filter(|fds| *fds <= FDS_MAX);
+            said.unwrap_or(fds.0.len())
+        } else {
+            fds.0.len()
+        };
+        // Of another version, it is told which one this daemon speaks.
+        let foreign = peek(bytes).filter(|header| header.version != VERSION).map(|header| header.serial);
         let packet = match Packet::parse(bytes, count) {
             Ok(packet) => packet,
             Err(error) => {
-                if let (WireError::Version(_), Some(header)) = (error, header) {
-                    let answer = Header { number: EPROTO, ..Header::answer(header.serial, Ok(())) };
+                if let (WireError::Version(_), Some(serial)) = (error, foreign) {
+                    let answer = Header { number: EPROTO, ..Header::answer(serial, Ok(())) };
                     self.send(from, &answer, &[]);
                 }
                 self.state.doom(from, error);
@@ -573,6 +579,11 @@ impl Daemon {
             _ => {}
         }
     }
+}
+
+/// The header of a packet that was not looked at yet.
+fn peek(bytes: &[u8]) -> Option<Header> {
+    Header::read_from_prefix(bytes).map(|(header, _)| header).ok()
 }
 
 fn stats(view: &ConnectionView) -> Stats {
