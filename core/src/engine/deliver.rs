@@ -201,7 +201,7 @@ impl Domain<'_> {
         if let Some(Model { owner: from, offset, len, .. }) = like {
             host.pool_copy(from, offset, owner, slice.offset, len);
         } else {
-            let written = self.write_message(host, owner, parcel, &shown, draft, slice, size);
+            let written = self.write_message(host, owner, parcel, &shown, &mut draft, slice, size);
             if let Err(error) = written {
                 let _ = self.pool(to).release(slice.id);
                 self.take_back(to, charge);
@@ -248,11 +248,13 @@ impl Domain<'_> {
         let handle = receiver.handle;
         let (offset, size) = (slice.offset, slice.size);
         let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
-        host.publish(self.handle_id(handle), shown);
+        let woken = host.publish(self.handle_id(handle), shown);
         if let Some(tracker) = tracker {
             self.replies.carry(tracker, index(to), entry);
         }
-        self.wake(handle);
+        if !woken {
+            self.wake(handle);
+        }
         Ok(())
     }
 

@@ -17,40 +17,41 @@ use super::slice::{ItemSink, Measure, SliceWriter};
 const DRAFT_MAX: usize = 512;
 
 /// Bytes and items that are put together here, padding zeroed, to be written at once.
+///
+/// A full one stands for one that was too small: it takes no flag, and so costs nothing to make.
 #[derive(Debug)]
-pub(super) struct Draft {
-    bytes: heapless::Vec<u8, DRAFT_MAX>,
-    /// Nothing was left out for want of room.
-    whole: bool,
-}
+pub(super) struct Draft(heapless::Vec<u8, DRAFT_MAX>);
 
 impl Draft {
     /// Nothing yet.
-    pub(super) const fn new() -> Self {
-        Self { bytes: heapless::Vec::new(), whole: true }
+    pub(super) fn new() -> Self {
+        Self(heapless::Vec::new())
     }
 
     /// Appends bytes that are no item.
     fn bytes(&mut self, bytes: &[u8]) {
-        self.whole = self.whole && self.bytes.extend_from_slice(bytes).is_ok();
+        if self.0.extend_from_slice(bytes).is_err() {
+            // Cannot fail: it is as large as that.
+            let _ = self.0.resize(DRAFT_MAX, 0);
+        }
     }
 
     /// Zeroes what is missing to the next multiple of 8.
     fn pad(&mut self) {
-        let end = self.bytes.len();
+        let end = self.0.len();
         self.bytes(&[0; 8][..end.next_multiple_of(8) - end]);
     }
 
     /// Overwrites a word.
     fn put_word(&mut self, at: usize, word: u64) {
-        if let Some(place) = self.bytes.get_mut(at..at + 8) {
+        if let Some(place) = self.0.get_mut(at..at + 8) {
             place.copy_from_slice(&word.to_ne_bytes());
         }
     }
 
-    /// All of it; `None` if something had no room.
+    /// All of it; `None` if it may be that something had no room.
     fn whole(&self) -> Option<&[u8]> {
-        self.whole.then_some(self.bytes.as_slice())
+        (!self.0.is_full()).then_some(self.0.as_slice())
     }
 }
 
@@ -81,8 +82,10 @@ impl Domain<'_> {
         draft.bytes(self.received_header(parcel, 0).as_bytes());
         draft.bytes(parcel.items);
         self.emit_metadata(parcel, shown, draft);
+        let len = draft.0.len() as u64;
+        draft.pad();
         let size = match draft.whole() {
-            Some(bytes) => bytes.len() as u64,
+            Some(_) => len,
             None => {
                 let mut measure = Measure::default();
                 self.emit_metadata(parcel, shown, &mut measure);
@@ -111,7 +114,7 @@ impl Domain<'_> {
         owner: HandleId,
         parcel: &Parcel<'_>,
         shown: &Shown,
-        draft: Draft,
+        draft: &mut Draft,
         slice: Slice,
         size: u64,
     ) -> Result<(), Errno> {
@@ -159,10 +162,9 @@ fn write_draft(
     host: &mut dyn Host,
     owner: HandleId,
     parcel: &Parcel<'_>,
-    mut draft: Draft,
+    draft: &mut Draft,
     start: u64,
 ) -> Result<(), Errno> {
-    draft.pad();
     let base = draft.whole().map_or(0, |bytes| bytes.len() as u64);
     let (mut payload, mut skip) = (base, 0);
     for item in Items::new(parcel.items).filter_map(Result::ok) {
@@ -230,3 +232,7 @@ fn zero(host: &mut dyn Host, owner: HandleId, at: u64, len: u64) -> u64 {
     }
     at + len
 }
+
+#[cfg(test)]
+#[path = "draft_tests.rs"]
+mod tests;

@@ -349,9 +349,11 @@ pub trait Host {
         false
     }
 
-    /// Shows a newly queued message to a client that reads its queue in shared memory.
-    fn publish(&mut self, to: HandleId, entry: Entry) {
+    /// Shows a newly queued message to a client that reads its queue in shared memory. True if whoever sleeps until
+    /// something is there is woken as well; otherwise an [`Effect::Wake`](super::Effect::Wake) follows.
+    fn publish(&mut self, to: HandleId, entry: Entry) -> bool {
         let _ = (to, entry);
+        false
     }
 
     /// Takes a shown message back, because it moves, is dropped or is received by command. False if the
@@ -368,6 +370,18 @@ pub trait Host {
     fn poll_return(&mut self, of: HandleId) -> Option<Return> {
         let _ = of;
         None
+    }
+
+    /// As [`poll_return`](Self::poll_return), several at once: fills `returns` from its start and says how many there are.
+    /// Fewer than have room mean that nothing is left.
+    fn poll_returns(&mut self, of: HandleId, returns: &mut [Return]) -> usize {
+        for (at, place) in returns.iter_mut().enumerate() {
+            match self.poll_return(of) {
+                Some(next) => *place = next,
+                None => return at,
+            }
+        }
+        returns.len()
     }
 
     /// Whether returns of this client have to reach the engine at once, because somebody waits for room.

@@ -12,6 +12,10 @@ use super::table::{ConnIx, Place, UserIx};
 use super::user::Counted;
 use super::{Domain, Entry, Return};
 
+/// What a client did in shared memory is asked for in portions of this many: mostly it is the receipt of one message and its
+/// release.
+const RETURNS: usize = 4;
+
 impl Domain<'_> {
     /// RECV, of the entry that `chosen` names or of the one that the flags select.
     ///
@@ -115,22 +119,34 @@ impl Domain<'_> {
     /// Cost: a step of `O(log)` for each; at most as many as its queue and pool have places.
     pub(super) fn drain(&mut self, host: &mut dyn Host, conn: ConnIx) {
         let handle = self.handle_id(self.conns[conn].handle);
-        for _ in 0..self.config.queue_depth + self.config.pool_slices {
-            match host.poll_return(handle) {
-                None => return,
-                Some(Return::Taken { slot, key }) => {
-                    let queue = self.queue(conn);
-                    // Only the engine can hand descriptors out, so such a message was not received.
-                    let taken =
-                        queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
-                    if let Some(entry) = taken.map(|at| at.handle) {
-                        self.take_shared(host, conn, entry);
-                    }
+        let mut left = self.config.queue_depth + self.config.pool_slices;
+        while left > 0 {
+            let mut returns = [Return::Freed(0); RETURNS];
+            let room = left.min(RETURNS);
+            let count = host.poll_returns(handle, &mut returns[..room]);
+            for done in returns.iter().take(count) {
+                self.apply_return(host, conn, *done);
+            }
+            if count < room {
+                return;
+            }
+            left -= room;
+        }
+    }
+
+    fn apply_return(&mut self, host: &mut dyn Host, conn: ConnIx, done: Return) {
+        match done {
+            Return::Taken { slot, key } => {
+                let queue = self.queue(conn);
+                // Only the engine can hand descriptors out, so such a message was not received.
+                let taken = queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
+                if let Some(entry) = taken.map(|at| at.handle) {
+                    self.take_shared(host, conn, entry);
                 }
-                Some(Return::Freed(offset)) => {
-                    if self.pool(conn).free(offset).is_ok() {
-                        self.made_room(host, conn);
-                    }
+            }
+            Return::Freed(offset) => {
+                if self.pool(conn).free(offset).is_ok() {
+                    self.made_room(host, conn);
                 }
             }
         }
