@@ -73,6 +73,12 @@ pub struct Examined<'m> {
 /// - `EFAULT`, `EDOM`: a filter that is not made of words, or not of the bus' size.
 /// - `EDESTADDRREQ`: no destination.
 pub fn examine(bytes: &[u8], send: SendFlags, bloom_size: u64) -> Result<Examined<'_>, Errno> {
+    look_over(bytes, send, bloom_size)
+}
+
+/// As [`examine`], for the one caller for whom its large result is to come about where it is used.
+#[inline(always)]
+pub(crate) fn look_over(bytes: &[u8], send: SendFlags, bloom_size: u64) -> Result<Examined<'_>, Errno> {
     let (header, area) = split(bytes).ok_or(Errno::EINVAL)?;
     let route = route(&header, send)?;
     let broadcast = header.dst_id == DST_ID_BROADCAST;

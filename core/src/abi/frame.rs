@@ -80,6 +80,20 @@ impl<'a> Frame<'a> {
     /// [`FrameError`], for the first check that fails. Negotiated flags are written back even if a
     /// mandatory item is missing, which is not looked at then.
     pub fn check(arg: &'a mut [u8], shape: &Shape, zero_on_negotiate: bool) -> Result<Self, FrameError> {
+        Self::check_known(arg, shape, zero_on_negotiate)
+    }
+
+    /// As [`check`](Self::check), made for the one shape that the caller has.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    #[inline(always)]
+    pub(crate) fn check_known(
+        arg: &'a mut [u8],
+        shape: &Shape,
+        zero_on_negotiate: bool,
+    ) -> Result<Self, FrameError> {
         let size = u64::from_ne_bytes(*arg.first_chunk().ok_or(FrameError::Unreadable)?);
         if size < shape.size as u64 {
             return Err(FrameError::TooSmall);
@@ -134,6 +148,7 @@ const fn bit(index: usize) -> u32 {
 
 /// Checks each item; returns which ones there are, by their bits, and payload offset and length, in words, of a
 /// negotiation item.
+#[inline(always)]
 fn check_items(area: &[u8], shape: &Shape) -> Result<(u32, Option<(usize, usize)>), FrameError> {
     let mut seen = 0_u32;
     let mut probe = None;

@@ -1,11 +1,14 @@
 //! SEND: from the argument to the queue of every receiver.
 
+use core::mem::offset_of;
+
 use crate::Instant;
 use crate::WellKnownName;
 use crate::abi::{
-    CmdSend, Command, DST_ID_NAME, Errno, Frame, FrameError, ItemType, MESSAGE, MsgFlags, MsgInfo, SendFlags,
+    CmdSend, Command, DST_ID_NAME, Errno, Frame, FrameError, ItemType, MESSAGE, Msg, MsgFlags, MsgInfo,
+    SendFlags,
 };
-use crate::examine::{Examined, Route, examine};
+use crate::examine::{Examined, Route, look_over};
 
 use super::Domain;
 use super::call::{Return, index};
@@ -49,13 +52,13 @@ impl Domain<'_> {
         message: Option<&mut [u8]>,
         token: u64,
     ) -> Result<Progress, Errno> {
-        let frame = Frame::check(arg, Command::Send.shape(), true).map_err(FrameError::errno)?;
-        let mut cmd: CmdSend = record(frame.bytes);
-        if frame.negotiate && cmd.msg_address == 0 {
+        let frame =
+            Frame::check_known(arg, const { Command::Send.shape() }, true).map_err(FrameError::errno)?;
+        if frame.negotiate && record::<CmdSend>(frame.bytes).msg_address == 0 {
             return Ok(Progress::Done);
         }
         let message = message.ok_or(Errno::EFAULT)?;
-        let sent = Frame::check(message, &MESSAGE, false).map_err(FrameError::errno)?;
+        let sent = Frame::check_known(message, &MESSAGE, false).map_err(FrameError::errno)?;
         if sent.negotiate && !frame.negotiate {
             return Err(Errno::EINVAL);
         }
@@ -70,9 +73,10 @@ impl Domain<'_> {
             Sent::Waiting => Ok(Progress::Pending),
             Sent::Done(reply) => {
                 let empty = MsgInfo { offset: self.conns[conn].pool.size(), ..MsgInfo::default() };
-                cmd.reply = reply.unwrap_or(empty);
-                cmd.return_flags = 0;
-                put_record(frame.bytes, &cmd);
+                // What else the record has stays; the check of the frame left no flags in it.
+                if let Some(place) = frame.bytes.get_mut(offset_of!(CmdSend, reply)..) {
+                    put_record(place, &reply.unwrap_or(empty));
+                }
                 Ok(Progress::Done)
             }
         }
@@ -336,12 +340,14 @@ enum Sent {
     Waiting,
 }
 
+#[inline(always)]
 fn examine_from(bytes: &[u8], flags: SendFlags, bloom_size: u64, id: u64) -> Result<Examined<'_>, Errno> {
-    let header: crate::abi::Msg = record(bytes);
-    if header.src_id != 0 && header.src_id != id {
+    let src_id = bytes.get(offset_of!(Msg, src_id)..).and_then(|rest| rest.first_chunk());
+    let src_id = src_id.map_or(0, |word| u64::from_ne_bytes(*word));
+    if src_id != 0 && src_id != id {
         return Err(Errno::EINVAL);
     }
-    examine(bytes, flags, bloom_size)
+    look_over(bytes, flags, bloom_size)
 }
 
 fn subject<'m>(sending: &'m Sending<'_>, sender: u64, holds: &'m dyn Fn(&str) -> bool) -> Subject<'m> {
