@@ -331,7 +331,7 @@ impl Domain<'_> {
             self.calls.remove(place);
             return;
         };
-        let to = self.handle_id(self.conns[self.calls[place].conn].handle);
+        let to = self.conns[self.calls[place].conn].known_as;
         let call = &mut self.calls[place];
         call.state = CallState::Ended { to, token, result };
         call.next_done = None;

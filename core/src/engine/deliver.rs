@@ -7,7 +7,7 @@ use crate::abi::{AttachFlags, Errno, ItemType, Msg, MsgInfo, NameFlags, RecvRetu
 use super::call::index;
 use super::draft::Draft;
 use super::host::{Clock, Credentials, Host};
-use super::metadata::{PROCESS, emit_process, translate, visible};
+use super::metadata::{PROCESS, READ, emit_process, translate, visible};
 use super::pool::{Slice, SliceId};
 use super::reply::TrackerId;
 use super::slice::ItemSink;
@@ -174,7 +174,7 @@ impl Domain<'_> {
         if parcel.fds > 0 && !receiver.is_monitor() && !receiver.accepts_fds() {
             return Err(Errno::ECOMM);
         }
-        let owner = self.handle_id(receiver.handle);
+        let owner = receiver.known_as;
         let shown = self.shown(host, parcel, to);
         let like = model.filter(|model| model.attach == shown.attach && shown.who.is_none());
         let mut draft = Draft::new();
@@ -245,10 +245,10 @@ impl Domain<'_> {
         };
         let receiver = &mut self.conns[to];
         receiver.counters.queued += 1;
-        let handle = receiver.handle;
+        let (handle, known_as) = (receiver.handle, receiver.known_as);
         let (offset, size) = (slice.offset, slice.size);
         let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
-        let woken = host.publish(self.handle_id(handle), shown);
+        let woken = host.publish(known_as, shown);
         if let Some(tracker) = tracker {
             self.replies.carry(tracker, index(to), entry);
         }
@@ -280,10 +280,12 @@ impl Domain<'_> {
         slice: Slice,
         files: Option<FileIx>,
     ) -> MsgInfo {
-        let conn = &self.conns[to];
-        let (accept, handle) = (conn.accepts_fds(), self.handle_id(conn.handle));
-        let missing = self.files.install(host, handle, slice.offset, files, accept);
-        self.files.release(host, files);
+        let mut missing = false;
+        if files.is_some() {
+            let conn = &self.conns[to];
+            missing = self.files.install(host, conn.known_as, slice.offset, files, conn.accepts_fds());
+            self.files.release(host, files);
+        }
         let handed = self.pool(to).hand_over(slice.id);
         debug_assert!(handed.is_ok(), "the bus holds the slice");
         let flags = if missing { RecvReturnFlags::INCOMPLETE_FDS } else { RecvReturnFlags::empty() };
@@ -378,7 +380,8 @@ impl Domain<'_> {
 
     /// What of its metadata a message shows to this receiver.
     fn shown(&self, host: &mut dyn Host, parcel: &Parcel<'_>, to: ConnIx) -> Shown {
-        let wanted = parcel.attach.unwrap_or(self.conns[to].attach_recv);
+        let receiver = &self.conns[to];
+        let wanted = parcel.attach.unwrap_or(receiver.attach_recv);
         let Some(from) = parcel.from else {
             return Shown { attach: wanted, who: None };
         };
@@ -386,9 +389,13 @@ impl Domain<'_> {
         if self.conns[from].faked.is_some() {
             return Shown { attach: wanted.difference(PROCESS), who: None };
         }
-        let (who, space) = (self.sender(parcel, from), &self.conn_creds(to).spaces);
+        let space = &self.handles[receiver.handle].creds.spaces;
+        if !space.is_apart() {
+            return Shown { attach: wanted, who: None };
+        }
+        let who = self.sender(parcel, from);
         let attach = visible(wanted, self.conns[from].attach_send, &who.spaces, space);
-        Shown { attach, who: translate(host, self.handle_id(self.conns[to].handle), space, who) }
+        Shown { attach, who: translate(host, receiver.known_as, space, who) }
     }
 
     /// Who sends a message.
@@ -397,8 +404,8 @@ impl Domain<'_> {
     }
 
     pub(super) fn gather(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, attach: AttachFlags) {
-        if let Some(from) = parcel.from {
-            let handle = self.handle_id(self.conns[from].handle);
+        if let Some(from) = parcel.from.filter(|_| attach.intersects(READ)) {
+            let handle = self.conns[from].known_as;
             self.gathered.gather(host, handle, attach, self.scratch);
         }
     }

@@ -35,11 +35,14 @@ impl Domain<'_> {
     /// effect is returned once.
     #[inline]
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        // Asked after each command, and mostly there is nothing.
-        if self.pending.first.is_none() && self.pending.first_call.is_none() {
-            return None;
-        }
-        self.next_effect()
+        if self.has_effects() { self.next_effect() } else { None }
+    }
+
+    /// Whether [`poll_effect`](Self::poll_effect) has something, in `O(1)`.
+    #[inline]
+    #[must_use]
+    pub const fn has_effects(&self) -> bool {
+        self.pending.first.is_some() || self.pending.first_call.is_some()
     }
 
     fn next_effect(&mut self) -> Option<Effect> {

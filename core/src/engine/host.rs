@@ -68,6 +68,11 @@ pub struct Spaces {
 impl Spaces {
     /// Those of the host.
     pub const HOST: Self = Self { users: 0, pids: 0, pid: 0, root: 0, times: 0 };
+
+    /// Whether anything that metadata tells has another meaning there than for the host.
+    pub(super) const fn is_apart(&self) -> bool {
+        self.users != 0 || self.pids != 0 || self.root != 0
+    }
 }
 
 /// A user or a group, by the host's number.

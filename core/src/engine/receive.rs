@@ -118,7 +118,7 @@ impl Domain<'_> {
     ///
     /// Cost: a step of `O(log)` for each; at most as many as its queue and pool have places.
     pub(super) fn drain(&mut self, host: &mut dyn Host, conn: ConnIx) {
-        let handle = self.handle_id(self.conns[conn].handle);
+        let handle = self.conns[conn].known_as;
         let mut left = self.config.queue_depth + self.config.pool_slices;
         while left > 0 {
             let mut returns = [Return::Freed(0); RETURNS];
@@ -175,7 +175,7 @@ impl Domain<'_> {
             size: message.slice.size,
             with_files: message.files.is_some(),
         };
-        host.retract(self.handle_id(self.conns[conn].handle), shown) || message.files.is_some()
+        host.retract(self.conns[conn].known_as, shown) || message.files.is_some()
     }
 
     /// Priority and content of an entry that is still queued.

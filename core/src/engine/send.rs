@@ -67,7 +67,7 @@ impl Domain<'_> {
         }
         let flags = SendFlags::from_bits_truncate(frame.flags);
         if let Some(fd) = frame.item(ItemType::CANCEL_FD).and_then(|item| item.fds().next()) {
-            host.check_cancel(self.handle_id(self.conns[conn].handle), fd)?;
+            host.check_cancel(self.conns[conn].known_as, fd)?;
         }
         match self.send_message(host, at, conn, caller, sent.bytes, flags, token)? {
             Sent::Waiting => Ok(Progress::Pending),
@@ -94,11 +94,11 @@ impl Domain<'_> {
         token: u64,
     ) -> Result<Sent, Errno> {
         let sender = &self.conns[conn];
-        let (bus, id, user, handle) = (sender.bus, sender.id, sender.user, sender.handle);
+        let (bus, id, user, known_as) = (sender.bus, sender.id, sender.user, sender.known_as);
         let message = examine_from(bytes, flags, self.buses[bus].bloom.size, id)?;
         let stamp = self.stamp(at, bus);
         self.gathered = Gathered::NOTHING;
-        let files = self.files.import(host, self.handle_id(handle), &message)?;
+        let files = self.files.import(host, known_as, &message)?;
         let parcel = Parcel {
             header: message.header,
             items: message.items,
@@ -264,7 +264,7 @@ impl Domain<'_> {
         let (to, name) = self.destination(sending)?;
         let tracker = self.replies.find(index(to), index(conn), cookie);
         if let Some(past) = self.beside.answers {
-            if (past.caller, past.cookie) != (self.handle_id(self.conns[to].handle), cookie) {
+            if (past.caller, past.cookie) != (self.conns[to].known_as, cookie) {
                 return Err(Errno::EBADSLT);
             }
             // kdbus: the newest call with that cookie is answered, whichever way it took.
