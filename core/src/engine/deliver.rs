@@ -18,7 +18,7 @@ use super::{Domain, Entry};
 #[derive(Clone, Copy)]
 pub(super) struct Parcel<'m> {
     /// The header as sent; size and sender are filled in for each receiver.
-    pub(super) header: Msg,
+    pub(super) header: &'m Msg,
     /// Items, up to the unpadded end of the last one.
     pub(super) items: &'m [u8],
     /// Bytes behind header, items and metadata.

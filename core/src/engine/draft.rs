@@ -99,7 +99,7 @@ impl Domain<'_> {
     /// The header of a message as its receivers see it.
     fn received_header(&self, parcel: &Parcel<'_>, size: u64) -> Msg {
         let src_id = parcel.from.map_or(0, |from| self.conns[from].id);
-        Msg { size, src_id, ..parcel.header }
+        Msg { size, src_id, ..*parcel.header }
     }
 
     /// Writes a message into its slice: as it was put together, or, where it had no room for that, piece by piece.

@@ -95,12 +95,17 @@ impl Domain<'_> {
     ) -> Result<Sent, Errno> {
         let sender = &self.conns[conn];
         let (bus, id, user, known_as) = (sender.bus, sender.id, sender.user, sender.known_as);
-        let message = examine_from(bytes, flags, self.buses[bus].bloom.size, id)?;
+        let mut message = Examined::of(record(bytes));
+        if message.header.src_id != 0 && message.header.src_id != id {
+            return Err(Errno::EINVAL);
+        }
+        let area = bytes.get(Msg::SIZE..).unwrap_or_default();
+        look_over(&mut message, area, flags, self.buses[bus].bloom.size)?;
         let stamp = self.stamp(at, bus);
         self.gathered = Gathered::NOTHING;
         let files = self.files.import(host, known_as, &message)?;
         let parcel = Parcel {
-            header: message.header,
+            header: &message.header,
             items: message.items,
             payload: message.payload,
             from: Some(conn),
@@ -338,16 +343,6 @@ impl Domain<'_> {
 enum Sent {
     Done(Option<MsgInfo>),
     Waiting,
-}
-
-#[inline(always)]
-fn examine_from(bytes: &[u8], flags: SendFlags, bloom_size: u64, id: u64) -> Result<Examined<'_>, Errno> {
-    let src_id = bytes.get(offset_of!(Msg, src_id)..).and_then(|rest| rest.first_chunk());
-    let src_id = src_id.map_or(0, |word| u64::from_ne_bytes(*word));
-    if src_id != 0 && src_id != id {
-        return Err(Errno::EINVAL);
-    }
-    look_over(bytes, flags, bloom_size)
 }
 
 fn subject<'m>(sending: &'m Sending<'_>, sender: u64, holds: &'m dyn Fn(&str) -> bool) -> Subject<'m> {

@@ -6,8 +6,7 @@ use kdbus_core::engine::{Arrival, BesideLanes, Clock, ConnectionView, HandleId, 
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
 use kdbus_linux::local::wire::{
-    FDS_MAX, FLAG_CLAIM, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, VERSION,
-    WireError,
+    FDS_MAX, FLAG_CLAIM, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
 };
 use rustix::fd::AsFd;
 use rustix::io;
@@ -61,26 +60,25 @@ impl Daemon {
         } else {
             fds.0.len()
         };
-        // Of another version, it is told which one this daemon speaks.
-        let foreign = peek(bytes).filter(|header| header.version != VERSION).map(|header| header.serial);
         let packet = match Packet::parse(bytes, count) {
             Ok(packet) => packet,
             Err(error) => {
-                if let (WireError::Version(_), Some(serial)) = (error, foreign) {
-                    let answer = Header { number: EPROTO, ..Header::answer(serial, Ok(())) };
+                // Who speaks another version is told so, as far as the head of a packet is the same in all.
+                if let (WireError::Version(_), Some(header)) = (error, peek(bytes)) {
+                    let answer = Header { number: EPROTO, ..Header::answer(header.serial, Ok(())) };
                     self.send(from, &answer, &[]);
                 }
                 self.state.doom(from, error);
                 return;
             }
         };
-        let Packet { kind, header, arg, message, payload } = packet;
+        let Packet { kind, ref header, arg, message, payload } = packet;
         if fds_lost {
             // Without its staging file the client would wait for what never comes.
             if header.flags & FLAG_STAGING_FD != 0 || !kind.is_answered() {
                 self.state.doom(from, "the daemon has no descriptors left");
             } else {
-                self.answer(from, &header, Err(Errno::EMFILE), arg, message.as_deref(), false);
+                self.answer(from, header, Err(Errno::EMFILE), arg, message.as_deref(), false);
             }
             return;
         }
@@ -92,7 +90,7 @@ impl Daemon {
         let at = clock();
         self.taken_up = Some(at);
         match kind {
-            Kind::Command => self.carry_out(at, from, &header, arg, message, payload, fds),
+            Kind::Command => self.carry_out(at, from, header, arg, message, payload, fds),
             Kind::ReceiveEntry => {
                 let flags = arg.get(8..16).and_then(|word| word.first_chunk());
                 let flags = flags.map_or(RecvFlags::empty(), |word| {
@@ -101,19 +99,19 @@ impl Daemon {
                 let mut turn = Turn::idle(&mut self.state);
                 let (slot, key) = (header.slot, header.key);
                 let result = self.domain.receive_entry(&mut turn, at, from, slot, key, flags, arg);
-                self.finish(from, &header, result, arg, message.as_deref(), true);
+                self.finish(from, header, result, arg, message.as_deref(), true);
             }
             Kind::WatchRoom => {
                 let result = self.domain.watch_room(&mut Turn::idle(&mut self.state), from, header.key);
-                self.finish(from, &header, result, arg, message.as_deref(), false);
+                self.finish(from, header, result, arg, message.as_deref(), false);
             }
             Kind::Stats => {
                 let result = self.report(from, header.key, arg);
-                self.finish(from, &header, result, arg, message.as_deref(), false);
+                self.finish(from, header, result, arg, message.as_deref(), false);
             }
             Kind::Pairs => {
                 let result = self.pairs(from, header.key, arg);
-                self.finish(from, &header, result, arg, message.as_deref(), false);
+                self.finish(from, header, result, arg, message.as_deref(), false);
             }
             Kind::Cancel => {
                 if let Some(token) = self.state.pending.find(from, header.key) {
@@ -122,7 +120,7 @@ impl Daemon {
                 }
             }
             Kind::BringLane | Kind::OpenLane | Kind::LaneMapped | Kind::DropLane | Kind::CallDropped => {
-                self.lane_packet(from, kind, &header, arg);
+                self.lane_packet(from, kind, header, arg);
             }
             Kind::Returns => self.domain.handle_returns(&mut Turn::idle(&mut self.state), at, from),
             _ => self.state.doom(from, WireError::Kind(header.kind)),
