@@ -59,8 +59,10 @@ impl ItemSink for Draft {
     fn item(&mut self, kind: ItemType, parts: &[&[u8]]) {
         self.pad();
         let payload: usize = parts.iter().map(|part| part.len()).sum();
-        self.bytes(&((ITEM_HEADER + payload) as u64).to_ne_bytes());
-        self.bytes(&kind.0.to_ne_bytes());
+        let mut header = [0; ITEM_HEADER];
+        header[..8].copy_from_slice(&((ITEM_HEADER + payload) as u64).to_ne_bytes());
+        header[8..].copy_from_slice(&kind.0.to_ne_bytes());
+        self.bytes(&header);
         for part in parts {
             self.bytes(part);
         }

@@ -89,7 +89,7 @@ impl Domain<'_> {
         self.copy_to_monitors(host, at, bus, &parcel);
         let mut walk = self.matches.walk();
         let serial = walk.serial();
-        while let Some(to) = self.matches.next(&mut walk, bus, Subject::Notice(notice)) {
+        while let Some(to) = self.matches.next(&mut walk, bus, &Subject::Notice(notice)) {
             if !self.takes_broadcast(to, bus, serial) {
                 continue;
             }

@@ -137,11 +137,11 @@ impl Domain<'_> {
     fn apply_return(&mut self, host: &mut dyn Host, conn: ConnIx, done: Return) {
         match done {
             Return::Taken { slot, key } => {
-                let queue = self.queue(conn);
+                let mut queue = self.queue(conn);
                 // Only the engine can hand descriptors out, so such a message was not received.
                 let taken = queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
-                if let Some(entry) = taken.map(|at| at.handle) {
-                    self.take_shared(host, conn, entry);
+                if let Some(message) = taken.map(|at| at.handle).and_then(|entry| queue.remove(entry)) {
+                    self.received(host, conn, &message);
                 }
             }
             Return::Freed(offset) => {
@@ -154,9 +154,13 @@ impl Domain<'_> {
 
     /// Treats an entry that a client took from shared memory as received.
     pub(super) fn take_shared(&mut self, host: &mut dyn Host, conn: ConnIx, entry: queue::Handle) {
-        let Some(message) = self.remove_entry(conn, entry) else {
-            return;
-        };
+        if let Some(message) = self.remove_entry(conn, entry) {
+            self.received(host, conn, &message);
+        }
+    }
+
+    /// Lets go of a message that left the queue because a client took it from shared memory.
+    fn received(&mut self, host: &mut dyn Host, conn: ConnIx, message: &Message) {
         self.unqueue_tracker(message.tracker);
         self.let_go(host, conn, message.deposit());
         self.made_room(host, conn);

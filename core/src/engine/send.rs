@@ -26,6 +26,9 @@ use super::table::{BusIx, ConnIx};
 /// Synchronous deadlines from here on have passed already: they are compared as signed numbers.
 const DEADLINE_END: u64 = 1 << 63;
 
+/// Listeners to a broadcast that are looked for before they are served.
+const LISTENERS: usize = 8;
+
 /// Everything about one SEND but the domain it happens in.
 #[derive(Clone, Copy)]
 struct Sending<'m> {
@@ -141,21 +144,36 @@ impl Domain<'_> {
         let mut walk = self.matches.walk();
         let serial = walk.serial();
         let mut model = None;
-        while let Some(to) = self.next_listener(&mut walk, sending) {
-            if self.takes_broadcast(to, bus, serial)
-                && self.may_talk(to, self.conn_creds(to), conn)
-                && self.deliver_like(host, at, to, parcel, 0, None, &mut model).is_err()
-            {
-                self.lose(host, to);
+        loop {
+            // What matches say does not change meanwhile.
+            let mut listeners = [conn; LISTENERS];
+            let count = self.next_listeners(&mut walk, sending, &mut listeners);
+            for &to in listeners.iter().take(count) {
+                if self.takes_broadcast(to, bus, serial)
+                    && self.may_talk(to, self.conn_creds(to), conn)
+                    && self.deliver_like(host, at, to, parcel, 0, None, &mut model).is_err()
+                {
+                    self.lose(host, to);
+                }
+            }
+            if count < LISTENERS {
+                return;
             }
         }
     }
 
-    /// The next connection with a match that takes a broadcast.
-    fn next_listener(&mut self, walk: &mut Walk, sending: &Sending<'_>) -> Option<ConnIx> {
+    /// The next connections with a match that takes a broadcast. Fewer than have room mean that there are no more.
+    fn next_listeners(&mut self, walk: &mut Walk, sending: &Sending<'_>, listeners: &mut [ConnIx]) -> usize {
         let &Sending { conn, bus, .. } = sending;
         let holds = |name: &str| names_holds(&self.names, &self.buses[bus].names, conn, name);
-        self.matches.next(walk, bus, subject(sending, self.conns[conn].id, &holds))
+        let subject = subject(sending, self.conns[conn].id, &holds);
+        for (at, place) in listeners.iter_mut().enumerate() {
+            match self.matches.next(walk, bus, &subject) {
+                Some(to) => *place = to,
+                None => return at,
+            }
+        }
+        listeners.len()
     }
 
     /// A signal to one connection: like a broadcast, it is only for those who want it.
@@ -165,7 +183,7 @@ impl Domain<'_> {
         self.copy_to_monitors(host, at, bus, parcel);
         let holds = |name: &str| names_holds(&self.names, &self.buses[bus].names, conn, name);
         let subject = subject(sending, self.conns[conn].id, &holds);
-        let wanted = self.matches.any(&self.conns[to].matches, subject);
+        let wanted = self.matches.any(&self.conns[to].matches, &subject);
         if wanted && self.may_talk(to, self.conn_creds(to), conn) {
             // kdbus: a signal to one connection that finds no room is gone without a trace.
             let _ = self.deliver(host, at, to, parcel, name, None);
