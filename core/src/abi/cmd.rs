@@ -187,6 +187,7 @@ impl Shape {
     }
 
     /// The same, and which entry says so; NEGOTIATE, which every shape takes, is the one behind the last.
+    #[inline]
     pub(super) fn entry(&self, kind: ItemType) -> Option<(usize, Arity)> {
         let entry = self.items.iter().position(|(item, _)| *item == kind);
         match entry {

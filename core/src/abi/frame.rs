@@ -129,6 +129,13 @@ impl<'a> Frame<'a> {
         Ok(Self { bytes, flags, negotiate, record: shape.size })
     }
 
+    /// Whether there are no items.
+    #[inline]
+    #[must_use]
+    pub(crate) fn is_bare(&self) -> bool {
+        self.bytes.len() == self.record
+    }
+
     /// The items, all known to be well formed.
     pub fn items(&self) -> impl Iterator<Item = super::Item<'_>> + Clone {
         Items::new(&self.bytes[self.record..]).filter_map(Result::ok)

@@ -7,7 +7,7 @@ use crate::abi::{AttachFlags, Errno, ItemType, Msg, MsgInfo, NameFlags, RecvRetu
 use super::call::index;
 use super::draft::Draft;
 use super::host::{Clock, Credentials, Host};
-use super::metadata::{PROCESS, READ, emit_process, translate, visible};
+use super::metadata::{CONNECTION, PROCESS, READ, emit_process, translate, visible};
 use super::pool::{Slice, SliceId};
 use super::reply::TrackerId;
 use super::slice::ItemSink;
@@ -320,7 +320,7 @@ impl Domain<'_> {
     }
 
     /// Copies a message to every monitor of a bus; those without room count it as lost.
-    #[inline]
+    #[inline(always)]
     pub(super) fn copy_to_monitors(
         &mut self,
         host: &mut dyn Host,
@@ -413,9 +413,13 @@ impl Domain<'_> {
     pub(super) fn emit_metadata(&self, parcel: &Parcel<'_>, shown: &Shown, sink: &mut dyn ItemSink) {
         let attach = shown.attach;
         if let Some(from) = parcel.from {
-            let who = shown.who.as_ref().unwrap_or_else(|| self.sender(parcel, from));
-            emit_process(attach, who, &self.gathered, self.scratch, sink);
-            self.emit_connection(from, attach, sink);
+            if attach.intersects(PROCESS) {
+                let who = shown.who.as_ref().unwrap_or_else(|| self.sender(parcel, from));
+                emit_process(attach, who, &self.gathered, self.scratch, sink);
+            }
+            if attach.intersects(CONNECTION) {
+                self.emit_connection(from, attach, sink);
+            }
         }
         if attach.contains(AttachFlags::TIMESTAMP) {
             sink.item(ItemType::TIMESTAMP, &[parcel.stamp.as_bytes()]);

@@ -119,10 +119,14 @@ impl<'s> Files<'s> {
     }
 
     /// Counts one copy less; with the last one the files are given back to the host.
+    #[inline]
     pub(super) fn release(&mut self, host: &mut dyn Host, files: Option<FileIx>) {
-        let Some(first) = files else {
-            return;
-        };
+        if let Some(first) = files {
+            self.release_some(host, first);
+        }
+    }
+
+    fn release_some(&mut self, host: &mut dyn Host, first: FileIx) {
         let copies = self.records[first].copies.saturating_sub(1);
         self.records[first].copies = copies;
         if copies > 0 {

@@ -69,7 +69,9 @@ impl Domain<'_> {
             return Ok(Progress::Done);
         }
         let flags = SendFlags::from_bits_truncate(frame.flags);
-        if let Some(fd) = frame.item(ItemType::CANCEL_FD).and_then(|item| item.fds().next()) {
+        if !frame.is_bare()
+            && let Some(fd) = frame.item(ItemType::CANCEL_FD).and_then(|item| item.fds().next())
+        {
             host.check_cancel(self.conns[conn].known_as, fd)?;
         }
         match self.send_message(host, at, conn, caller, sent.bytes, flags, token)? {
