@@ -143,7 +143,9 @@ pub(crate) fn look_over<'m>(
                 message.filter = Some((generation, bits));
             }
             ItemType::DST_NAME => {
-                let name = item.c_str().ok_or(Errno::EINVAL)?;
+                // Framing has seen one NUL, at the end; any other one would be no character of a name.
+                let (_, name) =
+                    item.payload.split_last().filter(|(nul, _)| **nul == 0).ok_or(Errno::EINVAL)?;
                 let name = WellKnownName::from_bytes(name).map_err(|error| error.errno())?;
                 if broadcast {
                     return Err(Errno::EBADMSG);

@@ -307,20 +307,22 @@ impl<'a> Pool<'a> {
     /// Cuts `size` bytes from the front of the only two free slices, if they stand side by side and not merged yet, and
     /// something is left behind. Otherwise they are merged.
     fn cut_front(&mut self, size: u64) -> Result<Option<(SlotId, u64)>, PoolError> {
-        if self.head.front == NONE {
+        let index = self.head.front;
+        if index == NONE {
             return Ok(None);
         }
-        let id = self.head.slots.id_at(self.records, self.head.front).ok_or(PoolError::Corrupt)?;
-        let front = self.record(id)?;
-        let (offset, all) = (front.offset, front.size.saturating_add(self.largest_indexed()));
-        let Some(rest) = all.checked_sub(size).filter(|rest| *rest > 0) else {
+        let behind = self.head.by_size.first().ok_or(PoolError::Corrupt)?;
+        let both = self.records.get_disjoint_mut([index as usize, behind as usize]);
+        let [front, behind] = both.map_err(|_| PoolError::Corrupt)?;
+        let offset = front.offset;
+        let rest = front.size.saturating_add(behind.size).checked_sub(size).filter(|rest| *rest > 0);
+        let Some(rest) = rest else {
             self.merge_front()?;
             return Ok(None);
         };
-        let behind = self.head.by_size.first().ok_or(PoolError::Corrupt)?;
-        let behind = self.records.get_mut(behind as usize).ok_or(PoolError::Corrupt)?;
         (behind.offset, behind.size) = (offset.saturating_add(size), rest);
         self.head.front = NONE;
+        let id = self.head.slots.id_at(self.records, index).ok_or(PoolError::Corrupt)?;
         Ok(Some((id, offset)))
     }
 
