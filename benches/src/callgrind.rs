@@ -37,7 +37,12 @@ pub fn instructions(function: &str, arguments: &[&str]) -> io::Result<u64> {
     read_summary(&out)
 }
 
-fn read_summary(path: &Path) -> io::Result<u64> {
+/// Instructions that callgrind counted, as it wrote them to `path`.
+///
+/// # Errors
+///
+/// If there are none.
+pub fn read_summary(path: &Path) -> io::Result<u64> {
     let text = std::fs::read_to_string(path)?;
     summary(&text)
         .filter(|count| *count > 0)

@@ -6,6 +6,7 @@ use std::process::Child;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -27,6 +28,9 @@ use crate::{floor, switches};
 
 /// A pause before a message whose one-way latency is taken, so that everybody sleeps when it comes.
 const PAUSE: Duration = Duration::from_micros(20);
+
+/// How long a process may take to end when it is told to.
+const OBEDIENCE: Duration = Duration::from_secs(5);
 
 /// The CPUs that places are on.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -391,11 +395,29 @@ impl Drop for Processes {
     fn drop(&mut self) {
         // The servers first, so that none complains of what stands in the middle.
         for child in self.0.iter_mut().rev() {
-            // One that has ended by itself needs no killing.
-            let _ = child.kill();
-            let _ = child.wait();
+            end(child);
         }
     }
+}
+
+/// Ends a process as a service manager does: with an order that it can obey, and by force where it does not. Who is killed
+/// at once under a tool that counts leaves no count.
+fn end(child: &mut Child) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    // One that has ended by itself, and was waited for, has no number any more.
+    if !matches!(child.try_wait(), Ok(None)) {
+        return;
+    }
+    let ordered = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
+    let until = Instant::now() + OBEDIENCE;
+    while ordered && Instant::now() < until {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// Bytes of shared memory besides the control page.
@@ -424,4 +446,27 @@ pub fn run_counted(job: &Job) -> io::Result<()> {
         contender.trip()?;
     }
     mark.set()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// The signal that a process ends by, once it has set its traps.
+    fn ended_by(traps: &str) -> Option<i32> {
+        let script = format!("{traps} echo ready; exec sleep 60");
+        let mut child = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+        end(&mut child);
+        child.wait().unwrap().signal()
+    }
+
+    #[test]
+    fn a_process_is_told_to_end_before_it_is_made_to() {
+        assert_eq!(ended_by(""), Some(Signal::TERM.as_raw()));
+        assert_eq!(ended_by("trap '' TERM;"), Some(Signal::KILL.as_raw()));
+    }
 }

@@ -14,7 +14,7 @@ use crate::case::{Case, Kind};
 use crate::contender::{self, Cpus};
 use crate::control::Control;
 use crate::shared::Shared;
-use crate::{bus, count, dbus, socket};
+use crate::{bus, count, dbus, instructions, socket};
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ impl Job {
     ///
     /// If this program cannot be found any more.
     pub fn command(&self, shared: Option<&Shared>) -> io::Result<Command> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = instructions::command(self.role)?;
         command.env(VARIABLE, serde_json::to_string(self)?);
         match shared {
             Some(shared) => command.stdin(Stdio::from(shared.as_fd().try_clone_to_owned()?)),

@@ -23,6 +23,7 @@ pub mod end;
 pub mod floor;
 #[cfg(feature = "peers")]
 pub mod iceoryx;
+pub mod instructions;
 pub mod job;
 pub mod leave;
 pub mod machine;

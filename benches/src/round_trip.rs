@@ -1,13 +1,16 @@
 //! One case alone, for a look at it under `perf`, `strace` or a debugger.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 
 use crate::case::{Case, Kind, Place, System};
 use crate::contender::{Contender, Cpus, Length, available};
+use crate::instructions;
 
 /// Measures one case alone, for a look at it under another tool.
 #[derive(Debug, Args)]
@@ -29,6 +32,12 @@ pub struct Arguments {
     /// Messages before these that do not count
     #[arg(long, default_value_t = 1_000)]
     warm_up: u64,
+    /// Count instructions of a message in each process, in user space, and nothing else (valgrind)
+    #[arg(long)]
+    instructions: bool,
+    /// Where to leave what callgrind wrote
+    #[arg(long, requires = "instructions")]
+    keep: Option<PathBuf>,
 }
 
 /// Runs the case and prints its percentiles.
@@ -37,11 +46,22 @@ pub struct Arguments {
 ///
 /// What failed.
 pub fn run(arguments: &Arguments) -> io::Result<()> {
-    let Arguments { system, kind, bytes, place, messages, warm_up } = *arguments;
+    let Arguments { system, kind, bytes, place, messages, warm_up, .. } = *arguments;
     let case = Case { system, kind, bytes, place };
     available(system).map_err(io::Error::other)?;
     if !case.is_possible() || bytes < 16 {
         return Err(io::Error::other(format!("{case}: there is no such thing")));
+    }
+    if arguments.instructions {
+        let name = |value: Option<PossibleValue>| value.map(|value| value.get_name().to_owned());
+        let named =
+            [system.to_possible_value(), kind.to_possible_value(), place.to_possible_value()].map(name);
+        let [Some(system), Some(kind), Some(place)] = named else {
+            return Err(io::Error::other(format!("{case}: it has no name")));
+        };
+        let (bytes, warm_up) = (bytes.to_string(), warm_up.to_string());
+        let alike = [&system, "--kind", &kind, "--bytes", &bytes, "--place", &place, "--warm-up", &warm_up];
+        return instructions::run(&alike, messages, arguments.keep.as_deref());
     }
     let length = |messages| Length { time: Duration::MAX, messages };
     let mut contender = Contender::start(&case, &Cpus::available()?)?;

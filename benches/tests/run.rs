@@ -66,6 +66,24 @@ fn one_case_runs_alone() {
 }
 
 #[test]
+fn instructions_are_counted_in_each_process_or_it_is_said_why_not() {
+    let arguments = ["round-trip", "slow-path", "--instructions", "--warm-up=50", "--messages=1100"];
+    if kdbus_benches::callgrind::is_available() {
+        let text = String::from_utf8(run(&arguments).stdout).unwrap();
+        let count = |line: &str| -> u64 { line.split(' ').nth(1).unwrap().parse().unwrap() };
+        let lines: Vec<_> = text.lines().collect();
+        let [client, kdbusd, server] = lines[..] else { panic!("{text}") };
+        assert!(client.starts_with("client: ") && kdbusd.starts_with("kdbusd: "), "{text}");
+        assert!(server.starts_with("server: "), "{text}");
+        assert!([client, kdbusd, server].iter().all(|line| count(line) > 1000), "{text}");
+    }
+    let mut without = Command::new(env!("CARGO_BIN_EXE_kdbus-benches"));
+    let output = without.args(arguments).env("PATH", "/nowhere").output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "kdbus-benches: there is no valgrind\n");
+    assert!(!output.status.success());
+}
+
+#[test]
 fn every_queue_is_timed() {
     let output = Command::new(env!("CARGO_BIN_EXE_kdbus-benches"))
         .args(["queue", "--rounds", "1", "--pairs", "1024", "--json"])

@@ -74,11 +74,27 @@ pub struct Examined<'m> {
 /// - `EDESTADDRREQ`: no destination.
 pub fn examine(bytes: &[u8], send: SendFlags, bloom_size: u64) -> Result<Examined<'_>, Errno> {
     let (header, area) = split(bytes).ok_or(Errno::EINVAL)?;
-    let route = route(&header, send)?;
-    let broadcast = header.dst_id == DST_ID_BROADCAST;
+    let mut message = Examined::of(header);
+    look_over(&mut message, area, send, bloom_size)?;
+    Ok(message)
+}
 
-    let mut message =
-        Examined { header, route, items: &[], payload: 0, name: None, filter: None, fds: 0, memfds: 0 };
+/// Looks over a message of which only the header is known: `area` is its items. What [`examine`] does, in a place of the
+/// caller's.
+///
+/// # Errors
+///
+/// As [`examine`].
+pub(crate) fn look_over<'m>(
+    message: &mut Examined<'m>,
+    area: &'m [u8],
+    send: SendFlags,
+    bloom_size: u64,
+) -> Result<(), Errno> {
+    let header = &message.header;
+    message.route = route(header, send)?;
+    let (dst_id, flags) = (header.dst_id, header.flags);
+    let broadcast = dst_id == DST_ID_BROADCAST;
     let mut has_fds = false;
     let mut end = 0;
     for item in Items::new(area) {
@@ -127,7 +143,9 @@ pub fn examine(bytes: &[u8], send: SendFlags, bloom_size: u64) -> Result<Examine
                 message.filter = Some((generation, bits));
             }
             ItemType::DST_NAME => {
-                let name = item.c_str().ok_or(Errno::EINVAL)?;
+                // Framing has seen one NUL, at the end; any other one would be no character of a name.
+                let (_, name) =
+                    item.payload.split_last().filter(|(nul, _)| **nul == 0).ok_or(Errno::EINVAL)?;
                 let name = WellKnownName::from_bytes(name).map_err(|error| error.errno())?;
                 if broadcast {
                     return Err(Errno::EBADMSG);
@@ -139,18 +157,18 @@ pub fn examine(bytes: &[u8], send: SendFlags, bloom_size: u64) -> Result<Examine
     }
     message.items = area.get(..end).unwrap_or(area);
 
-    let signal = header.flags & MsgFlags::SIGNAL.bits() != 0;
+    let signal = flags & MsgFlags::SIGNAL.bits() != 0;
     if signal != message.filter.is_some() {
         return Err(Errno::EBADMSG);
     }
-    if header.dst_id == DST_ID_NAME && message.name.is_none() {
+    if dst_id == DST_ID_NAME && message.name.is_none() {
         return Err(Errno::EDESTADDRREQ);
     }
     // kdbus: broadcasts carry no descriptors, not even an empty list of them.
     if broadcast && has_fds {
         return Err(Errno::ENOTUNIQ);
     }
-    Ok(message)
+    Ok(())
 }
 
 /// The checks of the header, in their order.
@@ -193,6 +211,12 @@ fn split(bytes: &[u8]) -> Option<(Msg, &[u8])> {
 }
 
 impl Examined<'_> {
+    /// A message with this header, of which nothing else was looked at.
+    pub(crate) const fn of(header: Msg) -> Self {
+        let route = Route::Plain;
+        Self { header, route, items: &[], payload: 0, name: None, filter: None, fds: 0, memfds: 0 }
+    }
+
     /// Bytes of header and items, to the unpadded end of the last item.
     #[must_use]
     pub const fn len(&self) -> u64 {

@@ -135,32 +135,30 @@ const fn check(name: &[u8], wildcard: bool) -> Result<bool, NameError> {
         return Err(NameError::Length);
     }
     let mut elements = 1;
-    let mut at_start = true;
+    // Where the element began that `i` is in.
+    let mut start = 0;
     let mut i = 0;
     while i < name.len() {
         // Almost every byte is a letter.
         if name[i].is_ascii_alphabetic() {
-            at_start = false;
             i += 1;
             continue;
         }
+        let at_start = i == start;
         match name[i] {
             b'.' if at_start => return Err(NameError::EmptyElement),
             b'.' => {
                 elements += 1;
-                at_start = true;
-                i += 1;
-                continue;
+                start = i + 1;
             }
             b'0'..=b'9' if at_start => return Err(NameError::LeadingDigit),
             b'0'..=b'9' | b'_' | b'-' => {}
             b'*' if wildcard && at_start && elements > 1 && i + 1 == name.len() => return Ok(true),
             _ => return Err(NameError::Character(i)),
         }
-        at_start = false;
         i += 1;
     }
-    if at_start {
+    if start == name.len() {
         return Err(NameError::EmptyElement);
     }
     if elements < 2 { Err(NameError::SingleElement) } else { Ok(false) }

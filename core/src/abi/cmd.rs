@@ -157,9 +157,29 @@ pub struct Shape {
     pub returns_flags: bool,
     /// Items it may carry, [`ItemType::NEGOTIATE`] aside.
     pub items: &'static [(ItemType, Arity)],
+    /// Those that have to be there, by their places in `items`.
+    mandatory: u32,
 }
 
 impl Shape {
+    const fn new(size: usize, flags: u64, returns_flags: bool, items: &'static [(ItemType, Arity)]) -> Self {
+        let (mut mandatory, mut at) = (0, 0);
+        while at < items.len() {
+            if matches!(items[at].1, Arity::Mandatory) {
+                mandatory |= 1 << at;
+            }
+            at += 1;
+        }
+        Self { size, flags, returns_flags, items, mandatory }
+    }
+
+    /// An item that has to be there and is not, if those at the places `seen` are.
+    pub(super) fn missing(&self, seen: u32) -> Option<ItemType> {
+        let missed = self.mandatory & !seen;
+        let first = (missed != 0).then(|| self.items.get(missed.trailing_zeros() as usize));
+        first.flatten().map(|(kind, _)| *kind)
+    }
+
     /// How often items of `kind` may stand there, or `None` if not at all.
     #[must_use]
     pub fn arity(&self, kind: ItemType) -> Option<Arity> {
@@ -167,6 +187,7 @@ impl Shape {
     }
 
     /// The same, and which entry says so; NEGOTIATE, which every shape takes, is the one behind the last.
+    #[inline]
     pub(super) fn entry(&self, kind: ItemType) -> Option<(usize, Arity)> {
         let entry = self.items.iter().position(|(item, _)| *item == kind);
         match entry {
@@ -177,18 +198,18 @@ impl Shape {
 }
 
 /// The shape of the message that SEND points to.
-pub const MESSAGE: Shape = Shape {
-    size: Msg::SIZE,
-    flags: MsgFlags::all().bits(),
-    returns_flags: false,
-    items: &[
+pub const MESSAGE: Shape = Shape::new(
+    Msg::SIZE,
+    MsgFlags::all().bits(),
+    false,
+    &[
         (ItemType::PAYLOAD_VEC, Arity::Repeated),
         (ItemType::PAYLOAD_MEMFD, Arity::Repeated),
         (ItemType::FDS, Arity::Optional),
         (ItemType::BLOOM_FILTER, Arity::Optional),
         (ItemType::DST_NAME, Arity::Optional),
     ],
-};
+);
 
 /// Declares the commands with request number, argument record, flags and items.
 macro_rules! commands {
@@ -222,12 +243,12 @@ macro_rules! commands {
             pub const fn shape(self) -> &'static Shape {
                 match self {
                     $(Self::$name => const {
-                        &Shape {
-                            size: size_of::<$arg>(),
-                            flags: $flags,
-                            returns_flags: true,
-                            items: &[$((ItemType::$item, Arity::$arity)),*],
-                        }
+                        &Shape::new(
+                            size_of::<$arg>(),
+                            $flags,
+                            true,
+                            &[$((ItemType::$item, Arity::$arity)),*],
+                        )
                     },)*
                 }
             }

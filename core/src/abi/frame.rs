@@ -80,6 +80,20 @@ impl<'a> Frame<'a> {
     /// [`FrameError`], for the first check that fails. Negotiated flags are written back even if a
     /// mandatory item is missing, which is not looked at then.
     pub fn check(arg: &'a mut [u8], shape: &Shape, zero_on_negotiate: bool) -> Result<Self, FrameError> {
+        Self::check_known(arg, shape, zero_on_negotiate)
+    }
+
+    /// As [`check`](Self::check), made for the one shape that the caller has.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    #[inline(always)]
+    pub(crate) fn check_known(
+        arg: &'a mut [u8],
+        shape: &Shape,
+        zero_on_negotiate: bool,
+    ) -> Result<Self, FrameError> {
         let size = u64::from_ne_bytes(*arg.first_chunk().ok_or(FrameError::Unreadable)?);
         if size < shape.size as u64 {
             return Err(FrameError::TooSmall);
@@ -109,15 +123,17 @@ impl<'a> Frame<'a> {
                 }
             }
         }
-        if !negotiate {
-            let missing = |index| seen & bit(index) == 0;
-            let mut all = shape.items.iter().enumerate();
-            let missed = all.find(|(index, (_, arity))| *arity == Arity::Mandatory && missing(*index));
-            if let Some((_, (kind, _))) = missed {
-                return Err(ItemError::Missing(*kind).into());
-            }
+        if !negotiate && let Some(kind) = shape.missing(seen) {
+            return Err(ItemError::Missing(kind).into());
         }
         Ok(Self { bytes, flags, negotiate, record: shape.size })
+    }
+
+    /// Whether there are no items.
+    #[inline]
+    #[must_use]
+    pub(crate) fn is_bare(&self) -> bool {
+        self.bytes.len() == self.record
     }
 
     /// The items, all known to be well formed.
@@ -139,6 +155,7 @@ const fn bit(index: usize) -> u32 {
 
 /// Checks each item; returns which ones there are, by their bits, and payload offset and length, in words, of a
 /// negotiation item.
+#[inline(always)]
 fn check_items(area: &[u8], shape: &Shape) -> Result<(u32, Option<(usize, usize)>), FrameError> {
     let mut seen = 0_u32;
     let mut probe = None;

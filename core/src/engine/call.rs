@@ -3,7 +3,7 @@
 use crate::abi::{Errno, MsgInfo};
 
 use super::Domain;
-use super::deliver::{Deposit, Parcel};
+use super::deliver::{Charge, Deposit, Parcel};
 use super::host::{Clock, HandleId, Host};
 use super::names::ConnectionIndex;
 use super::reply::{CallMode, EndedCall, Resumed, TrackerId};
@@ -187,7 +187,9 @@ impl Domain<'_> {
             self.end_tracker(Some(tracker));
             return Err(Errno::ECONNRESET);
         };
-        match self.deposit(host, conn, parcel, &mut None) {
+        // Who waits takes the reply at once, and then it never counts as waiting.
+        let waits = matches!(self.calls[place].state, CallState::Waiting { .. });
+        match self.place(host, conn, parcel, &mut None, !waits) {
             Err(error) => {
                 let told = if error == Errno::ECOMM { Errno::EREMOTEIO } else { error };
                 if !self.replies.settle(tracker, Err(told)) {
@@ -196,17 +198,18 @@ impl Domain<'_> {
                 }
                 Err(error)
             }
-            Ok(deposit) => {
-                if let CallState::Waiting { .. } = self.calls[place].state {
-                    self.end_tracker(Some(tracker));
-                    let info = self.hand_out(host, conn, deposit);
-                    self.end_call(place, Ok(info));
-                } else {
-                    // The caller comes back for it, or the deadline takes it away.
-                    self.calls[place].state = CallState::Answered(deposit);
-                    let info = MsgInfo { offset: deposit.slice.offset, ..MsgInfo::default() };
-                    self.replies.settle(tracker, Ok(info));
-                }
+            Ok((slice, files)) if waits => {
+                self.end_tracker(Some(tracker));
+                let info = self.give(host, conn, slice, files);
+                self.end_call(place, Ok(info));
+                Ok(())
+            }
+            Ok((slice, files)) => {
+                // The caller comes back for it, or the deadline takes it away.
+                let charge = Charge { user: parcel.user, size: slice.size, fds: parcel.fds };
+                self.calls[place].state = CallState::Answered(Deposit { slice, charge, files });
+                let info = MsgInfo { offset: slice.offset, ..MsgInfo::default() };
+                self.replies.settle(tracker, Ok(info));
                 Ok(())
             }
         }
@@ -328,7 +331,7 @@ impl Domain<'_> {
             self.calls.remove(place);
             return;
         };
-        let to = self.handle_id(self.conns[self.calls[place].conn].handle);
+        let to = self.conns[self.calls[place].conn].known_as;
         let call = &mut self.calls[place];
         call.state = CallState::Ended { to, token, result };
         call.next_done = None;

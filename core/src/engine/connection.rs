@@ -13,7 +13,7 @@ use crate::{NODE_NAME_MAX, PolicyName, WellKnownName};
 use super::Domain;
 use super::call::{OwnCalls, index};
 use super::domain::{HandleState, chunk};
-use super::host::{Clock, Credentials, Host, Spaces};
+use super::host::{Clock, Credentials, HandleId, Host, Spaces};
 use super::inspect::Counters;
 use super::leave::Stage;
 use super::limits::POLICY_NAMES_PER_CONNECTION;
@@ -36,6 +36,8 @@ pub(super) struct Connection {
     pub(super) id: u64,
     by_id: Link,
     pub(super) handle: HandleIx,
+    /// The same, as the host knows it.
+    pub(super) known_as: HandleId,
     pub(super) bus: BusIx,
     pub(super) endpoint: EndpointIx,
     pub(super) flags: HelloFlags,
@@ -84,6 +86,7 @@ impl Blank for Connection {
         id: 0,
         by_id: Link::new(),
         handle: HandleIx::FIRST,
+        known_as: HandleId { index: 0, generation: 0 },
         bus: BusIx::FIRST,
         endpoint: EndpointIx::FIRST,
         flags: HelloFlags::empty(),
@@ -194,6 +197,7 @@ impl Domain<'_> {
         let conn = Connection {
             id,
             handle,
+            known_as: self.handle_id(handle),
             bus: self.endpoints[endpoint].bus,
             endpoint,
             flags,
@@ -423,7 +427,7 @@ impl Domain<'_> {
         let mut measure = Measure::default();
         measure.item(ItemType::BLOOM_PARAMETER, &[bloom.as_bytes()]);
         let slice = self.pool(conn).allocate(measure.len(), false).map_err(|error| error.errno())?;
-        let owner = self.handle_id(self.conns[conn].handle);
+        let owner = self.conns[conn].known_as;
         SliceWriter::new(host, owner, slice.offset).item(ItemType::BLOOM_PARAMETER, &[bloom.as_bytes()]);
         self.show_slice(conn, slice.id);
         let _ = self.pool(conn).release(slice.id);

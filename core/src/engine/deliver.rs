@@ -2,18 +2,15 @@
 
 use zerocopy::IntoBytes;
 
-use crate::abi::{
-    AttachFlags, Errno, ItemType, Items, Memfd, Msg, MsgInfo, NameFlags, OFFSET_ZEROS, RecvReturnFlags,
-    Timestamp, Vec, align8,
-};
-use crate::examine::received_len;
+use crate::abi::{AttachFlags, Errno, ItemType, Msg, MsgInfo, NameFlags, RecvReturnFlags, Timestamp};
 
 use super::call::index;
+use super::draft::Draft;
 use super::host::{Clock, Credentials, Host};
-use super::metadata::{PROCESS, emit_process, translate, visible};
+use super::metadata::{CONNECTION, PROCESS, READ, emit_process, translate, visible};
 use super::pool::{Slice, SliceId};
 use super::reply::TrackerId;
-use super::slice::{ItemSink, Measure, SliceWriter};
+use super::slice::ItemSink;
 use super::table::{BusIx, ConnIx, FileIx, UserIx};
 use super::{Domain, Entry};
 
@@ -21,7 +18,7 @@ use super::{Domain, Entry};
 #[derive(Clone, Copy)]
 pub(super) struct Parcel<'m> {
     /// The header as sent; size and sender are filled in for each receiver.
-    pub(super) header: Msg,
+    pub(super) header: &'m Msg,
     /// Items, up to the unpadded end of the last one.
     pub(super) items: &'m [u8],
     /// Bytes behind header, items and metadata.
@@ -64,10 +61,10 @@ pub(super) struct Charge {
 }
 
 /// What a message shows of its sender to one receiver.
-struct Shown {
-    attach: AttachFlags,
+pub(super) struct Shown {
+    pub(super) attach: AttachFlags,
     /// Who sends it, where the receiver knows that by other numbers.
-    who: Option<Credentials>,
+    pub(super) who: Option<Credentials>,
 }
 
 /// A message in its receiver's pool, charged but not queued.
@@ -150,6 +147,25 @@ impl Domain<'_> {
         parcel: &Parcel<'_>,
         model: &mut Option<Model>,
     ) -> Result<Deposit, Errno> {
+        let (slice, files) = self.place(host, to, parcel, model, true)?;
+        let charge = Charge { user: parcel.user, size: slice.size, fds: parcel.fds };
+        Ok(Deposit { slice, charge, files })
+    }
+
+    /// As [`deposit`](Self::deposit), for a message that is handed out at once: with `charged` false it has to have room in
+    /// the quota and takes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`deliver`](Self::deliver).
+    pub(super) fn place(
+        &mut self,
+        host: &mut dyn Host,
+        to: ConnIx,
+        parcel: &Parcel<'_>,
+        model: &mut Option<Model>,
+        charged: bool,
+    ) -> Result<(Slice, Option<FileIx>), Errno> {
         let receiver = &self.conns[to];
         if !receiver.is_active() {
             return Err(Errno::ECONNRESET);
@@ -158,45 +174,50 @@ impl Domain<'_> {
         if parcel.fds > 0 && !receiver.is_monitor() && !receiver.accepts_fds() {
             return Err(Errno::ECOMM);
         }
-        let owner = self.handle_id(receiver.handle);
+        let owner = receiver.known_as;
         let shown = self.shown(host, parcel, to);
         let like = model.filter(|model| model.attach == shown.attach && shown.who.is_none());
+        let mut draft = Draft::new();
         let (size, need) = match like {
             Some(model) => (0, model.len),
-            None => self.measure(host, parcel, &shown),
+            None => self.put_together(host, parcel, &shown, &mut draft),
         };
 
         self.drain(host, to);
-        let charge = self.charge(to, parcel.user, need, parcel.fds)?;
+        let room = if charged {
+            self.charge(to, parcel.user, need, parcel.fds).map(Some)
+        } else {
+            self.check_charge(to, parcel.user, need, parcel.fds).map(|()| None)
+        };
+        let charge = room?;
         let slice = match self.pool(to).allocate(need, true) {
             Ok(slice) => slice,
             Err(error) => {
                 // A message that finds no slice leaves no charge behind.
-                self.discharge(to, charge);
+                self.take_back(to, charge);
                 return Err(error.errno());
             }
         };
         if let Some(Model { owner: from, offset, len, .. }) = like {
             host.pool_copy(from, offset, owner, slice.offset, len);
-        } else if let Err(error) = self.write_message(host, owner, parcel, &shown, slice, size) {
-            let _ = self.pool(to).release(slice.id);
-            self.discharge(to, charge);
-            return Err(error);
-        } else if shown.who.is_none() {
-            *model = Some(Model { owner, offset: slice.offset, len: need, attach: shown.attach });
+        } else {
+            let written = self.write_message(host, owner, parcel, &shown, &mut draft, slice, size);
+            if let Err(error) = written {
+                let _ = self.pool(to).release(slice.id);
+                self.take_back(to, charge);
+                return Err(error);
+            }
+            if shown.who.is_none() {
+                *model = Some(Model { owner, offset: slice.offset, len: need, attach: shown.attach });
+            }
         }
-        let files = self.files.share(parcel.files);
-        Ok(Deposit { slice, charge, files })
+        Ok((slice, self.files.share(parcel.files)))
     }
 
-    /// Bytes of a message with its metadata, and those of its slice.
-    fn measure(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, shown: &Shown) -> (u64, u64) {
-        self.gather(host, parcel, shown.attach);
-        let mut measure = Measure::default();
-        self.emit_metadata(parcel, shown, &mut measure);
-        let sent = (Msg::SIZE + parcel.items.len()) as u64;
-        let size = received_len(sent, measure.len());
-        (size, align8(size) + align8(parcel.payload))
+    fn take_back(&mut self, to: ConnIx, charge: Option<Charge>) {
+        if let Some(charge) = charge {
+            self.discharge(to, charge);
+        }
     }
 
     /// Appends a deposited message to the queue of `to`.
@@ -224,14 +245,16 @@ impl Domain<'_> {
         };
         let receiver = &mut self.conns[to];
         receiver.counters.queued += 1;
-        let handle = receiver.handle;
+        let (handle, known_as) = (receiver.handle, receiver.known_as);
         let (offset, size) = (slice.offset, slice.size);
         let shown = Entry { slot: entry.slot(), key, priority, offset, size, with_files: files.is_some() };
-        host.publish(self.handle_id(handle), shown);
+        let woken = host.publish(known_as, shown);
         if let Some(tracker) = tracker {
             self.replies.carry(tracker, index(to), entry);
         }
-        self.wake(handle);
+        if !woken {
+            self.wake(handle);
+        }
         Ok(())
     }
 
@@ -245,12 +268,28 @@ impl Domain<'_> {
     /// Gives a deposited or queued message to its receiver: installs its files, publishes its slice and
     /// lets go of everything the bus held for it.
     pub(super) fn hand_out(&mut self, host: &mut dyn Host, to: ConnIx, deposit: Deposit) -> MsgInfo {
-        let conn = &self.conns[to];
-        let (accept, handle) = (conn.accepts_fds(), self.handle_id(conn.handle));
-        let missing = self.files.install(host, handle, deposit.slice.offset, deposit.files, accept);
-        self.let_go(host, to, deposit);
+        self.discharge(to, deposit.charge);
+        self.give(host, to, deposit.slice, deposit.files)
+    }
+
+    /// The same for a message that takes nothing of a quota.
+    pub(super) fn give(
+        &mut self,
+        host: &mut dyn Host,
+        to: ConnIx,
+        slice: Slice,
+        files: Option<FileIx>,
+    ) -> MsgInfo {
+        let mut missing = false;
+        if files.is_some() {
+            let conn = &self.conns[to];
+            missing = self.files.install(host, conn.known_as, slice.offset, files, conn.accepts_fds());
+            self.files.release(host, files);
+        }
+        let handed = self.pool(to).hand_over(slice.id);
+        debug_assert!(handed.is_ok(), "the bus holds the slice");
         let flags = if missing { RecvReturnFlags::INCOMPLETE_FDS } else { RecvReturnFlags::empty() };
-        MsgInfo { offset: deposit.slice.offset, msg_size: deposit.slice.size, return_flags: flags.bits() }
+        MsgInfo { offset: slice.offset, msg_size: slice.size, return_flags: flags.bits() }
     }
 
     /// Leaves a message to its receiver alone: its slice is the user's, and the bus holds nothing for it any more.
@@ -281,6 +320,7 @@ impl Domain<'_> {
     }
 
     /// Copies a message to every monitor of a bus; those without room count it as lost.
+    #[inline(always)]
     pub(super) fn copy_to_monitors(
         &mut self,
         host: &mut dyn Host,
@@ -288,7 +328,19 @@ impl Domain<'_> {
         bus: BusIx,
         parcel: &Parcel<'_>,
     ) {
-        let mut next = self.buses[bus].monitors.first;
+        let first = self.buses[bus].monitors.first;
+        if first.is_some() {
+            self.copy_to_each(host, at, first, parcel);
+        }
+    }
+
+    fn copy_to_each(
+        &mut self,
+        host: &mut dyn Host,
+        at: Clock,
+        mut next: Option<ConnIx>,
+        parcel: &Parcel<'_>,
+    ) {
         while let Some(monitor) = next {
             next = self.conns[monitor].next;
             if self.deliver(host, at, monitor, parcel, 0, None).is_err() {
@@ -328,7 +380,8 @@ impl Domain<'_> {
 
     /// What of its metadata a message shows to this receiver.
     fn shown(&self, host: &mut dyn Host, parcel: &Parcel<'_>, to: ConnIx) -> Shown {
-        let wanted = parcel.attach.unwrap_or(self.conns[to].attach_recv);
+        let receiver = &self.conns[to];
+        let wanted = parcel.attach.unwrap_or(receiver.attach_recv);
         let Some(from) = parcel.from else {
             return Shown { attach: wanted, who: None };
         };
@@ -336,9 +389,13 @@ impl Domain<'_> {
         if self.conns[from].faked.is_some() {
             return Shown { attach: wanted.difference(PROCESS), who: None };
         }
-        let (who, space) = (self.sender(parcel, from), &self.conn_creds(to).spaces);
+        let space = &self.handles[receiver.handle].creds.spaces;
+        if !space.is_apart() {
+            return Shown { attach: wanted, who: None };
+        }
+        let who = self.sender(parcel, from);
         let attach = visible(wanted, self.conns[from].attach_send, &who.spaces, space);
-        Shown { attach, who: translate(host, self.handle_id(self.conns[to].handle), space, who) }
+        Shown { attach, who: translate(host, receiver.known_as, space, who) }
     }
 
     /// Who sends a message.
@@ -346,19 +403,23 @@ impl Domain<'_> {
         parcel.caller.unwrap_or_else(|| self.conn_creds(from))
     }
 
-    fn gather(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, attach: AttachFlags) {
-        if let Some(from) = parcel.from {
-            let handle = self.handle_id(self.conns[from].handle);
+    pub(super) fn gather(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, attach: AttachFlags) {
+        if let Some(from) = parcel.from.filter(|_| attach.intersects(READ)) {
+            let handle = self.conns[from].known_as;
             self.gathered.gather(host, handle, attach, self.scratch);
         }
     }
 
-    fn emit_metadata(&self, parcel: &Parcel<'_>, shown: &Shown, sink: &mut dyn ItemSink) {
+    pub(super) fn emit_metadata(&self, parcel: &Parcel<'_>, shown: &Shown, sink: &mut dyn ItemSink) {
         let attach = shown.attach;
         if let Some(from) = parcel.from {
-            let who = shown.who.as_ref().unwrap_or_else(|| self.sender(parcel, from));
-            emit_process(attach, who, &self.gathered, self.scratch, sink);
-            self.emit_connection(from, attach, sink);
+            if attach.intersects(PROCESS) {
+                let who = shown.who.as_ref().unwrap_or_else(|| self.sender(parcel, from));
+                emit_process(attach, who, &self.gathered, self.scratch, sink);
+            }
+            if attach.intersects(CONNECTION) {
+                self.emit_connection(from, attach, sink);
+            }
         }
         if attach.contains(AttachFlags::TIMESTAMP) {
             sink.item(ItemType::TIMESTAMP, &[parcel.stamp.as_bytes()]);
@@ -377,88 +438,4 @@ impl Domain<'_> {
             sink.item(ItemType::CONN_DESCRIPTION, &[description.as_bytes(), &[0]]);
         }
     }
-
-    fn write_message(
-        &mut self,
-        host: &mut dyn Host,
-        owner: super::HandleId,
-        parcel: &Parcel<'_>,
-        shown: &Shown,
-        slice: Slice,
-        size: u64,
-    ) -> Result<(), Errno> {
-        let base = align8(size);
-        let src_id = parcel.from.map_or(0, |from| self.conns[from].id);
-        let header = Msg { size, src_id, ..parcel.header };
-        let mut writer = SliceWriter::new(host, owner, slice.offset);
-        writer.bytes(header.as_bytes());
-        let mut payload = base;
-        let mut written = 0;
-        for item in Items::new(parcel.items).filter_map(Result::ok) {
-            match item.kind {
-                ItemType::PAYLOAD_VEC => {
-                    let vec: Vec = item.record().unwrap_or_default();
-                    writer.bytes(&parcel.items[written..item.at]);
-                    written = item.at + crate::abi::ITEM_HEADER + item.payload.len();
-                    let (address, len) = match vec.address {
-                        0 => (OFFSET_ZEROS, vec.size % 8),
-                        _ => (payload, vec.size),
-                    };
-                    writer.item(ItemType::PAYLOAD_OFF, &[Vec { size: vec.size, address }.as_bytes()]);
-                    payload += len;
-                }
-                ItemType::PAYLOAD_MEMFD => {
-                    payload += item.record::<Memfd>().map_or(0, |memfd| memfd.size % 8);
-                }
-                _ => {}
-            }
-        }
-        writer.bytes(&parcel.items[written..]);
-        self.emit_metadata(parcel, shown, &mut writer);
-        writer.pad();
-        debug_assert_eq!(writer.at(), slice.offset + base, "metadata is as long as it was measured");
-        if parcel.payload > 0 {
-            write_payload(host, owner, parcel, slice.offset + base)?;
-        }
-        Ok(())
-    }
-}
-
-/// Copies the payload of a message behind its items.
-fn write_payload(
-    host: &mut dyn Host,
-    owner: super::HandleId,
-    parcel: &Parcel<'_>,
-    start: u64,
-) -> Result<(), Errno> {
-    let (mut at, mut skip) = (start, 0);
-    for item in Items::new(parcel.items).filter_map(Result::ok) {
-        match item.kind {
-            ItemType::PAYLOAD_VEC => {
-                let vec: Vec = item.record().unwrap_or_default();
-                if vec.address == 0 {
-                    at = zero(host, owner, at, vec.size % 8);
-                } else {
-                    host.payload(owner, at, vec.address, skip, vec.size)?;
-                    at += vec.size;
-                    skip += vec.size;
-                }
-            }
-            ItemType::PAYLOAD_MEMFD => {
-                let rest = item.record::<Memfd>().map_or(0, |memfd| memfd.size % 8);
-                at = zero(host, owner, at, rest);
-            }
-            _ => {}
-        }
-    }
-    let end = start + align8(parcel.payload);
-    zero(host, owner, at, end - at);
-    Ok(())
-}
-
-fn zero(host: &mut dyn Host, owner: super::HandleId, at: u64, len: u64) -> u64 {
-    if len > 0 {
-        host.pool_zero(owner, at, len);
-    }
-    at + len
 }

@@ -33,7 +33,19 @@ impl Domain<'_> {
     ///
     /// Several wake-ups of one handle are one effect. Nothing is lost if this is called late, and each
     /// effect is returned once.
+    #[inline]
     pub fn poll_effect(&mut self) -> Option<Effect> {
+        if self.has_effects() { self.next_effect() } else { None }
+    }
+
+    /// Whether [`poll_effect`](Self::poll_effect) has something, in `O(1)`.
+    #[inline]
+    #[must_use]
+    pub const fn has_effects(&self) -> bool {
+        self.pending.first.is_some() || self.pending.first_call.is_some()
+    }
+
+    fn next_effect(&mut self) -> Option<Effect> {
         if let Some(effect) = self.poll_answer() {
             return Some(effect);
         }

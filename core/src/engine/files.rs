@@ -42,6 +42,7 @@ impl<'s> Files<'s> {
     /// - `EMEDIUMTYPE`, `ETXTBSY`, `EFAULT`: not a memfd, not sealed, shorter than the item says.
     /// - `EOPNOTSUPP`: a passed handle of a bus, or Unix socket.
     /// - `ENOMEM`: the table is full.
+    #[inline]
     pub(super) fn import(
         &mut self,
         host: &mut dyn Host,
@@ -51,6 +52,15 @@ impl<'s> Files<'s> {
         if message.fds == 0 && message.memfds == 0 {
             return Ok(None);
         }
+        self.import_some(host, from, message)
+    }
+
+    fn import_some(
+        &mut self,
+        host: &mut dyn Host,
+        from: HandleId,
+        message: &Examined<'_>,
+    ) -> Result<Option<FileIx>, Errno> {
         let mut first = None;
         match self.import_items(host, from, message, &mut first) {
             Ok(()) => Ok(first),
@@ -109,10 +119,14 @@ impl<'s> Files<'s> {
     }
 
     /// Counts one copy less; with the last one the files are given back to the host.
+    #[inline]
     pub(super) fn release(&mut self, host: &mut dyn Host, files: Option<FileIx>) {
-        let Some(first) = files else {
-            return;
-        };
+        if let Some(first) = files {
+            self.release_some(host, first);
+        }
+    }
+
+    fn release_some(&mut self, host: &mut dyn Host, first: FileIx) {
         let copies = self.records[first].copies.saturating_sub(1);
         self.records[first].copies = copies;
         if copies > 0 {

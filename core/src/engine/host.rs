@@ -68,6 +68,11 @@ pub struct Spaces {
 impl Spaces {
     /// Those of the host.
     pub const HOST: Self = Self { users: 0, pids: 0, pid: 0, root: 0, times: 0 };
+
+    /// Whether anything that metadata tells has another meaning there than for the host.
+    pub(super) const fn is_apart(&self) -> bool {
+        self.users != 0 || self.pids != 0 || self.root != 0
+    }
 }
 
 /// A user or a group, by the host's number.
@@ -349,9 +354,11 @@ pub trait Host {
         false
     }
 
-    /// Shows a newly queued message to a client that reads its queue in shared memory.
-    fn publish(&mut self, to: HandleId, entry: Entry) {
+    /// Shows a newly queued message to a client that reads its queue in shared memory. True if whoever sleeps until
+    /// something is there is woken as well; otherwise an [`Effect::Wake`](super::Effect::Wake) follows.
+    fn publish(&mut self, to: HandleId, entry: Entry) -> bool {
         let _ = (to, entry);
+        false
     }
 
     /// Takes a shown message back, because it moves, is dropped or is received by command. False if the
@@ -368,6 +375,18 @@ pub trait Host {
     fn poll_return(&mut self, of: HandleId) -> Option<Return> {
         let _ = of;
         None
+    }
+
+    /// As [`poll_return`](Self::poll_return), several at once: fills `returns` from its start and says how many there are.
+    /// Fewer than have room mean that nothing is left.
+    fn poll_returns(&mut self, of: HandleId, returns: &mut [Return]) -> usize {
+        for (at, place) in returns.iter_mut().enumerate() {
+            match self.poll_return(of) {
+                Some(next) => *place = next,
+                None => return at,
+            }
+        }
+        returns.len()
     }
 
     /// Whether returns of this client have to reach the engine at once, because somebody waits for room.

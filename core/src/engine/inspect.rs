@@ -234,7 +234,7 @@ impl Domain<'_> {
     fn view(&mut self, conn: ConnIx) -> ConnectionView {
         let record = &self.conns[conn];
         let mut view = ConnectionView {
-            handle: self.handle_id(record.handle),
+            handle: record.known_as,
             id: record.id,
             bus: self.buses[record.bus].id,
             queued: record.queue.len(),

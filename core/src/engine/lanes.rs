@@ -267,7 +267,7 @@ impl Domain<'_> {
         if !self.may_talk(sender, from_creds, to) {
             return Err(NoLane::Denied);
         }
-        let to = self.handle_id(b.handle);
+        let to = b.known_as;
         Ok(LaneGrant { from, from_id: a.id, to, to_id: receiver, bus: bus.index(), attach: b.attach_recv })
     }
 
@@ -280,7 +280,7 @@ impl Domain<'_> {
     /// Closes the lanes into a connection: what its senders know of it is not true any more.
     pub(super) fn close_lanes_into(&mut self, host: &mut dyn Host, conn: ConnIx) {
         let bus = self.conns[conn].bus;
-        self.close_lanes(host, bus, Lanes::Into(self.handle_id(self.conns[conn].handle)));
+        self.close_lanes(host, bus, Lanes::Into(self.conns[conn].known_as));
     }
 
     /// Closes all lanes of a bus: who may talk to whom, or who is to see it, has changed.

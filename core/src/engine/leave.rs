@@ -46,7 +46,7 @@ impl Domain<'_> {
         if !self.conns[conn].queue.is_empty() {
             return Err(Errno::EBUSY);
         }
-        if !host.lanes_retire(self.handle_id(self.conns[conn].handle)) {
+        if !host.lanes_retire(self.conns[conn].known_as) {
             return Err(Errno::EBUSY);
         }
         self.disconnect(host, at, conn);

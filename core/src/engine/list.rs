@@ -150,7 +150,7 @@ impl Domain<'_> {
         write: impl FnOnce(&Self, HandleId, u64),
     ) -> Result<u64, Errno> {
         let slice = self.pool(conn).allocate(size, false).map_err(|error| error.errno())?;
-        write(self, self.handle_id(self.conns[conn].handle), slice.offset);
+        write(self, self.conns[conn].known_as, slice.offset);
         self.show_slice(conn, slice.id);
         let _ = self.pool(conn).release(slice.id);
         Ok(slice.offset)
@@ -199,7 +199,7 @@ impl Domain<'_> {
         shown: AttachFlags,
         who: &Credentials,
     ) -> (AttachFlags, Option<Credentials>) {
-        let (by, space) = (self.handle_id(self.conns[conn].handle), &self.conn_creds(conn).spaces);
+        let (by, space) = (self.conns[conn].known_as, &self.conn_creds(conn).spaces);
         // kdbus: in queries, what the target gives out alone decides.
         (visible(shown, AttachFlags::all(), &who.spaces, space), translate(host, by, space, who))
     }

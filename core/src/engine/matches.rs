@@ -228,7 +228,7 @@ impl<'s> Matches<'s> {
     }
 
     /// Whether any match of a connection passes `subject`, in `O(own matches)`.
-    pub(super) fn any(&self, own: &OwnMatches, subject: Subject<'_>) -> bool {
+    pub(super) fn any(&self, own: &OwnMatches, subject: &Subject<'_>) -> bool {
         self.own(own).any(|listed| self.rules.pass(listed.rules, subject))
     }
 
@@ -241,16 +241,17 @@ impl<'s> Matches<'s> {
     /// The connection of the next match that passes; a connection can come several times.
     ///
     /// Matches of other buses are passed over by the caller, who knows the bus of each connection.
-    pub(super) fn next(&mut self, walk: &mut Walk, bus: BusIx, subject: Subject<'_>) -> Option<ConnIx> {
+    pub(super) fn next(&mut self, walk: &mut Walk, bus: BusIx, subject: &Subject<'_>) -> Option<ConnIx> {
         loop {
             while let Some(place) = walk.at {
-                walk.at = self.matches[place].next;
-                if self.rules.pass(self.matches[place].rules, subject) {
-                    return self.matches[place].conn;
+                let listed = &self.matches[place];
+                walk.at = listed.next;
+                if self.rules.pass(listed.rules, subject) {
+                    return listed.conn;
                 }
             }
             let key = match subject {
-                Subject::Signal { sender, filter, .. } => signal_key(&mut walk.stage, sender, filter)?,
+                Subject::Signal { sender, filter, .. } => signal_key(&mut walk.stage, *sender, filter)?,
                 Subject::Notice(notice) => notice_key(&mut walk.stage, notice)?,
             };
             let bucket = self.bucket(bus, key) as usize;

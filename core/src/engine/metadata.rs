@@ -17,6 +17,9 @@ pub(super) const PROCESS: AttachFlags = AttachFlags::CREDS
     .union(AttachFlags::SECLABEL)
     .union(READ);
 
+/// Kinds that describe a connection.
+pub(super) const CONNECTION: AttachFlags = AttachFlags::NAMES.union(AttachFlags::CONN_DESCRIPTION);
+
 /// Kinds of a process that only the host can read.
 pub(super) const READ: AttachFlags = AttachFlags::TID_COMM
     .union(AttachFlags::PID_COMM)

@@ -21,6 +21,7 @@ mod config;
 mod connection;
 mod deliver;
 mod domain;
+mod draft;
 mod effect;
 mod endpoint;
 mod files;

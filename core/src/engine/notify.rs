@@ -84,11 +84,12 @@ impl Domain<'_> {
         }
         let mut buffer = [0; ITEM_MAX];
         let len = notice.write(&mut buffer);
-        let parcel = self.notice_parcel(at, bus, notice.header(), &buffer[..len]);
+        let header = notice.header();
+        let parcel = self.notice_parcel(at, bus, &header, &buffer[..len]);
         self.copy_to_monitors(host, at, bus, &parcel);
         let mut walk = self.matches.walk();
         let serial = walk.serial();
-        while let Some(to) = self.matches.next(&mut walk, bus, Subject::Notice(notice)) {
+        while let Some(to) = self.matches.next(&mut walk, bus, &Subject::Notice(notice)) {
             if !self.takes_broadcast(to, bus, serial) {
                 continue;
             }
@@ -119,12 +120,13 @@ impl Domain<'_> {
         let mut buffer = [0; ITEM_MAX];
         let len = notice.write(&mut buffer);
         let bus = self.conns[caller].bus;
-        let parcel = self.notice_parcel(at, bus, notice.header(), &buffer[..len]);
+        let header = notice.header();
+        let parcel = self.notice_parcel(at, bus, &header, &buffer[..len]);
         self.copy_to_monitors(host, at, bus, &parcel);
         let _ = self.deliver(host, at, caller, &parcel, 0, None);
     }
 
-    fn notice_parcel<'m>(&mut self, at: Clock, bus: BusIx, header: Msg, items: &'m [u8]) -> Parcel<'m> {
+    fn notice_parcel<'m>(&mut self, at: Clock, bus: BusIx, header: &'m Msg, items: &'m [u8]) -> Parcel<'m> {
         let stamp = self.stamp(at, bus);
         Parcel {
             header,

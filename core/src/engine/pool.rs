@@ -30,7 +30,13 @@ pub struct PoolHead {
     slots: FreeList,
     by_offset: Root<BY_OFFSET>,
     by_size: Root<BY_SIZE>,
+    /// A free slice that was not merged with the one behind it yet, which is the only other free one: what comes next
+    /// is cut from the front of both, as it would be from the merged one, without touching an index.
+    front: u32,
 }
+
+/// No record.
+const NONE: u32 = u32::MAX;
 
 /// One slice of a pool, or room to describe one.
 #[derive(Debug)]
@@ -134,6 +140,7 @@ impl PoolHead {
             slots: FreeList::new(),
             by_offset: Root::new(),
             by_size: Root::new(),
+            front: NONE,
         }
     }
 
@@ -260,6 +267,21 @@ impl<'a> Pool<'a> {
             return Err(PoolError::Size);
         }
         let size = size.checked_next_multiple_of(GRANULE).ok_or(PoolError::Exhausted)?;
+        let (id, offset) = match self.cut_front(size)? {
+            Some(cut) => cut,
+            None => self.cut(size)?,
+        };
+        let record = self.record_mut(id)?;
+        (record.size, record.internal, record.user, record.accounted) = (size, true, false, accounted);
+        self.head.busy = self.head.busy.saturating_add(1);
+        if accounted {
+            self.head.accounted_size = self.head.accounted_size.saturating_add(size);
+        }
+        Ok(Slice { id: SliceId(id), offset, size })
+    }
+
+    /// Cuts `size` bytes from the smallest free slice that is large enough.
+    fn cut(&mut self, size: u64) -> Result<(SlotId, u64), PoolError> {
         let index = self
             .head
             .by_size
@@ -279,13 +301,45 @@ impl<'a> Pool<'a> {
             self.head.by_size.remove(self.records, index)?;
             self.head.slots.id_at(self.records, index).ok_or(PoolError::Corrupt)?
         };
-        let record = self.record_mut(id)?;
-        (record.size, record.internal, record.user, record.accounted) = (size, true, false, accounted);
-        self.head.busy = self.head.busy.saturating_add(1);
-        if accounted {
-            self.head.accounted_size = self.head.accounted_size.saturating_add(size);
+        Ok((id, offset))
+    }
+
+    /// Cuts `size` bytes from the front of the only two free slices, if they stand side by side and not merged yet, and
+    /// something is left behind. Otherwise they are merged.
+    fn cut_front(&mut self, size: u64) -> Result<Option<(SlotId, u64)>, PoolError> {
+        let index = self.head.front;
+        if index == NONE {
+            return Ok(None);
         }
-        Ok(Slice { id: SliceId(id), offset, size })
+        let behind = self.head.by_size.first().ok_or(PoolError::Corrupt)?;
+        let both = self.records.get_disjoint_mut([index as usize, behind as usize]);
+        let [front, behind] = both.map_err(|_| PoolError::Corrupt)?;
+        let offset = front.offset;
+        let rest = front.size.saturating_add(behind.size).checked_sub(size).filter(|rest| *rest > 0);
+        let Some(rest) = rest else {
+            self.merge_front()?;
+            return Ok(None);
+        };
+        (behind.offset, behind.size) = (offset.saturating_add(size), rest);
+        self.head.front = NONE;
+        let id = self.head.slots.id_at(self.records, index).ok_or(PoolError::Corrupt)?;
+        Ok(Some((id, offset)))
+    }
+
+    /// Merges the front with the free slice behind it.
+    fn merge_front(&mut self) -> Result<(), PoolError> {
+        let index = core::mem::replace(&mut self.head.front, NONE);
+        let Some(id) = self.head.slots.id_at(self.records, index) else {
+            return Ok(());
+        };
+        let front = self.record(id)?;
+        let (offset, size) = (front.offset, front.size);
+        self.remove(id)?;
+        let behind = self.head.by_size.first().ok_or(PoolError::Corrupt)?;
+        // It is the only one, so no order by size can be wrong.
+        let behind = self.records.get_mut(behind as usize).ok_or(PoolError::Corrupt)?;
+        (behind.offset, behind.size) = (offset, behind.size.saturating_add(size));
+        Ok(())
     }
 
     /// Gives the slice to the user as well, who may [`free`](Self::free) it from then on. `O(1)`.
@@ -390,8 +444,8 @@ impl<'a> Pool<'a> {
     /// Bytes of the largest free slice, in `O(log n)`.
     #[must_use]
     pub fn largest_free(&self) -> u64 {
-        let largest = self.head.by_size.last(self.records);
-        largest.and_then(|index| self.records.get(index as usize)).map_or(0, |record| record.size)
+        let front = self.records.get(self.head.front as usize).map_or(0, |record| record.size);
+        front.saturating_add(self.largest_indexed())
     }
 
     /// Slices that somebody holds, in `O(1)`.
@@ -410,6 +464,12 @@ impl<'a> Pool<'a> {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.head.busy == 0
+    }
+
+    /// Bytes of the largest slice in the index of free ones.
+    fn largest_indexed(&self) -> u64 {
+        let largest = self.head.by_size.last(self.records);
+        largest.and_then(|index| self.records.get(index as usize)).map_or(0, |record| record.size)
     }
 
     fn starting_at(&self, offset: u64) -> Option<SlotId> {
@@ -454,8 +514,16 @@ impl<'a> Pool<'a> {
         }
         let (offset, size) = (record.offset, record.size);
         self.head.busy = self.head.busy.saturating_sub(1);
+        if self.head.front != NONE {
+            self.merge_front()?;
+        }
         let right = self.head.by_offset.next(self.records, id.index());
         let right = right.and_then(|index| self.free_at(index));
+        if right.is_some() && self.head.by_size.len() == 1 {
+            self.head.front = id.index();
+            // It keeps its record but not the handle that its users had.
+            return self.head.slots.renew(self.records, id).map(|_| ()).ok_or(PoolError::Corrupt);
+        }
         let left = self.head.by_offset.prev(self.records, id.index());
         let left = left.and_then(|index| self.free_at(index));
         match (left, right) {

@@ -57,7 +57,13 @@ pub struct QuotaHead {
     kernel: Charge,
     slots: FreeList,
     by_user: Root,
+    /// The record of the user that was charged last, the only one that may hold nothing: mostly the same user comes
+    /// again, and finds it without a search.
+    recent: u32,
 }
+
+/// No record.
+const NONE: u32 = u32::MAX;
 
 /// What one user occupies, or room to say so.
 #[derive(Debug)]
@@ -168,7 +174,12 @@ impl QuotaHead {
     /// A receiver without messages, whatever its records were used for before.
     #[must_use]
     pub const fn new() -> Self {
-        Self { kernel: Charge { size: 0, messages: 0, fds: 0 }, slots: FreeList::new(), by_user: Root::new() }
+        Self {
+            kernel: Charge { size: 0, messages: 0, fds: 0 },
+            slots: FreeList::new(),
+            by_user: Root::new(),
+            recent: NONE,
+        }
     }
 }
 
@@ -232,14 +243,23 @@ impl<'a> Quota<'a> {
     ///
     /// [`QuotaError`], the first of its cases that applies.
     pub fn charge(&mut self, user: UserIndex, charge: Charge, pool: PoolUse) -> Result<(), QuotaError> {
-        if let Some(held) = self.charge_mut(user) {
-            *held = held.with(charge, pool)?;
+        if user == UserIndex::KERNEL {
+            self.head.kernel = self.head.kernel.with(charge, pool)?;
+            return Ok(());
+        }
+        if let Some(index) = self.index_of(user) {
+            if let Some(record) = self.records.get_mut(index as usize) {
+                record.charge = record.charge.with(charge, pool)?;
+            }
+            self.remember(index);
             return Ok(());
         }
         let total = Charge::default().with(charge, pool)?;
         if total.is_empty() {
             return Ok(());
         }
+        // Who has nothing here takes nobody's place.
+        self.remember(NONE);
         let id = self.head.slots.allocate(self.records).ok_or(QuotaError::Users)?;
         if let Some(record) = self.head.slots.get_mut(self.records, id) {
             record.link = Link::new();
@@ -250,7 +270,25 @@ impl<'a> Quota<'a> {
             self.head.slots.free(self.records, id);
             return Err(QuotaError::Users);
         }
+        self.head.recent = id.index();
         Ok(())
+    }
+
+    /// Whether [`charge`](Self::charge) would let `user` have this, in `O(log n)`.
+    ///
+    /// # Errors
+    ///
+    /// What that would report.
+    pub fn check(&self, user: UserIndex, charge: Charge, pool: PoolUse) -> Result<(), QuotaError> {
+        let index = if user == UserIndex::KERNEL { None } else { self.index_of(user) };
+        let held = match index.and_then(|index| self.records.get(index as usize)) {
+            Some(record) => record.charge,
+            None if user == UserIndex::KERNEL => self.head.kernel,
+            None => Charge::default(),
+        };
+        let total = held.with(charge, pool)?;
+        let needs_record = user != UserIndex::KERNEL && index.is_none() && !total.is_empty();
+        if needs_record && self.len() >= self.capacity() { Err(QuotaError::Users) } else { Ok(()) }
     }
 
     /// Takes a charge back, in `O(log n)`: the messages were received, dropped, moved, or never queued.
@@ -268,12 +306,8 @@ impl<'a> Quota<'a> {
             return;
         };
         record.charge = record.charge.without(charge);
-        // The record serves the next user.
-        if record.charge.is_empty()
-            && self.head.by_user.remove(self.records, index).is_ok()
-            && let Some(id) = self.head.slots.id_at(self.records, index)
-        {
-            self.head.slots.free(self.records, id);
+        if index != self.head.recent {
+            self.forget_empty(index);
         }
     }
 
@@ -304,13 +338,16 @@ impl<'a> Quota<'a> {
             next = self.head.by_user.next(self.records, index);
             self.records.get(index as usize).map(|record| (record.user, record.charge))
         });
-        kernel.into_iter().chain(users.take(self.head.by_user.len()))
+        let users = users.take(self.head.by_user.len()).filter(|(_, charge)| !charge.is_empty());
+        kernel.into_iter().chain(users)
     }
 
     /// Users with something queued, the bus not counted, in `O(1)`.
     #[must_use]
-    pub const fn len(&self) -> usize {
-        self.head.slots.len()
+    pub fn len(&self) -> usize {
+        let recent = self.records.get(self.head.recent as usize);
+        let idle = recent.is_some_and(|record| record.charge.is_empty());
+        self.head.slots.len() - usize::from(idle)
     }
 
     /// Users that can have something queued at a time, the bus not counted.
@@ -321,20 +358,34 @@ impl<'a> Quota<'a> {
 
     /// Whether nobody has anything queued, in `O(1)`.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.head.slots.is_empty() && self.head.kernel.is_empty()
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0 && self.head.kernel.is_empty()
     }
 
     fn index_of(&self, user: UserIndex) -> Option<u32> {
+        let recent = self.head.recent;
+        if self.records.get(recent as usize).is_some_and(|record| record.user == user) {
+            return Some(recent);
+        }
         self.head.by_user.find(self.records, |_, record| record.user.cmp(&user))
     }
 
-    fn charge_mut(&mut self, user: UserIndex) -> Option<&mut Charge> {
-        if user == UserIndex::KERNEL {
-            return Some(&mut self.head.kernel);
+    /// Notes who was charged last. The one before is forgotten if it has nothing any more.
+    fn remember(&mut self, index: u32) {
+        if index != self.head.recent {
+            let former = core::mem::replace(&mut self.head.recent, index);
+            self.forget_empty(former);
         }
-        let index = self.index_of(user)?;
-        self.records.get_mut(index as usize).map(|record| &mut record.charge)
+    }
+
+    /// Takes a record back that holds nothing; it serves the next user.
+    fn forget_empty(&mut self, index: u32) {
+        if self.records.get(index as usize).is_some_and(|record| record.charge.is_empty())
+            && self.head.by_user.remove(self.records, index).is_ok()
+            && let Some(id) = self.head.slots.id_at(self.records, index)
+        {
+            self.head.slots.free(self.records, id);
+        }
     }
 }
 
@@ -368,7 +419,10 @@ mod tests {
         /// Charges a message and allocates its slice.
         fn send(&mut self, user: u32, size: u64, fds: u32) -> Result<(), QuotaError> {
             let pool = self.pool;
-            self.quota().charge(UserIndex(user), Charge::message(size, fds), pool)?;
+            let foretold = self.quota().check(UserIndex(user), Charge::message(size, fds), pool);
+            let charged = self.quota().charge(UserIndex(user), Charge::message(size, fds), pool);
+            assert_eq!(charged, foretold);
+            charged?;
             self.pool.accounted_size += size;
             Ok(())
         }
@@ -477,6 +531,30 @@ mod tests {
         assert_eq!(holders, [(UserIndex(3), Charge::message(80, 0)), (UserIndex(7), Charge::message(72, 2))]);
         fixture.receive(3, 80, 0);
         fixture.receive(7, 72, 2);
+        assert!(fixture.quota().is_empty());
+    }
+
+    #[test]
+    fn who_has_nothing_any_more_takes_no_place() {
+        let mut fixture = Fixture::new(MIB_16, 2);
+        fixture.send(1, 64, 0).unwrap();
+        fixture.receive(1, 64, 0);
+        assert_eq!((fixture.quota().len(), fixture.quota().holders().count()), (0, 0));
+        fixture.send(2, 64, 0).unwrap();
+        fixture.send(3, 64, 0).unwrap();
+        assert_eq!(fixture.send(4, 64, 0), Err(QuotaError::Users));
+        assert_eq!(fixture.quota().len(), 2);
+        // Two users that come by turns have one record each for as long as both have something.
+        fixture.receive(3, 64, 0);
+        fixture.send(2, 64, 0).unwrap();
+        fixture.send(4, 64, 0).unwrap();
+        for (user, bytes) in [(2, 128), (3, 0), (4, 64)] {
+            assert_eq!(fixture.quota().held_by(UserIndex(user)).size, bytes);
+        }
+        fixture.receive(2, 64, 0);
+        fixture.receive(2, 64, 0);
+        assert_eq!(fixture.quota().holders().map(|(user, _)| user).collect::<Vec<_>>(), [UserIndex(4)]);
+        fixture.receive(4, 64, 0);
         assert!(fixture.quota().is_empty());
     }
 

@@ -12,6 +12,10 @@ use super::table::{ConnIx, Place, UserIx};
 use super::user::Counted;
 use super::{Domain, Entry, Return};
 
+/// What a client did in shared memory is asked for in portions of this many: mostly it is the receipt of one message and its
+/// release.
+const RETURNS: usize = 4;
+
 impl Domain<'_> {
     /// RECV, of the entry that `chosen` names or of the one that the flags select.
     ///
@@ -114,23 +118,35 @@ impl Domain<'_> {
     ///
     /// Cost: a step of `O(log)` for each; at most as many as its queue and pool have places.
     pub(super) fn drain(&mut self, host: &mut dyn Host, conn: ConnIx) {
-        let handle = self.handle_id(self.conns[conn].handle);
-        for _ in 0..self.config.queue_depth + self.config.pool_slices {
-            match host.poll_return(handle) {
-                None => return,
-                Some(Return::Taken { slot, key }) => {
-                    let queue = self.queue(conn);
-                    // Only the engine can hand descriptors out, so such a message was not received.
-                    let taken =
-                        queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
-                    if let Some(entry) = taken.map(|at| at.handle) {
-                        self.take_shared(host, conn, entry);
-                    }
+        let handle = self.conns[conn].known_as;
+        let mut left = self.config.queue_depth + self.config.pool_slices;
+        while left > 0 {
+            let mut returns = [Return::Freed(0); RETURNS];
+            let room = left.min(RETURNS);
+            let count = host.poll_returns(handle, &mut returns[..room]);
+            for done in returns.iter().take(count) {
+                self.apply_return(host, conn, *done);
+            }
+            if count < room {
+                return;
+            }
+            left -= room;
+        }
+    }
+
+    fn apply_return(&mut self, host: &mut dyn Host, conn: ConnIx, done: Return) {
+        match done {
+            Return::Taken { slot, key } => {
+                let mut queue = self.queue(conn);
+                // Only the engine can hand descriptors out, so such a message was not received.
+                let taken = queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
+                if let Some(message) = taken.map(|at| at.handle).and_then(|entry| queue.remove(entry)) {
+                    self.received(host, conn, &message);
                 }
-                Some(Return::Freed(offset)) => {
-                    if self.pool(conn).free(offset).is_ok() {
-                        self.made_room(host, conn);
-                    }
+            }
+            Return::Freed(offset) => {
+                if self.pool(conn).free(offset).is_ok() {
+                    self.made_room(host, conn);
                 }
             }
         }
@@ -138,9 +154,13 @@ impl Domain<'_> {
 
     /// Treats an entry that a client took from shared memory as received.
     pub(super) fn take_shared(&mut self, host: &mut dyn Host, conn: ConnIx, entry: queue::Handle) {
-        let Some(message) = self.remove_entry(conn, entry) else {
-            return;
-        };
+        if let Some(message) = self.remove_entry(conn, entry) {
+            self.received(host, conn, &message);
+        }
+    }
+
+    /// Lets go of a message that left the queue because a client took it from shared memory.
+    fn received(&mut self, host: &mut dyn Host, conn: ConnIx, message: &Message) {
         self.unqueue_tracker(message.tracker);
         self.let_go(host, conn, message.deposit());
         self.made_room(host, conn);
@@ -159,7 +179,7 @@ impl Domain<'_> {
             size: message.slice.size,
             with_files: message.files.is_some(),
         };
-        host.retract(self.handle_id(self.conns[conn].handle), shown) || message.files.is_some()
+        host.retract(self.conns[conn].known_as, shown) || message.files.is_some()
     }
 
     /// Priority and content of an entry that is still queued.
@@ -178,13 +198,32 @@ impl Domain<'_> {
     ///
     /// `ENOBUFS`, `EMFILE`.
     pub(super) fn charge(&mut self, to: ConnIx, user: UserIx, size: u64, fds: u32) -> Result<Charge, Errno> {
-        let pool = &self.conns[to].pool;
-        let pool = PoolUse { size: pool.size(), accounted_size: pool.accounted_size() };
-        let more = quota::Charge::message(size, fds);
+        let (more, pool) = (quota::Charge::message(size, fds), self.pool_use(to));
         self.quota(to).charge(number(user), more, pool).map_err(|error| error.errno())?;
         // Nothing else limits how many messages wait altogether.
         let _ = self.count(user, Counted::Message);
         Ok(Charge { user, size, fds })
+    }
+
+    /// Whether a receiver has room for a message of a user, which leaves its queue as soon as it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`charge`](Self::charge).
+    pub(super) fn check_charge(
+        &mut self,
+        to: ConnIx,
+        user: UserIx,
+        size: u64,
+        fds: u32,
+    ) -> Result<(), Errno> {
+        let (more, pool) = (quota::Charge::message(size, fds), self.pool_use(to));
+        self.quota(to).check(number(user), more, pool).map_err(|error| error.errno())
+    }
+
+    fn pool_use(&self, of: ConnIx) -> PoolUse {
+        let pool = &self.conns[of].pool;
+        PoolUse { size: pool.size(), accounted_size: pool.accounted_size() }
     }
 
     /// Takes a charge back.

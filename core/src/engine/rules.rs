@@ -180,11 +180,11 @@ impl<'s> Rules<'s> {
     }
 
     /// Whether `subject` passes all rules from `first` on.
-    pub(super) fn pass(&self, first: Option<RuleIx>, subject: Subject<'_>) -> bool {
+    pub(super) fn pass(&self, first: Option<RuleIx>, subject: &Subject<'_>) -> bool {
         let mut at = first;
         while let Some(rule) = at {
             let Rule { test, next } = self.rules[rule];
-            let passes = match subject {
+            let passes = match *subject {
                 Subject::Signal { sender, destination, generation, filter, holds } => match test {
                     Test::Bloom { bits, masks } => self.mask_passes(bits, masks, generation, filter),
                     Test::Sender(id) => id == MATCH_ID_ANY || id == sender,
@@ -353,10 +353,11 @@ impl<'s> Rules<'s> {
 /// Whether the filter has every bit of the mask. Both are made of words.
 fn covers(filter: &[u8], mask: &[u8]) -> bool {
     let words = filter.as_chunks::<8>().0.iter().zip(mask.as_chunks::<8>().0);
-    words.into_iter().all(|(filter, mask)| {
-        let (filter, mask) = (u64::from_ne_bytes(*filter), u64::from_ne_bytes(*mask));
-        mask & !filter == 0
-    })
+    // All of them, which costs less than to ask after each.
+    let missing = words.fold(0, |missing, (filter, mask)| {
+        missing | u64::from_ne_bytes(*mask) & !u64::from_ne_bytes(*filter)
+    });
+    missing == 0
 }
 
 /// A number that names of the same bytes share.

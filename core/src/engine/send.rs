@@ -1,11 +1,14 @@
 //! SEND: from the argument to the queue of every receiver.
 
+use core::mem::offset_of;
+
 use crate::Instant;
 use crate::WellKnownName;
 use crate::abi::{
-    CmdSend, Command, DST_ID_NAME, Errno, Frame, FrameError, ItemType, MESSAGE, MsgFlags, MsgInfo, SendFlags,
+    CmdSend, Command, DST_ID_NAME, Errno, Frame, FrameError, ItemType, MESSAGE, Msg, MsgFlags, MsgInfo,
+    SendFlags,
 };
-use crate::examine::{Examined, Route, examine};
+use crate::examine::{Examined, Route, look_over};
 
 use super::Domain;
 use super::call::{Return, index};
@@ -23,13 +26,16 @@ use super::table::{BusIx, ConnIx};
 /// Synchronous deadlines from here on have passed already: they are compared as signed numbers.
 const DEADLINE_END: u64 = 1 << 63;
 
+/// Listeners to a broadcast that are looked for before they are served.
+const LISTENERS: usize = 8;
+
 /// Everything about one SEND but the domain it happens in.
 #[derive(Clone, Copy)]
 struct Sending<'m> {
     conn: ConnIx,
     bus: BusIx,
     message: &'m Examined<'m>,
-    parcel: Parcel<'m>,
+    parcel: &'m Parcel<'m>,
     /// The host's number of the command if it waits for the reply.
     sync: Option<u64>,
 }
@@ -49,13 +55,13 @@ impl Domain<'_> {
         message: Option<&mut [u8]>,
         token: u64,
     ) -> Result<Progress, Errno> {
-        let frame = Frame::check(arg, Command::Send.shape(), true).map_err(FrameError::errno)?;
-        let mut cmd: CmdSend = record(frame.bytes);
-        if frame.negotiate && cmd.msg_address == 0 {
+        let frame =
+            Frame::check_known(arg, const { Command::Send.shape() }, true).map_err(FrameError::errno)?;
+        if frame.negotiate && record::<CmdSend>(frame.bytes).msg_address == 0 {
             return Ok(Progress::Done);
         }
         let message = message.ok_or(Errno::EFAULT)?;
-        let sent = Frame::check(message, &MESSAGE, false).map_err(FrameError::errno)?;
+        let sent = Frame::check_known(message, &MESSAGE, false).map_err(FrameError::errno)?;
         if sent.negotiate && !frame.negotiate {
             return Err(Errno::EINVAL);
         }
@@ -63,16 +69,19 @@ impl Domain<'_> {
             return Ok(Progress::Done);
         }
         let flags = SendFlags::from_bits_truncate(frame.flags);
-        if let Some(fd) = frame.item(ItemType::CANCEL_FD).and_then(|item| item.fds().next()) {
-            host.check_cancel(self.handle_id(self.conns[conn].handle), fd)?;
+        if !frame.is_bare()
+            && let Some(fd) = frame.item(ItemType::CANCEL_FD).and_then(|item| item.fds().next())
+        {
+            host.check_cancel(self.conns[conn].known_as, fd)?;
         }
         match self.send_message(host, at, conn, caller, sent.bytes, flags, token)? {
             Sent::Waiting => Ok(Progress::Pending),
             Sent::Done(reply) => {
                 let empty = MsgInfo { offset: self.conns[conn].pool.size(), ..MsgInfo::default() };
-                cmd.reply = reply.unwrap_or(empty);
-                cmd.return_flags = 0;
-                put_record(frame.bytes, &cmd);
+                // What else the record has stays; the check of the frame left no flags in it.
+                if let Some(place) = frame.bytes.get_mut(offset_of!(CmdSend, reply)..) {
+                    put_record(place, &reply.unwrap_or(empty));
+                }
                 Ok(Progress::Done)
             }
         }
@@ -90,13 +99,18 @@ impl Domain<'_> {
         token: u64,
     ) -> Result<Sent, Errno> {
         let sender = &self.conns[conn];
-        let (bus, id, user, handle) = (sender.bus, sender.id, sender.user, sender.handle);
-        let message = examine_from(bytes, flags, self.buses[bus].bloom.size, id)?;
+        let (bus, id, user, known_as) = (sender.bus, sender.id, sender.user, sender.known_as);
+        let mut message = Examined::of(record(bytes));
+        if message.header.src_id != 0 && message.header.src_id != id {
+            return Err(Errno::EINVAL);
+        }
+        let area = bytes.get(Msg::SIZE..).unwrap_or_default();
+        look_over(&mut message, area, flags, self.buses[bus].bloom.size)?;
         let stamp = self.stamp(at, bus);
         self.gathered = Gathered::NOTHING;
-        let files = self.files.import(host, self.handle_id(handle), &message)?;
+        let files = self.files.import(host, known_as, &message)?;
         let parcel = Parcel {
-            header: message.header,
+            header: &message.header,
             items: message.items,
             payload: message.payload,
             from: Some(conn),
@@ -108,7 +122,7 @@ impl Domain<'_> {
             attach: None,
         };
         let sync = flags.contains(SendFlags::SYNC_REPLY).then_some(token);
-        let sending = Sending { conn, bus, message: &message, parcel, sync };
+        let sending = Sending { conn, bus, message: &message, parcel: &parcel, sync };
         let sent = match message.route {
             Route::Broadcast => {
                 self.broadcast(host, at, &sending);
@@ -127,36 +141,51 @@ impl Domain<'_> {
     }
 
     fn broadcast(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         self.copy_to_monitors(host, at, bus, parcel);
         let mut walk = self.matches.walk();
         let serial = walk.serial();
         let mut model = None;
-        while let Some(to) = self.next_listener(&mut walk, sending) {
-            if self.takes_broadcast(to, bus, serial)
-                && self.may_talk(to, self.conn_creds(to), conn)
-                && self.deliver_like(host, at, to, parcel, 0, None, &mut model).is_err()
-            {
-                self.lose(host, to);
+        loop {
+            // What matches say does not change meanwhile.
+            let mut listeners = [conn; LISTENERS];
+            let count = self.next_listeners(&mut walk, sending, &mut listeners);
+            for &to in listeners.iter().take(count) {
+                if self.takes_broadcast(to, bus, serial)
+                    && self.may_talk(to, self.conn_creds(to), conn)
+                    && self.deliver_like(host, at, to, parcel, 0, None, &mut model).is_err()
+                {
+                    self.lose(host, to);
+                }
+            }
+            if count < LISTENERS {
+                return;
             }
         }
     }
 
-    /// The next connection with a match that takes a broadcast.
-    fn next_listener(&mut self, walk: &mut Walk, sending: &Sending<'_>) -> Option<ConnIx> {
+    /// The next connections with a match that takes a broadcast. Fewer than have room mean that there are no more.
+    fn next_listeners(&mut self, walk: &mut Walk, sending: &Sending<'_>, listeners: &mut [ConnIx]) -> usize {
         let &Sending { conn, bus, .. } = sending;
         let holds = |name: &str| names_holds(&self.names, &self.buses[bus].names, conn, name);
-        self.matches.next(walk, bus, subject(sending, self.conns[conn].id, &holds))
+        let subject = subject(sending, self.conns[conn].id, &holds);
+        for (at, place) in listeners.iter_mut().enumerate() {
+            match self.matches.next(walk, bus, &subject) {
+                Some(to) => *place = to,
+                None => return at,
+            }
+        }
+        listeners.len()
     }
 
     /// A signal to one connection: like a broadcast, it is only for those who want it.
     fn signal(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
         self.copy_to_monitors(host, at, bus, parcel);
         let holds = |name: &str| names_holds(&self.names, &self.buses[bus].names, conn, name);
         let subject = subject(sending, self.conns[conn].id, &holds);
-        let wanted = self.matches.any(&self.conns[to].matches, subject);
+        let wanted = self.matches.any(&self.conns[to].matches, &subject);
         if wanted && self.may_talk(to, self.conn_creds(to), conn) {
             // kdbus: a signal to one connection that finds no room is gone without a trace.
             let _ = self.deliver(host, at, to, parcel, name, None);
@@ -165,7 +194,7 @@ impl Domain<'_> {
     }
 
     fn unicast(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
         self.demand_talk(sending, to)?;
         self.copy_to_monitors(host, at, bus, parcel);
@@ -197,7 +226,7 @@ impl Domain<'_> {
     }
 
     fn call(&mut self, host: &mut dyn Host, at: Clock, sending: &Sending<'_>) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, message, ref parcel, sync } = sending;
+        let &Sending { conn, bus, message, parcel, sync } = sending;
         let (cookie, timeout_ns) = (message.header.cookie, message.header.timeout_ns());
         if let Some(token) = sync {
             match self.resume(host, conn, cookie, token) {
@@ -256,11 +285,11 @@ impl Domain<'_> {
         sending: &Sending<'_>,
         cookie: u64,
     ) -> Result<Sent, Errno> {
-        let &Sending { conn, bus, ref parcel, .. } = sending;
+        let &Sending { conn, bus, parcel, .. } = sending;
         let (to, name) = self.destination(sending)?;
         let tracker = self.replies.find(index(to), index(conn), cookie);
         if let Some(past) = self.beside.answers {
-            if (past.caller, past.cookie) != (self.handle_id(self.conns[to].handle), cookie) {
+            if (past.caller, past.cookie) != (self.conns[to].known_as, cookie) {
                 return Err(Errno::EBADSLT);
             }
             // kdbus: the newest call with that cookie is answered, whichever way it took.
@@ -334,14 +363,6 @@ impl Domain<'_> {
 enum Sent {
     Done(Option<MsgInfo>),
     Waiting,
-}
-
-fn examine_from(bytes: &[u8], flags: SendFlags, bloom_size: u64, id: u64) -> Result<Examined<'_>, Errno> {
-    let header: crate::abi::Msg = record(bytes);
-    if header.src_id != 0 && header.src_id != id {
-        return Err(Errno::EINVAL);
-    }
-    examine(bytes, flags, bloom_size)
 }
 
 fn subject<'m>(sending: &'m Sending<'_>, sender: u64, holds: &'m dyn Fn(&str) -> bool) -> Subject<'m> {

@@ -508,6 +508,17 @@ fn clients_that_share_their_queue_receive_without_a_command() {
 }
 
 #[test]
+fn who_is_woken_by_what_is_shown_is_not_woken_twice() {
+    let (mut bed, a, b) = pair();
+    bed.send(a, &message(b.id, 1)).unwrap();
+    assert_eq!(bed.woken(), [b.handle]);
+    bed.host.wakes_itself = true;
+    bed.send(a, &message(b.id, 2)).unwrap();
+    assert_eq!(bed.woken(), []);
+    assert_eq!(bed.cookies(b), [1, 2]);
+}
+
+#[test]
 fn a_chosen_entry_is_received_instead_of_the_first() {
     let (mut bed, a, b) = pair();
     for cookie in 1..4 {

@@ -42,6 +42,8 @@ pub(super) struct TestHost {
     pub(super) installed: Vec<(HandleId, u32)>,
     pub(super) refuse_install: bool,
     pub(super) published: BTreeMap<HandleId, Vec<Entry>>,
+    /// Whoever is shown an entry is woken by that.
+    pub(super) wakes_itself: bool,
     pub(super) returns: BTreeMap<HandleId, VecDeque<Return>>,
     /// Entries that a client has taken, and has not told of.
     pub(super) taken: Vec<(HandleId, Entry)>,
@@ -156,8 +158,9 @@ impl Host for TestHost {
         Some(value.len())
     }
 
-    fn publish(&mut self, to: HandleId, entry: Entry) {
+    fn publish(&mut self, to: HandleId, entry: Entry) -> bool {
         self.published.entry(to).or_default().push(entry);
+        self.wakes_itself
     }
 
     fn retract(&mut self, to: HandleId, entry: Entry) -> bool {

@@ -92,7 +92,7 @@ impl Domain<'_> {
         self.conns[watcher].watches.own = Some(place);
         self.conns[to].watches.here = Some(place);
         if here.is_none() {
-            host.watch_returns(self.handle_id(self.conns[to].handle), true);
+            host.watch_returns(self.conns[to].known_as, true);
         }
         // What the receiver did before it was watched counts as well.
         self.drain(host, to);
@@ -145,7 +145,7 @@ impl Domain<'_> {
             self.watches[next].at_receiver.prev = prev;
         }
         if self.conns[watch.receiver].watches.here.is_none() {
-            host.watch_returns(self.handle_id(self.conns[watch.receiver].handle), false);
+            host.watch_returns(self.conns[watch.receiver].known_as, false);
         }
     }
 }

@@ -362,8 +362,9 @@ impl Host for Turn<'_> {
         process.metadata(self.state.proc.as_ref()?, kind, buffer)
     }
 
-    fn publish(&mut self, to: HandleId, entry: Entry) {
+    fn publish(&mut self, to: HandleId, entry: Entry) -> bool {
         self.state.inbox(to, |shared| shared.inbox.publish(&entry));
+        true
     }
 
     fn retract(&mut self, to: HandleId, entry: Entry) -> bool {
@@ -372,13 +373,28 @@ impl Host for Turn<'_> {
     }
 
     fn poll_return(&mut self, of: HandleId) -> Option<Return> {
-        let inbox = &mut self.state.clients.get_mut(of)?.shared.as_mut()?.inbox;
-        let found = inbox.poll_return();
-        // None comes from a broken ring.
-        if found.is_none() && inbox.is_violated() {
-            self.state.doom(of, "its return ring is broken");
+        let mut found = [Return::Freed(0)];
+        (self.poll_returns(of, &mut found) == 1).then_some(found[0])
+    }
+
+    fn poll_returns(&mut self, of: HandleId, returns: &mut [Return]) -> usize {
+        let shared = self.state.clients.get_mut(of).and_then(|client| client.shared.as_mut());
+        let Some(inbox) = shared.map(|shared| &mut shared.inbox) else {
+            return 0;
+        };
+        for (at, place) in returns.iter_mut().enumerate() {
+            match inbox.poll_return() {
+                Some(next) => *place = next,
+                None => {
+                    // None comes from a broken ring.
+                    if inbox.is_violated() {
+                        self.state.doom(of, "its return ring is broken");
+                    }
+                    return at;
+                }
+            }
         }
-        found
+        returns.len()
     }
 
     fn watch_returns(&mut self, of: HandleId, watch: bool) {

@@ -33,6 +33,7 @@ pub mod identity;
 mod lane_packets;
 mod lanes;
 mod log;
+mod packets;
 mod pairs;
 mod policy;
 mod poller;

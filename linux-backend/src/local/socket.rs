@@ -81,19 +81,22 @@ pub fn send(
     fds: &[BorrowedFd<'_>],
     wait: Wait,
 ) -> Result<(), Errno> {
-    let header = Header { fds: u32::try_from(fds.len()).map_err(|_| Errno::MSGSIZE)?, ..*header };
     let flags = match wait {
         Wait::Yes => SendFlags::NOSIGNAL,
         Wait::No => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
     };
-    if fds.is_empty() && parts.len() <= PARTS_MAX {
+    if fds.is_empty() && header.fds == 0 && parts.len() <= PARTS_MAX {
         let mut packet: heapless::Vec<u8, GATHERED_MAX> = heapless::Vec::new();
-        let mut all = core::iter::once(header.as_bytes()).chain(parts.iter().copied());
-        if all.all(|part| packet.extend_from_slice(part).is_ok()) {
+        let mut whole = packet.extend_from_slice(header.as_bytes()).is_ok();
+        for part in parts {
+            whole = whole && (part.is_empty() || packet.extend_from_slice(part).is_ok());
+        }
+        if whole {
             retry_on_intr(|| rustix::net::send(&socket, &packet, flags))?;
             return Ok(());
         }
     }
+    let header = Header { fds: u32::try_from(fds.len()).map_err(|_| Errno::MSGSIZE)?, ..*header };
     let mut slices: heapless::Vec<IoSlice<'_>, { PARTS_MAX + 1 }> = heapless::Vec::new();
     let all = core::iter::once(header.as_bytes()).chain(parts.iter().copied());
     for part in all.filter(|part| !part.is_empty()) {

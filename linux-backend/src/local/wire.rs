@@ -271,6 +271,7 @@ impl<'a> Packet<'a> {
     /// # Errors
     ///
     /// [`WireError`], for the first check that fails.
+    #[inline(always)]
     pub fn parse(bytes: &'a mut [u8], fds: usize) -> Result<Self, WireError> {
         let (header, rest) = Header::read_from_prefix(&*bytes).map_err(|_| WireError::NotAPacket)?;
         let length = rest.len();
