@@ -214,6 +214,31 @@ fn keys_at_will_hold_up_their_own_lane_only() {
 }
 
 #[test]
+fn whoever_claims_to_be_older_on_and_on_does_not_hold_back_what_the_bus_shows() {
+    let bus = bus();
+    let (victim, honest) = (client(&bus), bus.connect_without_lanes());
+    for steps in [0, 1] {
+        let mut attacker = Attacker::new(&bus, &victim);
+        let places = attacker.lane.count() / 12;
+        let early = now();
+        std::thread::sleep(Duration::from_millis(5));
+        honest.send(&Message::to(victim.id()).payload(b"honest")).unwrap();
+        let mut passed = 0;
+        loop {
+            // There is always one that says that it was sent before.
+            attacker.send(early + steps * passed, 0, &message(victim.id(), |_, _| {}), &[0; 8]);
+            if victim.try_recv().unwrap().unwrap().sender() == honest.id() {
+                break;
+            }
+            passed += 1;
+            assert!(passed <= 2 * places as u64, "it never comes");
+        }
+        while victim.try_recv().unwrap().is_some() {}
+    }
+    unharmed(&bus, &victim);
+}
+
+#[test]
 fn a_key_that_has_not_come_does_not_keep_its_receiver_awake() {
     let bus = bus();
     let victim = client(&bus);

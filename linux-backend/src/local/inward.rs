@@ -233,6 +233,11 @@ impl InLanes {
         self.waiting.len()
     }
 
+    /// Messages that lane `at` holds at most.
+    pub(super) fn places(&self, at: usize) -> u32 {
+        self.lanes.get(at).and_then(Option::as_ref).map_or(0, |inward| inward.places)
+    }
+
     /// The bells, with the number of each lane.
     pub(super) fn bells(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         self.lanes.iter().enumerate().filter_map(|(at, lane)| Some((at, lane.as_ref()?.lane.as_fd())))

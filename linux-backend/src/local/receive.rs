@@ -57,6 +57,8 @@ pub(super) struct Receiver<P, S> {
     order: Order,
     /// What the clock showed when it was read last for a message that is received past the queue.
     clock: Instant,
+    /// Messages that were received past what kdbusd shows since the last look at that.
+    past: u32,
     head: Head,
     nodes: Block<Node<Arrived>>,
     /// What stands in the queue for each slot of kdbusd's lane. It may be gone there by now.
@@ -80,6 +82,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
             inbox,
             order: Order::new(),
             clock: Instant::ZERO,
+            past: 0,
             head: Head::new(),
             nodes: Block::new(depth, Node::new)?,
             queued: Block::new(depth, || None)?,
@@ -178,9 +181,12 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 looked += 1;
                 entry.key <= time || looked > FEW
             };
-            if inward.holds_back() || self.inbox.has_fresh_that(is_earlier) {
+            // A lane holds no more that is older. Whoever claims it on and on comes between two looks no more often than that.
+            let is_long = self.past >= inward.places(at);
+            if is_long || inward.holds_back() || self.inbox.has_fresh_that(is_earlier) {
                 return Only::Unsure;
             }
+            self.past += 1;
         }
         let taken = inward.take_only(at, &head, time, lanes.arena);
         if taken.is_some() {
@@ -467,6 +473,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
                 // What came in after that does not take its room.
                 self.tell_ends(lanes, now);
             }
+            self.past = 0;
             let mut batch = self.order.batch(now, &mut self.batch);
             // What comes by lane from whom, before what kdbusd shows of it.
             if gate().is_some()
