@@ -71,6 +71,10 @@ fn main() {
             "descriptors_that_several_users_do_not_read_keep_nobody_out",
             descriptors_that_several_users_do_not_read_keep_nobody_out,
         ),
+        (
+            "closes_that_wait_for_one_user_hold_up_nobody_else",
+            closes_that_wait_for_one_user_hold_up_nobody_else,
+        ),
         ("lanes_that_come_and_go_leave_nothing_behind", lanes_that_come_and_go_leave_nothing_behind),
         ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
@@ -430,9 +434,8 @@ fn descriptors_that_nobody_reads_keep_nobody_out() -> Result<(), String> {
     Ok(())
 }
 
-fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), String> {
-    need_root()?;
-    let owner = 4300;
+/// A daemon of the user `owner` for few clients, with one bus that is open to everybody, and the node of that.
+fn start_for_all(owner: u32) -> (Program, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     open_to_all(dir.path());
     std::os::unix::fs::chown(dir.path(), Some(owner), Some(owner)).unwrap();
@@ -448,6 +451,12 @@ fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), St
     }
     let program = Program { child: start_command("ulimit -n 400", &command), root, _dir: dir };
     let node = program.root.join(format!("{owner}-open")).join("bus");
+    (program, node)
+}
+
+fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), String> {
+    need_root()?;
+    let (_program, node) = start_for_all(4300);
     let hoard = |user| {
         let mut process = Process::start("hoard", &node, Some(user));
         let line = process.line();
@@ -470,6 +479,39 @@ fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), St
     drop(hoarding);
     let (_process, count) = hoard(4310);
     assert!(count > 0);
+    Ok(())
+}
+
+fn closes_that_wait_for_one_user_hold_up_nobody_else() -> Result<(), String> {
+    need_root()?;
+    // Not root either: root has no share.
+    let (program, node) = start_for_all(4300);
+    let held = || std::fs::read_dir(format!("/proc/{}/fd", program.child.id())).unwrap().count();
+    let held_soon = |most| {
+        let until = std::time::Instant::now() + SOON;
+        loop {
+            let held = held();
+            if held <= most || std::time::Instant::now() > until {
+                return held;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let at_first = held();
+    let mut slow = Process::start("linger", &node, Some(4301));
+    let count = slow.ready() as usize;
+    let before = held();
+    // A descriptor that is being closed has no number any more; the others wait behind those.
+    assert!(count >= 96 && before > at_first, "{count} sockets linger: {at_first} {before}");
+    let mut visitor = Process::start("visit", &node, Some(4302));
+    visitor.ready();
+    drop(visitor);
+    let after = held_soon(before);
+    assert!(after <= before, "{before} descriptors, and {after} after 100 clients of another user");
+    // All of them go when they can.
+    drop(slow);
+    let at_last = held_soon(at_first);
+    assert!(at_last <= at_first, "{at_first} {at_last}");
     Ok(())
 }
 
