@@ -80,6 +80,17 @@ impl<T> Accounts<T> {
         self.forget_if_empty(whose);
     }
 
+    /// How many wait on an account that has as many being closed as it may; 0 for others.
+    pub(crate) fn held_up(&self, whose: Whose) -> usize {
+        let account = self.accounts.get(&whose).filter(|account| account.closing >= SHARE);
+        account.map_or(0, |account| account.waiting.len())
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
     fn may_close(&self, whose: Whose) -> bool {
         let closing = self.accounts.get(&whose).map_or(0, |account| account.closing);
         match whose {
@@ -125,7 +136,9 @@ mod tests {
     fn a_user_has_its_share_and_waits_for_itself_only() {
         let (slow, other) = (Whose::User(7), Whose::User(8));
         let mut accounts = accounts(&[(slow, 100)]);
+        assert_eq!(accounts.held_up(slow), 0, "not yet");
         assert_eq!(taken(&mut accounts), [slow; SHARE]);
+        assert_eq!((accounts.held_up(slow), accounts.held_up(other)), (100 - SHARE, 0));
         accounts.add(other, 0).unwrap();
         assert_eq!(taken(&mut accounts), [other]);
         accounts.done(slow);
@@ -164,6 +177,6 @@ mod tests {
             closed += 1;
         }
         assert_eq!((closed, accounts.closing_of_users), (80, 0));
-        assert!(accounts.accounts.is_empty() && accounts.turns.is_empty());
+        assert!(accounts.accounts.is_empty() && accounts.is_empty());
     }
 }

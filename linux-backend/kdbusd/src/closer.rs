@@ -6,7 +6,7 @@
 //!
 //! One thread takes in what the loop hands over and looks whose it is; the others close. Each user has a share of these
 //! (see [`Accounts`]), so who passes files that are slow to close holds up its own only. The socket of a client without
-//! anything unread in it is nobody's: closing it waits for nobody, and it waits for no user's.
+//! descriptors unread in it is nobody's: closing it waits for nobody, and it waits for no user's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -20,10 +20,16 @@ use rustix::io::Errno;
 use rustix::net::{self, RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown};
 
 use crate::accounts::{Accounts, CLOSING_MOST, Whose};
+use crate::process;
 
 /// Descriptors that can be handed over before they are taken in; more are lost. It takes a loop that does not let other
 /// threads run, because who takes in waits for nobody.
 const HANDED_OVER: usize = 1 << 14;
+/// Packets that are taken out of the socket of a client that went: more than a sender has room for at the usual limits.
+const PACKETS_MOST: usize = 1024;
+/// What a user may have waiting, whatever the limit of descriptors is.
+const WAITING_LEAST: usize = 64;
+const WAITING_MOST: usize = 4096;
 /// Bytes of a thread's stack: there is a loop on it and a system call.
 const STACK: usize = 64 << 10;
 /// Blocks of 512 bytes that a memory file may have to be freed by the loop itself.
@@ -37,6 +43,10 @@ struct Closer {
     desk: Mutex<Desk>,
     work: Condvar,
     is_started: AtomicBool,
+    /// How many of a user may wait before it is crowded out.
+    waiting_most: usize,
+    /// A user may be.
+    is_crowded: AtomicBool,
 }
 
 /// What the loop hands over.
@@ -65,6 +75,8 @@ pub(crate) fn start() -> std::io::Result<()> {
             desk: Mutex::new(Desk { accounts, threads: 0, idle: 0 }),
             work: Condvar::new(),
             is_started: AtomicBool::new(false),
+            waiting_most: waiting_most(process::descriptor_limit()),
+            is_crowded: AtomicBool::new(false),
         }
     });
     if !closer.is_started.swap(true, Ordering::Relaxed) {
@@ -90,6 +102,17 @@ pub(crate) fn hang_up(socket: OwnedFd, uid: u32) {
     hand_over(Closing { file: socket, uid, is_client: true });
 }
 
+/// Whether so many descriptors of a user wait behind those that hold up its share that it must bring no others. Mostly a look
+/// at one word; never waits.
+pub(crate) fn is_crowded(uid: u32) -> bool {
+    let Some(closer) = CLOSER.get().filter(|closer| closer.is_crowded.load(Ordering::Relaxed)) else {
+        return false;
+    };
+    // Who cannot be asked about now is the next time.
+    let desk = closer.desk.try_lock();
+    desk.is_ok_and(|desk| desk.accounts.held_up(Whose::User(uid)) >= closer.waiting_most)
+}
+
 fn hand_over(closing: Closing) {
     let Some(closer) = CLOSER.get() else {
         return;
@@ -109,11 +132,16 @@ impl Closer {
         let _ = rt::schedule(rt::Class::Other, 0);
         let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(Closing { file, uid, is_client }) = receiver.recv() {
-            let nobodys = is_client && is_read_up(file.as_fd());
+            let nobodys = is_client && read_up(file.as_fd());
             let whose = if nobodys { Whose::Nobody } else { Whose::User(uid) };
-            if let Err(file) = self.desk().accounts.add(whose, file) {
+            let mut desk = self.desk();
+            if let Err(file) = desk.accounts.add(whose, file) {
                 std::mem::forget(file);
             }
+            if desk.accounts.held_up(whose) >= self.waiting_most {
+                self.is_crowded.store(true, Ordering::Relaxed);
+            }
+            drop(desk);
             self.work.notify_one();
         }
     }
@@ -152,6 +180,9 @@ impl Closer {
             desk = self.desk();
             desk.accounts.done(whose);
             desk.idle += 1;
+            if desk.accounts.is_empty() {
+                self.is_crowded.store(false, Ordering::Relaxed);
+            }
         }
     }
 
@@ -165,6 +196,12 @@ fn spawn(run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     thread.spawn(run).map(|_| ())
 }
 
+/// An eighth of the descriptors that this process may open.
+fn waiting_most(limit: Option<u64>) -> usize {
+    let share = limit.map_or(u64::MAX, |limit| limit / 8);
+    usize::try_from(share).unwrap_or(WAITING_MOST).clamp(WAITING_LEAST, WAITING_MOST)
+}
+
 /// Whether the last close of a file is short: memory of a bounded size, and pipes. No file system is asked.
 fn closes_at_once(file: BorrowedFd<'_>) -> bool {
     if fs::fcntl_get_seals(file).is_ok() {
@@ -175,20 +212,47 @@ fn closes_at_once(file: BorrowedFd<'_>) -> bool {
     file_type(file) == Some(FileType::Fifo)
 }
 
-/// Whether nothing lies unread in a packet socket that was shut down, so that its close waits for nobody.
-///
-/// Neither the length of the next packet nor that of all of them tells: a packet may have descriptors and no bytes, and be
-/// behind one without either. But a socket that asks for credentials has some with each packet, and is told that they were
-/// cut off where it has no place for them; the end of its queue has none.
-fn is_read_up(socket: BorrowedFd<'_>) -> bool {
-    if net::sockopt::set_socket_passcred(socket, true).is_err() {
-        return false;
+/// Takes packets without descriptors out of a packet socket that was shut down, until there are no others, and says whether
+/// there are none, so that its close waits for nobody.
+fn read_up(socket: BorrowedFd<'_>) -> bool {
+    for _ in 0..PACKETS_MOST {
+        match next_packet(socket) {
+            Ok(Next::End) => return true,
+            Ok(Next::Bare) => {}
+            Ok(Next::WithDescriptors) | Err(_) => return false,
+        }
+        if net::recv(socket, &mut [0; 1], RecvFlags::DONTWAIT).is_err() {
+            return false;
+        }
     }
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let look = || net::recvmsg(socket, &mut [], &mut RecvAncillaryBuffer::default(), flags);
-    // That its other end did not read everything either is told once, and before anything else.
-    let seen = look().or_else(|error| if error == Errno::CONNRESET { look() } else { Err(error) });
-    seen.is_ok_and(|seen| !seen.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC))
+    false
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Bare,
+    WithDescriptors,
+    End,
+}
+
+/// What comes next in a packet socket that was shut down; it stays there.
+///
+/// The length does not tell: a packet may have descriptors and no bytes, or neither. But a socket that asks for credentials
+/// has some with each packet, and is told that they were cut off where it has no place for them; the end of its queue has
+/// none.
+fn next_packet(socket: BorrowedFd<'_>) -> Result<Next, Errno> {
+    let is_cut_off = |credentials| {
+        net::sockopt::set_socket_passcred(socket, credentials)?;
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let look = || net::recvmsg(socket, &mut [], &mut RecvAncillaryBuffer::default(), flags);
+        // That its other end did not read everything either is told once, and before anything else.
+        let seen = look().or_else(|error| if error == Errno::CONNRESET { look() } else { Err(error) })?;
+        Ok(seen.flags.contains(ReturnFlags::CTRUNC))
+    };
+    if !is_cut_off(true)? {
+        return Ok(Next::End);
+    }
+    Ok(if is_cut_off(false)? { Next::WithDescriptors } else { Next::Bare })
 }
 
 /// The type of a file. Unlike `fstat`, it does not ask a file system that is another process.
@@ -247,20 +311,19 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_was_shut_down_is_read_up_if_no_packet_of_any_kind_is_in_it() {
+    fn a_socket_that_was_shut_down_is_read_up_to_the_first_packet_with_descriptors() {
         let (file, _reader) = pair();
-        let packets: [&[(&[u8], bool)]; 6] = [
+        let cases: [&[(&[u8], bool)]; 7] = [
             &[],
-            &[(b"packet", false)],
+            &[(b"packet", false), (b"packet", false)],
             &[(b"packet", true)],
             &[(b"", true)],
             &[(b"", false), (b"", true)],
-            &[(b"", false)],
+            &[(b"packet", true), (b"", false)],
+            &[(b"", false), (b"", false)],
         ];
-        for (packets, is_gone, is_reset) in packets
-            .iter()
-            .flat_map(|packets| [(packets, false, false), (packets, true, false), (packets, true, true)])
-        {
+        let ways = [(false, false), (true, false), (true, true)];
+        for (packets, (is_gone, is_reset)) in cases.iter().flat_map(|case| ways.map(|way| (case, way))) {
             let (ours, theirs) = pair();
             for (bytes, has_file) in *packets {
                 send(&theirs, bytes, has_file.then_some(&file)).unwrap();
@@ -273,19 +336,22 @@ mod tests {
             if let Some(theirs) = &theirs {
                 assert_eq!(send(theirs, b"", Some(&file)), Err(Errno::PIPE));
             }
-            let found = is_read_up(ours.as_fd());
-            assert_eq!(found, packets.is_empty(), "{packets:?}, gone: {is_gone}, reset: {is_reset}");
-            // Looking takes nothing out.
-            for _ in *packets {
-                assert!(!is_read_up(ours.as_fd()));
-                assert!(net::recv(&ours, &mut [0; 8], RecvFlags::DONTWAIT).is_ok());
+            let first = match packets.first() {
+                None => Next::End,
+                Some((_, false)) => Next::Bare,
+                Some((_, true)) => Next::WithDescriptors,
+            };
+            assert_eq!(next_packet(ours.as_fd()), Ok(first));
+            let is_bare = packets.iter().all(|(_, has_file)| !has_file);
+            assert_eq!(read_up(ours.as_fd()), is_bare, "{packets:?}, gone: {is_gone}, reset: {is_reset}");
+            if !is_bare {
+                assert_eq!(next_packet(ours.as_fd()), Ok(Next::WithDescriptors), "nothing takes it out");
             }
-            assert!(is_read_up(ours.as_fd()));
         }
     }
 
     #[test]
     fn what_is_no_socket_is_not_taken_for_one_that_is_read_up() {
-        assert!(!is_read_up(fs::open("/dev/null", fs::OFlags::RDONLY, fs::Mode::empty()).unwrap().as_fd()));
+        assert!(!read_up(fs::open("/dev/null", fs::OFlags::RDONLY, fs::Mode::empty()).unwrap().as_fd()));
     }
 }

@@ -12,7 +12,7 @@ use rustix::fd::AsFd;
 use rustix::io;
 use zerocopy::FromBytes;
 
-use crate::closer::Batch;
+use crate::closer::{self, Batch};
 use crate::daemon::Daemon;
 use crate::files;
 use crate::host::{Places, Turn, take_places};
@@ -21,6 +21,8 @@ use crate::raw::Foreign;
 
 /// `EPROTO`: the other end speaks another version of the protocol.
 const EPROTO: u32 = 71;
+
+const CROWDED: &str = "too many descriptors of its user wait to be closed";
 
 impl Daemon {
     /// Receives a client's next packet and does what it asks for. False if there is none, or what follows is settled.
@@ -43,6 +45,10 @@ impl Daemon {
                 return false;
             }
         };
+        if !fds.fds.is_empty() && self.state.budget.is_bound(fds.uid) && closer::is_crowded(fds.uid) {
+            self.state.doom(from, CROWDED);
+            return true;
+        }
         // Out of the way while the packet is borrowed; it comes back below.
         let mut buffer = std::mem::take(&mut self.packet);
         if let Some(packet) = buffer.get_mut(..arrived.len) {

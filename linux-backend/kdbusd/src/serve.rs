@@ -226,7 +226,9 @@ impl Daemon {
         });
         self.forget_gone();
         let state = &mut self.state;
-        if !state.budget.open_client(uid) {
+        // Otherwise it would leave another one with each client that comes and goes.
+        let is_crowded = state.budget.is_bound(uid) && closer::is_crowded(uid);
+        if is_crowded || !state.budget.open_client(uid) {
             return Err(Errno::EMFILE);
         }
         let opened = match endpoint {

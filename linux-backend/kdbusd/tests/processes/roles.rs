@@ -18,7 +18,8 @@ pub(crate) fn client(role: &str, path: &str) {
         Err(ConnectError::Denied(_)) => return println!("denied"),
         Err(error) => return println!("{error}"),
     };
-    let hello = if matches!(role, "linger" | "visit") { Hello::new().accept_fds() } else { Hello::new() };
+    let hello =
+        if matches!(role, "linger" | "litter" | "visit") { Hello::new().accept_fds() } else { Hello::new() };
     let hello = hello.ask_metadata(if role == "apart" { AttachFlags::all() } else { AttachFlags::empty() });
     let bus: common::Client = match Connection::with_capacities(transport, &hello) {
         Ok(bus) => bus,
@@ -108,6 +109,29 @@ pub(crate) fn client(role: &str, path: &str) {
                 }
             }
             println!("ready {}", peers.len());
+            let _ = std::io::stdin().read(&mut [0]);
+        }
+        // The same, and then leaves ordinary files behind as long as it is served.
+        "litter" => {
+            let mut peers = Vec::new();
+            let mut next = Some(bus);
+            while let Some(bus) = next.take() {
+                peers.extend(leave_slow_ones(&bus));
+                next = (peers.len() < 24).then(|| again(path));
+            }
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let mut left = 0;
+            while left < 2000 {
+                let transport = Options::new().lanes(0).staging(0).connect(path).unwrap();
+                let connected: Result<common::Client, _> =
+                    Connection::with_capacities(transport, &Hello::new().accept_fds());
+                let Ok(bus) = connected else {
+                    break;
+                };
+                let sent = bus.send(&Message::to(bus.id()).fds(&[file.as_fd(), file.as_fd()]));
+                left += if sent.is_ok() { 2 } else { 0 };
+            }
+            println!("ready {left}");
             let _ = std::io::stdin().read(&mut [0]);
         }
         // Comes and goes, and sends itself a file that it does not take before it goes.
