@@ -80,9 +80,9 @@ impl<T> Accounts<T> {
         self.forget_if_empty(whose);
     }
 
-    /// How many wait on an account that has as many being closed as it may; 0 for others.
+    /// How many wait on an account of which none may be closed now; 0 for others.
     pub(crate) fn held_up(&self, whose: Whose) -> usize {
-        let account = self.accounts.get(&whose).filter(|account| account.closing >= SHARE);
+        let account = self.accounts.get(&whose).filter(|_| !self.may_close(whose));
         account.map_or(0, |account| account.waiting.len())
     }
 
@@ -153,6 +153,9 @@ mod tests {
         let of_users = taken(&mut accounts);
         assert_eq!(of_users.len(), CLOSING_MOST - SHARE);
         assert!(users.iter().all(|user| count(&of_users, *user) == of_users.len() / users.len()), "in turns");
+        let late = Whose::User(11);
+        accounts.add(late, 0).unwrap();
+        assert_eq!((accounts.next(), accounts.held_up(late)), (None, 1));
         for file in 0..100 {
             accounts.add(Whose::Nobody, file).unwrap();
         }
