@@ -352,12 +352,12 @@ mod tests {
     fn a_place_belongs_to_one_generation() {
         let mut clients = Clients::new(2);
         let (socket, _other) = rustix::pipe::pipe().unwrap();
-        assert!(clients.insert(Client::new(B, socket.into(), 0, 0, None, None)));
+        assert!(clients.insert(Client::new(B, Foreign::client(socket, 0), 0, 0, None, None)));
         assert!(clients.get(A).is_none() && clients.get(B).is_some());
         assert!(clients.remove(A).is_none() && clients.remove(B).is_some());
         let (socket, _other) = rustix::pipe::pipe().unwrap();
         let far = HandleId { index: 2, generation: 0 };
-        assert!(!clients.insert(Client::new(far, socket.into(), 0, 0, None, None)));
+        assert!(!clients.insert(Client::new(far, Foreign::client(socket, 0), 0, 0, None, None)));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::log::Log;
 use crate::policy::{ApplyError, FromFile, Reload};
 use crate::poller::{Poller, Source, clock};
 use crate::process::{self, ProcessError};
+use crate::raw::Foreign;
 use crate::ready::Watchdog;
 use crate::serve::ServeError;
 use crate::tree::{Tree, TreeError};
@@ -160,7 +161,7 @@ impl Daemon {
         );
         let state = State {
             tree,
-            control: control.into(),
+            control: Foreign::new(control, uid),
             listeners: (0..capacity.endpoints).map(|_| None).collect(),
             clients: Clients::new(capacity.handles),
             lingering: Vec::with_capacity(capacity.handles),

@@ -117,20 +117,20 @@ mod tests {
     #[test]
     fn places_are_given_again() {
         let mut files = Files::new(2);
-        let first = files.insert(memfd(0, SealFlags::empty()).into()).unwrap();
-        let second = files.insert(memfd(0, SealFlags::empty()).into()).unwrap();
-        assert!(files.insert(memfd(0, SealFlags::empty()).into()).is_err());
+        let first = files.insert(Foreign::new(memfd(0, SealFlags::empty()), 0)).unwrap();
+        let second = files.insert(Foreign::new(memfd(0, SealFlags::empty()), 0)).unwrap();
+        assert!(files.insert(Foreign::new(memfd(0, SealFlags::empty()), 0)).is_err());
         files.release(first);
         files.release(first);
         assert_eq!(files.len(), 1);
         assert!(files.get(first).is_none() && files.get(second).is_some());
-        assert_eq!(files.insert(memfd(0, SealFlags::empty()).into()).unwrap(), first);
+        assert_eq!(files.insert(Foreign::new(memfd(0, SealFlags::empty()), 0)).unwrap(), first);
     }
 
     #[test]
     fn a_file_stays_until_its_last_user_is_gone() {
         let mut files = Files::new(1);
-        let id = files.insert(memfd(0, SealFlags::empty()).into()).unwrap();
+        let id = files.insert(Foreign::new(memfd(0, SealFlags::empty()), 0)).unwrap();
         assert!(files.retain(id));
         files.release(id);
         assert!(files.get(id).is_some());

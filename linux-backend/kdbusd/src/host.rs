@@ -140,8 +140,8 @@ pub(crate) type Places = heapless::Vec<Option<Foreign>, FDS_MAX>;
 /// Moves the descriptors of a packet to empty `places`, the staging file aside. No more than [`FDS_MAX`] pass the
 /// check of a packet.
 pub(crate) fn take_places(fds: &mut Batch, places: &mut Places) {
-    while let Some(fd) = fds.0.pop() {
-        let _ = places.push(Some(fd.into()));
+    while let Some(fd) = fds.fds.pop() {
+        let _ = places.push(Some(Foreign::new(fd, fds.uid)));
     }
     places.reverse();
 }
@@ -307,7 +307,8 @@ impl Host for Turn<'_> {
         } else {
             state.tree.make_endpoint(node.bus, node.endpoint, &access)
         };
-        let socket = Foreign::from(socket.map_err(errno)?);
+        // Who connects fills it, and closing it is up to whom the node belongs to.
+        let socket = Foreign::new(socket.map_err(errno)?, node.uid);
         let added = state.poller.add_listener(&socket, Source::Endpoint(node.id)).map_err(errno);
         let place = state.listeners.get_mut(node.id.index as usize).ok_or(Errno::ENOMEM);
         match (added, place) {

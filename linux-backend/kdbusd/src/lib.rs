@@ -14,6 +14,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod accounts;
 pub mod activation;
 mod answers;
 mod bans;

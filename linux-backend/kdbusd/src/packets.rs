@@ -12,7 +12,7 @@ use rustix::fd::AsFd;
 use rustix::io;
 use zerocopy::FromBytes;
 
-use crate::closer::Batch;
+use crate::closer::{self, Batch};
 use crate::daemon::Daemon;
 use crate::files;
 use crate::host::{Places, Turn, take_places};
@@ -22,16 +22,18 @@ use crate::raw::Foreign;
 /// `EPROTO`: the other end speaks another version of the protocol.
 const EPROTO: u32 = 71;
 
+const CROWDED: &str = "too many descriptors of its user wait to be closed";
+
 impl Daemon {
     /// Receives a client's next packet and does what it asks for. False if there is none, or what follows is settled.
     ///
     /// Descriptors of the packet that nothing took are closed at the end.
     pub(crate) fn take_packet(&mut self, from: HandleId) -> bool {
-        let mut fds = Batch::default();
         let Some(client) = self.state.clients.get(from) else {
             return false;
         };
-        let arrived = match socket::recv(&client.socket, &mut self.packet, &mut fds.0, Wait::No) {
+        let mut fds = Batch::of(client.uid);
+        let arrived = match socket::recv(&client.socket, &mut self.packet, &mut fds.fds, Wait::No) {
             Ok(arrived) if arrived.len > 0 => arrived,
             Err(io::Errno::AGAIN) => return false,
             Err(error) if !is_hang_up(error) => {
@@ -43,6 +45,10 @@ impl Daemon {
                 return false;
             }
         };
+        if !fds.fds.is_empty() && self.state.budget.is_bound(fds.uid) && closer::is_crowded(fds.uid) {
+            self.state.doom(from, CROWDED);
+            return true;
+        }
         // Out of the way while the packet is borrowed; it comes back below.
         let mut buffer = std::mem::take(&mut self.packet);
         if let Some(packet) = buffer.get_mut(..arrived.len) {
@@ -56,9 +62,9 @@ impl Daemon {
         // What the system had no room for is no fault of the client's packet.
         let count = if fds_lost {
             let said = peek(bytes).map(|header| header.fds as usize).filter(|fds| *fds <= FDS_MAX);
-            said.unwrap_or(fds.0.len())
+            said.unwrap_or(fds.fds.len())
         } else {
-            fds.0.len()
+            fds.fds.len()
         };
         let packet = match Packet::parse(bytes, count) {
             Ok(packet) => packet,
@@ -82,9 +88,12 @@ impl Daemon {
             }
             return;
         }
-        if header.flags & FLAG_STAGING_FD != 0 && !self.stage(from, fds.0.pop().map(Foreign::from)) {
-            self.state.doom(from, "its staging file is no memfd");
-            return;
+        if header.flags & FLAG_STAGING_FD != 0 {
+            let file = fds.fds.pop().map(|file| Foreign::new(file, fds.uid));
+            if !self.stage(from, file) {
+                self.state.doom(from, "its staging file is no memfd");
+                return;
+            }
         }
         // Behind the packet's arrival: what its sender did before has an earlier time.
         let at = clock();
@@ -163,7 +172,7 @@ impl Daemon {
         // A command without descriptors pays nothing for them: the places are filled and emptied where they are.
         let mut places = Places::new();
         let mut pinned: heapless::Vec<_, FDS_MAX> = heapless::Vec::new();
-        if !fds.0.is_empty() {
+        if !fds.fds.is_empty() {
             take_places(fds, &mut places);
             pinned.extend(places.iter().map(|_| None));
         }

@@ -11,24 +11,40 @@ use crate::closer;
 
 /// A descriptor that a client had a hand in. Dropping it does not wait (see [`closer`]).
 #[derive(Debug)]
-pub(crate) struct Foreign(ManuallyDrop<OwnedFd>);
+pub(crate) struct Foreign {
+    file: ManuallyDrop<OwnedFd>,
+    /// The user whom its close may wait for.
+    uid: u32,
+    is_client: bool,
+}
 
-impl From<OwnedFd> for Foreign {
-    fn from(file: OwnedFd) -> Self {
-        Self(ManuallyDrop::new(file))
+impl Foreign {
+    /// What a client of the user `uid` brought, or can fill.
+    pub(crate) const fn new(file: OwnedFd, uid: u32) -> Self {
+        Self { file: ManuallyDrop::new(file), uid, is_client: false }
+    }
+
+    /// The socket of a client of the user `uid`. Dropping it shuts it down.
+    pub(crate) const fn client(socket: OwnedFd, uid: u32) -> Self {
+        Self { file: ManuallyDrop::new(socket), uid, is_client: true }
     }
 }
 
 impl AsFd for Foreign {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
 impl Drop for Foreign {
     fn drop(&mut self) {
         // SAFETY: a value is dropped once, and nothing sees the place afterwards.
-        closer::close(unsafe { ManuallyDrop::take(&mut self.0) });
+        let file = unsafe { ManuallyDrop::take(&mut self.file) };
+        if self.is_client {
+            closer::hang_up(file, self.uid);
+        } else {
+            closer::close(file, self.uid);
+        }
     }
 }
 

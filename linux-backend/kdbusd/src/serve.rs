@@ -6,7 +6,7 @@ use std::time::Duration;
 use kdbus_core::abi::Errno;
 use kdbus_core::engine::{Credentials, Effect, EndpointId, HandleId};
 use kdbus_linux::local::wire::{FLAG_RETURN_MESSAGE, Header, Kind};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io;
 use rustix::net::{Shutdown, SocketFlags, shutdown};
 
@@ -24,6 +24,9 @@ use crate::spaces;
 
 /// Connections that are accepted at one node in one turn.
 const ACCEPTS: usize = 8;
+
+/// The user of whom the system does not tell; no user has this number.
+const UNKNOWN: u32 = u32::MAX;
 
 /// How long nobody is accepted when the system has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -139,16 +142,17 @@ impl Daemon {
                 },
             };
             match rustix::net::accept_with(node, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => self.admit(socket.into(), endpoint),
+                Ok(socket) => self.admit(socket, endpoint),
                 Err(io::Errno::INTR | io::Errno::CONNABORTED) => {}
                 Err(io::Errno::AGAIN) => return,
                 Err(error) => {
                     // Whoever waits is turned away with the descriptor that was kept for this.
                     drop(self.reserve.take());
-                    let turned_away = rustix::net::accept_with(node, SocketFlags::CLOEXEC).map(Foreign::from);
+                    let turned_away = rustix::net::accept_with(node, SocketFlags::CLOEXEC);
                     let done = turned_away.is_ok();
                     if let Ok(socket) = turned_away {
-                        let _ = shutdown(&socket, Shutdown::Both);
+                        let uid = raw::peer_ids(socket.as_fd()).map_or(UNKNOWN, |peer| peer.uid);
+                        drop(Foreign::client(socket, uid));
                     }
                     self.reserve = reserve();
                     self.state.log.line(
@@ -186,15 +190,17 @@ impl Daemon {
     }
 
     /// Makes a new connection a handle. Whoever cannot have one is hung up.
-    fn admit(&mut self, socket: Foreign, endpoint: Option<EndpointId>) {
+    fn admit(&mut self, socket: OwnedFd, endpoint: Option<EndpointId>) {
         let credentials = match identity::credentials(socket.as_fd()) {
             Ok(credentials) => credentials,
             Err(error) => {
+                drop(Foreign::client(socket, UNKNOWN));
                 self.state.log.line(LogLevel::Warn, format_args!("a client of unknown identity: {error}"));
                 return;
             }
         };
         let Credentials { uid, pid, .. } = credentials;
+        let socket = Foreign::client(socket, uid);
         if let Err(error) = self.open(socket, endpoint, credentials) {
             self.state.log.line(
                 LogLevel::Warn,
@@ -220,7 +226,9 @@ impl Daemon {
         });
         self.forget_gone();
         let state = &mut self.state;
-        if !state.budget.open_client(uid) {
+        // Otherwise it would leave another one with each client that comes and goes.
+        let is_crowded = state.budget.is_bound(uid) && closer::is_crowded(uid);
+        if is_crowded || !state.budget.open_client(uid) {
             return Err(Errno::EMFILE);
         }
         let opened = match endpoint {
@@ -285,9 +293,7 @@ impl Daemon {
         self.state.pending.end_all(id);
         if let Some(mut client) = self.state.clients.remove(id) {
             let lingers = client.has_unread_fds();
-            // Both ends know at once, however long closing takes.
             self.state.poller.remove_client(&client.socket);
-            let _ = shutdown(&client.socket, Shutdown::Both);
             for file in &client.outgoing {
                 self.state.files.release(*file);
             }
@@ -296,6 +302,8 @@ impl Daemon {
                 format_args!("process {} (uid {}) was {id:?}", client.pid, client.uid),
             );
             if lingers {
+                // Its other end knows at once, as that of all others.
+                let _ = shutdown(&client.socket, Shutdown::Both);
                 self.state.lingering.push((client.uid, client.socket));
                 self.forget_gone();
             } else {

@@ -71,6 +71,11 @@ fn main() {
             "descriptors_that_several_users_do_not_read_keep_nobody_out",
             descriptors_that_several_users_do_not_read_keep_nobody_out,
         ),
+        (
+            "closes_that_wait_for_one_user_hold_up_nobody_else",
+            closes_that_wait_for_one_user_hold_up_nobody_else,
+        ),
+        ("a_user_whose_descriptors_wait_brings_no_others", a_user_whose_descriptors_wait_brings_no_others),
         ("lanes_that_come_and_go_leave_nothing_behind", lanes_that_come_and_go_leave_nothing_behind),
         ("a_policy_file_says_who_may_do_what", a_policy_file_says_who_may_do_what),
         ("the_configuration_is_checked_and_shown", the_configuration_is_checked_and_shown),
@@ -430,9 +435,9 @@ fn descriptors_that_nobody_reads_keep_nobody_out() -> Result<(), String> {
     Ok(())
 }
 
-fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), String> {
-    need_root()?;
-    let owner = 4300;
+/// A daemon of the user `owner` for few clients and with few descriptors, with one bus that is open to everybody, and the node
+/// of that.
+fn start_for_all(owner: u32, descriptors: u32) -> (Program, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     open_to_all(dir.path());
     std::os::unix::fs::chown(dir.path(), Some(owner), Some(owner)).unwrap();
@@ -446,8 +451,15 @@ fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), St
     for set in ["connections=12", "clients=12", "clients-per-user=4", "files=8", "lanes=8"] {
         command.arg("--set").arg(format!("capacity.{set}"));
     }
-    let program = Program { child: start_command("ulimit -n 400", &command), root, _dir: dir };
+    let program =
+        Program { child: start_command(&format!("ulimit -n {descriptors}"), &command), root, _dir: dir };
     let node = program.root.join(format!("{owner}-open")).join("bus");
+    (program, node)
+}
+
+fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), String> {
+    need_root()?;
+    let (_program, node) = start_for_all(4300, 400);
     let hoard = |user| {
         let mut process = Process::start("hoard", &node, Some(user));
         let line = process.line();
@@ -470,6 +482,58 @@ fn descriptors_that_several_users_do_not_read_keep_nobody_out() -> Result<(), St
     drop(hoarding);
     let (_process, count) = hoard(4310);
     assert!(count > 0);
+    Ok(())
+}
+
+fn closes_that_wait_for_one_user_hold_up_nobody_else() -> Result<(), String> {
+    need_root()?;
+    // Not root either: root has no share.
+    let (program, node) = start_for_all(4300, 800);
+    let held = || std::fs::read_dir(format!("/proc/{}/fd", program.child.id())).unwrap().count();
+    let held_soon = |most| {
+        let until = std::time::Instant::now() + SOON;
+        loop {
+            let held = held();
+            if held <= most || std::time::Instant::now() > until {
+                return held;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let at_first = held();
+    let mut slow = Process::start("linger", &node, Some(4301));
+    let count = slow.ready() as usize;
+    let before = held();
+    // A descriptor that is being closed has no number any more; the others wait behind those.
+    assert!(count >= 96 && before > at_first, "{count} sockets linger: {at_first} {before}");
+    let mut visitor = Process::start("visit", &node, Some(4302));
+    visitor.ready();
+    drop(visitor);
+    let after = held_soon(before);
+    assert!(after <= before, "{before} descriptors, and {after} after 100 clients of another user");
+    // All of them go when they can.
+    drop(slow);
+    let at_last = held_soon(at_first);
+    assert!(at_last <= at_first, "{at_first} {at_last}");
+    Ok(())
+}
+
+fn a_user_whose_descriptors_wait_brings_no_others() -> Result<(), String> {
+    need_root()?;
+    let descriptors = 400;
+    let (program, node) = start_for_all(4300, descriptors);
+    let mut slow = Process::start("litter", &node, Some(4301));
+    let left = slow.ready();
+    assert!(left < u64::from(descriptors) / 2, "{left} were taken");
+    let held = || std::fs::read_dir(format!("/proc/{}/fd", program.child.id())).unwrap().count();
+    assert!(held() < descriptors as usize / 2, "{}", held());
+    Process::start("visit", &node, Some(4302)).ready();
+    // Those of the one who may bring no others are no exception to being closed.
+    slow.child.stdin.take();
+    let until = std::time::Instant::now() + SOON;
+    while Process::start("visit", &node, Some(4301)).line() != "ready 100" {
+        assert!(std::time::Instant::now() < until, "it may come again");
+    }
     Ok(())
 }
 

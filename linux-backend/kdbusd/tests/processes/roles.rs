@@ -1,6 +1,7 @@
 //! What clients do that are processes of their own.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use kdbus_core::WellKnownName;
@@ -18,7 +19,8 @@ pub(crate) fn client(role: &str, path: &str) {
         Err(error) => return println!("{error}"),
     };
     let hello =
-        Hello::new().ask_metadata(if role == "apart" { AttachFlags::all() } else { AttachFlags::empty() });
+        if matches!(role, "linger" | "litter" | "visit") { Hello::new().accept_fds() } else { Hello::new() };
+    let hello = hello.ask_metadata(if role == "apart" { AttachFlags::all() } else { AttachFlags::empty() });
     let bus: common::Client = match Connection::with_capacities(transport, &hello) {
         Ok(bus) => bus,
         Err(error) => return println!("{error}"),
@@ -95,6 +97,54 @@ pub(crate) fn client(role: &str, path: &str) {
             println!("ready {}", connections.len());
             let _ = std::io::stdin().read(&mut [0]);
         }
+        // Sends itself sockets that linger, has none of them any more, and goes, again and again.
+        "linger" => {
+            let mut peers = Vec::new();
+            let mut next = Some(bus);
+            while let Some(bus) = next.take() {
+                peers.extend(leave_slow_ones(&bus));
+                drop(bus);
+                if peers.len() < 96 {
+                    next = Some(again(path));
+                }
+            }
+            println!("ready {}", peers.len());
+            let _ = std::io::stdin().read(&mut [0]);
+        }
+        // The same, and then leaves ordinary files behind as long as it is served.
+        "litter" => {
+            let mut peers = Vec::new();
+            let mut next = Some(bus);
+            while let Some(bus) = next.take() {
+                peers.extend(leave_slow_ones(&bus));
+                next = (peers.len() < 24).then(|| again(path));
+            }
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let mut left = 0;
+            while left < 2000 {
+                let transport = Options::new().lanes(0).staging(0).connect(path).unwrap();
+                let connected: Result<common::Client, _> =
+                    Connection::with_capacities(transport, &Hello::new().accept_fds());
+                let Ok(bus) = connected else {
+                    break;
+                };
+                let sent = bus.send(&Message::to(bus.id()).fds(&[file.as_fd(), file.as_fd()]));
+                left += if sent.is_ok() { 2 } else { 0 };
+            }
+            println!("ready {left}");
+            let _ = std::io::stdin().read(&mut [0]);
+        }
+        // Comes and goes, and sends itself a file that it does not take before it goes.
+        "visit" => {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let mut next = Some(bus);
+            for _ in 0..100 {
+                let bus = next.take().unwrap_or_else(|| again(path));
+                bus.send(&Message::to(bus.id()).fds(&[file.as_fd()])).unwrap();
+            }
+            println!("ready 100");
+            let _ = std::io::stdin().read(&mut [0]);
+        }
         // Tells who calls it, as it sees that, and who it is itself.
         "apart" => {
             println!("ready {}", bus.id());
@@ -114,6 +164,48 @@ pub(crate) fn client(role: &str, path: &str) {
         }
         _ => println!("unknown role"),
     }
+}
+
+/// Another connection, as soon as there is a place for it.
+fn again(path: &str) -> common::Client {
+    let until = std::time::Instant::now() + SOON;
+    loop {
+        let transport = Options::new().lanes(0).staging(0).connect(path).unwrap();
+        match Connection::with_capacities(transport, &Hello::new().accept_fds()) {
+            Ok(bus) => return bus,
+            Err(error) => assert!(std::time::Instant::now() < until, "{error}"),
+        }
+    }
+}
+
+/// Sends sockets whose last close waits for their peers to itself, as many as it may, and returns those peers.
+fn leave_slow_ones(bus: &common::Client) -> Vec<std::net::TcpStream> {
+    let mut peers = Vec::new();
+    for _ in 0..8 {
+        let (socket, peer) = slow_to_close();
+        if bus.send(&Message::to(bus.id()).fds(&[socket.as_fd()])).is_err() {
+            // Nobody else has it.
+            rustix::net::sockopt::set_socket_linger(&socket, None).unwrap();
+            break;
+        }
+        peers.push(peer);
+    }
+    peers
+}
+
+/// A socket whose last close waits until `peer` goes, and that peer.
+fn slow_to_close() -> (std::os::fd::OwnedFd, std::net::TcpStream) {
+    use rustix::net::sockopt;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // Soon full.
+    sockopt::set_socket_recv_buffer_size(&listener, 4096).unwrap();
+    let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    sockopt::set_socket_send_buffer_size(&socket, 4096).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut &socket, &[0; 4096]).is_ok() {}
+    sockopt::set_socket_linger(&socket, Some(Duration::from_secs(3600))).unwrap();
+    (socket.into(), peer)
 }
 
 /// Brings a lane and drops it, again and again, as long as anybody answers; nobody reads that.
