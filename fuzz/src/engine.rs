@@ -8,6 +8,9 @@ mod chaos;
 #[allow(dead_code, reason = "tests use more of it")]
 #[path = "../../core/src/engine/testbed.rs"]
 mod testbed;
+#[allow(dead_code, reason = "tests use more of it")]
+#[path = "../../core/src/engine/testbed_messages.rs"]
+mod testbed_messages;
 
 /// Memory that is small enough to run full.
 type Memory = StaticStorage<9, 12, 14>;
