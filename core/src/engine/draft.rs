@@ -11,7 +11,7 @@ use super::Domain;
 use super::deliver::{Parcel, Shown};
 use super::host::{HandleId, Host};
 use super::pool::Slice;
-use super::slice::{ItemSink, Measure, SliceWriter};
+use super::slice::{ByteSink, ItemSink, Measure, SliceWriter};
 
 /// Bytes up to which header, items and metadata of a message are put together before they go into a pool.
 const DRAFT_MAX: usize = 512;
@@ -28,20 +28,6 @@ impl Draft {
         Self(heapless::Vec::new())
     }
 
-    /// Appends bytes that are no item.
-    fn bytes(&mut self, bytes: &[u8]) {
-        if self.0.extend_from_slice(bytes).is_err() {
-            // Cannot fail: it is as large as that.
-            let _ = self.0.resize(DRAFT_MAX, 0);
-        }
-    }
-
-    /// Zeroes what is missing to the next multiple of 8.
-    fn pad(&mut self) {
-        let end = self.0.len();
-        self.bytes(&[0; 8][..end.next_multiple_of(8) - end]);
-    }
-
     /// Overwrites a word.
     fn put_word(&mut self, at: usize, word: u64) {
         if let Some(place) = self.0.get_mut(at..at + 8) {
@@ -55,17 +41,17 @@ impl Draft {
     }
 }
 
-impl ItemSink for Draft {
-    fn item(&mut self, kind: ItemType, parts: &[&[u8]]) {
-        self.pad();
-        let payload: usize = parts.iter().map(|part| part.len()).sum();
-        let mut header = [0; ITEM_HEADER];
-        header[..8].copy_from_slice(&((ITEM_HEADER + payload) as u64).to_ne_bytes());
-        header[8..].copy_from_slice(&kind.0.to_ne_bytes());
-        self.bytes(&header);
-        for part in parts {
-            self.bytes(part);
+impl ByteSink for Draft {
+    fn bytes(&mut self, bytes: &[u8]) {
+        if self.0.extend_from_slice(bytes).is_err() {
+            // Cannot fail: it is as large as that.
+            let _ = self.0.resize(DRAFT_MAX, 0);
         }
+    }
+
+    fn pad(&mut self) {
+        let end = self.0.len();
+        self.bytes(&[0; 8][..end.next_multiple_of(8) - end]);
     }
 }
 

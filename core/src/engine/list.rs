@@ -13,7 +13,7 @@ use super::connection::{put_record, record};
 use super::domain::chunk_ref;
 use super::host::{Credentials, HandleId, Host};
 use super::metadata::{PROCESS, emit_process, translate, visible};
-use super::slice::{ItemSink, Measure, SliceWriter};
+use super::slice::{ByteSink, ItemSink, Measure, SliceWriter};
 use super::table::ConnIx;
 
 /// Bytes of a record without items.

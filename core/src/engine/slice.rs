@@ -10,6 +10,29 @@ pub(super) trait ItemSink {
     fn item(&mut self, kind: ItemType, parts: &[&[u8]]);
 }
 
+/// Takes bytes one after another, and so items too.
+pub(super) trait ByteSink {
+    /// Takes bytes that are no item.
+    fn bytes(&mut self, bytes: &[u8]);
+
+    /// Takes zeros for what is missing to the next multiple of 8.
+    fn pad(&mut self);
+}
+
+impl<S: ByteSink> ItemSink for S {
+    fn item(&mut self, kind: ItemType, parts: &[&[u8]]) {
+        self.pad();
+        let payload: usize = parts.iter().map(|part| part.len()).sum();
+        let mut header = [0; ITEM_HEADER];
+        header[..8].copy_from_slice(&((ITEM_HEADER + payload) as u64).to_ne_bytes());
+        header[8..].copy_from_slice(&kind.0.to_ne_bytes());
+        self.bytes(&header);
+        for part in parts {
+            self.bytes(part);
+        }
+    }
+}
+
 /// Counts the bytes of items.
 #[derive(Debug, Default)]
 pub(super) struct Measure {
@@ -23,10 +46,13 @@ impl Measure {
     }
 }
 
-impl ItemSink for Measure {
-    fn item(&mut self, _kind: ItemType, parts: &[&[u8]]) {
-        let payload: usize = parts.iter().map(|part| part.len()).sum();
-        self.end = align8(self.end) + (ITEM_HEADER + payload) as u64;
+impl ByteSink for Measure {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.end += bytes.len() as u64;
+    }
+
+    fn pad(&mut self) {
+        self.end = align8(self.end);
     }
 }
 
@@ -43,39 +69,25 @@ impl<'h> SliceWriter<'h> {
         Self { host, owner, at: offset }
     }
 
-    /// Writes bytes that are no item.
-    pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.host.pool_write(self.owner, self.at, bytes);
-            self.at += bytes.len() as u64;
-        }
-    }
-
-    /// Zeroes what is missing to the next multiple of 8.
-    pub(super) fn pad(&mut self) {
-        let end = align8(self.at);
-        if end > self.at {
-            self.host.pool_write(self.owner, self.at, &[0; 8][..(end - self.at) as usize]);
-            self.at = end;
-        }
-    }
-
     /// Where the next byte goes.
     pub(super) const fn at(&self) -> u64 {
         self.at
     }
 }
 
-impl ItemSink for SliceWriter<'_> {
-    fn item(&mut self, kind: ItemType, parts: &[&[u8]]) {
-        self.pad();
-        let payload: usize = parts.iter().map(|part| part.len()).sum();
-        let mut header = [0; ITEM_HEADER];
-        header[..8].copy_from_slice(&((ITEM_HEADER + payload) as u64).to_ne_bytes());
-        header[8..].copy_from_slice(&kind.0.to_ne_bytes());
-        self.bytes(&header);
-        for part in parts {
-            self.bytes(part);
+impl ByteSink for SliceWriter<'_> {
+    fn bytes(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.host.pool_write(self.owner, self.at, bytes);
+            self.at += bytes.len() as u64;
+        }
+    }
+
+    fn pad(&mut self) {
+        let end = align8(self.at);
+        if end > self.at {
+            self.host.pool_write(self.owner, self.at, &[0; 8][..(end - self.at) as usize]);
+            self.at = end;
         }
     }
 }
