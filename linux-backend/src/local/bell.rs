@@ -267,7 +267,7 @@ impl Bell {
                 return Ok(Woken::HungUp);
             }
             let polls = gate().is_none() || self.watched.get();
-            let timeout = self.timeout(deadline.filter(|deadline| polls || !self.wakes_by(*deadline)));
+            let timeout = self.timeout(deadline, !polls);
             let taken = if polls {
                 self.poll(socket, timeout.as_ref())
             } else {
@@ -291,19 +291,24 @@ impl Bell {
     }
 
     /// Until when to wait at the set, from now. What rang since the bell was silenced, and was taken in passing, still wakes.
-    fn timeout(&self, deadline: Option<Instant>) -> Option<Timespec> {
+    ///
+    /// With `by_timer`, none where the timer ends the wait at `deadline` or before. It is set for one that is far away: a timer
+    /// that stays as it is through many waits, and ends one of them early, costs less than a timeout of each.
+    fn timeout(&self, deadline: Option<Instant>, by_timer: bool) -> Option<Timespec> {
         let at_once = gate().is_some() && self.by_edge.get() && self.pipe_rung.get();
-        let deadline = if at_once { Some(Instant::ZERO) } else { deadline };
-        deadline.map(|deadline| timespec(deadline.since(now())))
-    }
-
-    /// Whether the timer ends a wait at `deadline` or before. It is set for one that is far away: a timer that stays as it is
-    /// through many waits, and ends one of them early, costs less than a timeout of each.
-    fn wakes_by(&self, deadline: Instant) -> bool {
-        if self.goes_off.get() > deadline && deadline.since(now()) >= FAR_AWAY {
+        if at_once {
+            return Some(timespec(Duration::ZERO));
+        }
+        let deadline = deadline?;
+        let ends_it = || by_timer && self.goes_off.get() <= deadline;
+        if ends_it() {
+            return None;
+        }
+        let span = deadline.since(now());
+        if by_timer && span >= FAR_AWAY {
             self.start_timer(deadline);
         }
-        self.goes_off.get() <= deadline
+        if ends_it() { None } else { Some(timespec(span)) }
     }
 
     /// The timer went off: from here on it ends no wait.
@@ -325,7 +330,7 @@ impl Bell {
     ) -> Result<Woken, Errno> {
         let Some(cancel) = cancel else { return self.wait(socket, deadline, rung) };
         loop {
-            let timeout = self.timeout(deadline);
+            let timeout = self.timeout(deadline, false);
             let mut fds =
                 [PollFd::new(&self.set, PollFlags::IN), PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
             match poll(&mut fds, timeout.as_ref()) {
