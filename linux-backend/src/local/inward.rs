@@ -548,13 +548,12 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use kdbus_core::abi::{ITEM_HEADER, ItemType, ItemWriter, Msg, Vec as PayloadVec};
+    use kdbus_core::abi::Msg;
     use kdbus_core::channel::Order;
-    use zerocopy::IntoBytes;
 
     use super::super::detour::Detour;
     use super::super::handle::Answer;
-    use super::super::testbed::Lane;
+    use super::super::testbed::{Lane, short_message};
     use super::*;
 
     const SENDER: u64 = 7;
@@ -562,18 +561,7 @@ mod tests {
 
     /// A reply to a call with cookie 5, which nobody has made.
     fn reply() -> [u8; Msg::SIZE + 32] {
-        let header = Msg {
-            size: (Msg::SIZE + ITEM_HEADER + size_of::<PayloadVec>()) as u64,
-            dst_id: RECEIVER,
-            payload_type: 1,
-            timeout_or_reply: 5,
-            ..Msg::default()
-        };
-        let mut message = [0; Msg::SIZE + 32];
-        let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
-        writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
-        message[..Msg::SIZE].copy_from_slice(header.as_bytes());
-        message
+        short_message(Msg { dst_id: RECEIVER, timeout_or_reply: 5, ..Msg::default() })
     }
 
     #[test]

@@ -497,20 +497,17 @@ fn is_closed(lane: Option<&Outward>) -> bool {
 mod tests {
     use std::thread;
 
-    use kdbus_core::abi::{
-        AttachFlags, Errno, ITEM_HEADER, ItemType, ItemWriter, MsgFlags, Vec as PayloadVec,
-    };
+    use kdbus_core::abi::{AttachFlags, Errno, MsgFlags};
     use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
     use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, RECORD_WORDS};
     use rustix::fd::{AsFd, OwnedFd};
     use rustix::pipe::{PipeFlags, pipe_with};
-    use zerocopy::IntoBytes;
 
     use super::super::detour::Detour;
     use super::super::handle::Answer;
     use super::super::map::{Seal, create, seal};
     use super::super::socket::{self, Wait};
-    use super::super::testbed::{Lane, handle, pair};
+    use super::super::testbed::{Lane, handle, pair, short_message};
     use super::super::wire::{Header, Kind};
     use super::*;
 
@@ -558,20 +555,13 @@ mod tests {
 
     /// A call of eight bytes.
     fn call() -> [u8; Msg::SIZE + 32] {
-        let header = Msg {
-            size: (Msg::SIZE + ITEM_HEADER + size_of::<PayloadVec>()) as u64,
+        short_message(Msg {
             flags: MsgFlags::EXPECT_REPLY.bits(),
             dst_id: RECEIVER,
-            payload_type: 1,
             cookie: 5,
             timeout_or_reply: WAIT_MAX.as_nanos(),
             ..Msg::default()
-        };
-        let mut message = [0; Msg::SIZE + 32];
-        let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
-        writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
-        message[..Msg::SIZE].copy_from_slice(header.as_bytes());
-        message
+        })
     }
 
     #[test]

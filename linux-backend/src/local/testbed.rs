@@ -5,7 +5,7 @@ use std::vec;
 use std::vec::Vec;
 
 #[cfg(feature = "lanes")]
-use kdbus_core::abi::AttachFlags;
+use kdbus_core::abi::{AttachFlags, ItemType, ItemWriter, Msg, Vec as PayloadVec};
 use kdbus_core::abi::{CmdHello, Command, Errno, HelloFlags, RecvFlags};
 #[cfg(feature = "lanes")]
 use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
@@ -164,6 +164,17 @@ pub(super) fn recv(transport: &LocalTransport) -> Option<u64> {
     let message = transport.recv(RecvFlags::empty(), 0).unwrap().message?;
     let bytes = transport.slice(message.info.offset, message.info.msg_size).unwrap();
     Some(u64::from_ne_bytes(bytes.try_into().unwrap()))
+}
+
+/// A message with this header, of one run of eight bytes.
+#[cfg(feature = "lanes")]
+pub(super) fn short_message(header: Msg) -> [u8; Msg::SIZE + 32] {
+    let mut message = [0; Msg::SIZE + 32];
+    let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
+    writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
+    let header = Msg { size: writer.len() as u64, payload_type: 1, ..header };
+    message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+    message
 }
 
 /// A lane as kdbusd makes one, which is open, and its sender's end.
