@@ -189,6 +189,39 @@ fn take_ring(bell: &Model) -> bool {
 }
 
 #[test]
+fn a_sender_that_sleeps_until_there_is_room_is_woken() {
+    loom::model(|| {
+        let lane = Lane::new();
+        let (mut gate, mut reader, mut writer) = (lane.gate(), lane.reader(), lane.writer());
+        let bell = Model::new(1);
+        gate.open();
+        for key in 1..=3 {
+            send(&mut writer, key).unwrap();
+        }
+        assert_eq!(send(&mut writer, 4), None, "it is full");
+        let pipe = bell.clone();
+        let sender = thread::spawn(move || {
+            ring(&pipe);
+            writer.ask_room();
+            writer.look_for_room(5)
+        });
+        for key in 1..=3 {
+            assert_eq!(receive(&mut reader), Some(key));
+        }
+        let mut tell = |reader: &mut Reader| {
+            if receive(reader).is_none() && reader.owes_room() {
+                take_ring(&bell);
+            }
+        };
+        tell(&mut reader);
+        reader.ask_bell();
+        tell(&mut reader);
+        // It sleeps as long as the pipe is full.
+        assert!(sender.join().unwrap() || !take_ring(&bell), "both sleep");
+    });
+}
+
+#[test]
 fn a_lane_that_went_cold_is_looked_at_once_it_rings() {
     loom::model(|| {
         let lane = Lane::new();

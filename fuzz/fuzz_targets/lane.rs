@@ -69,7 +69,10 @@ fuzz_target!(|ops: Vec<Op>| {
 type Part<'a> = &'a [AtomicU64];
 
 fn receive(reader: &mut LaneReader<Part<'_>, Part<'_>, Part<'_>>, held: &mut HeldTerms, page: &Part<'_>) {
-    let Ok(Some(head)) = reader.peek() else { return };
+    let Ok(Some(head)) = reader.peek() else {
+        let _ = reader.owes_room();
+        return;
+    };
     held.refresh(page);
     let Some(place) = Place::of(&head, held) else { return reader.reject() };
     let mut slice = vec![0_u64; (place.size() / 8) as usize];

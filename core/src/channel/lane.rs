@@ -6,6 +6,7 @@
 //! | word | what |
 //! |---|---|
 //! | 0 | control: closed, epoch and tail, as a [`Verdict`] |
+//! | 1 | counts how often the sender asked to be told of room |
 //! | 8 | messages sent, for whoever looks on; nobody relies on it |
 //! | 16 … | ring of R words, a power of two |
 //!
@@ -27,6 +28,9 @@
 //! *Waking.* The sender writes the tail, then a fence, then looks at the count of bells asked for, and rings if
 //! that has changed since it last rang. The receiver counts up, then a fence, then looks at the tail once more before
 //! it sleeps. As long as it does not ask again, it is *hot*, and nobody rings. No word is written by both.
+//!
+//! *Room.* A sender that sleeps until there is room counts up, then a fence, then looks at what came back once more. The
+//! receiver looks at the count where it finds nothing more to receive, once more after it has asked for its bell.
 
 use core::fmt;
 use core::mem::offset_of;
@@ -42,6 +46,8 @@ pub const RING_MIN: u32 = 16;
 pub const RING_MAX: u32 = 1 << 20;
 
 pub(super) const CONTROL_AT: usize = 0;
+// Beside the control word: the receiver has just looked at that when it looks here.
+pub(super) const ROOM_WISH_AT: usize = 1;
 // Not beside the control word, which the receiver looks at.
 pub(super) const COUNT_AT: usize = 8;
 const RING_AT: usize = 16;
@@ -276,6 +282,8 @@ pub struct LaneReader<L, B, V> {
     /// Words of messages that were received.
     returned: u64,
     wishes: u64,
+    /// The sender's wish for room that was fulfilled last.
+    relieved: u64,
     violated: bool,
 }
 
@@ -299,6 +307,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             peeked: None,
             returned: 0,
             wishes: 1,
+            relieved: 0,
             violated: false,
         })
     }
@@ -475,6 +484,24 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         self.back.store(WISH_AT, self.wishes);
         // Against the fence in `Reserved::commit`.
         self.back.fence();
+    }
+
+    /// Whether the sender has asked to be told of room since it last was, and half of the lane is free: it has to be woken.
+    /// To be asked where nothing more is there to receive.
+    #[must_use = "a sender that sleeps has to be woken"]
+    #[inline]
+    pub fn owes_room(&mut self) -> bool {
+        let wish = self.lane.load(ROOM_WISH_AT);
+        wish != self.relieved && self.relieve(wish)
+    }
+
+    #[cold]
+    fn relieve(&mut self, wish: u64) -> bool {
+        let has_room = self.known.wrapping_sub(self.returned) <= self.layout.ring() / 2;
+        if has_room {
+            self.relieved = wish;
+        }
+        has_room
     }
 
     /// Whether the lane is closed and everything in it was copied out.

@@ -128,6 +128,33 @@ fn room_comes_back_when_a_message_is_received_and_not_before() {
 }
 
 #[test]
+fn a_sender_that_asked_for_room_is_told_once_when_half_of_the_lane_is_free() {
+    let memory = Memory::new(32);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    let head = LaneHead { first: 32, ..LaneHead::default() };
+    while let Ok(reserved) = writer.reserve(head) {
+        let _ = reserved.commit().unwrap();
+    }
+    assert!(reader.peek().unwrap().is_some() && !reader.owes_room(), "nobody has asked");
+    writer.ask_room();
+    assert!(!writer.look_for_room(8) && !reader.owes_room());
+    let take = |reader: &mut Reader<'_>| {
+        reader.peek().unwrap().unwrap();
+        let words = reader.copy_out(&mut [0; 4], &mut []).unwrap();
+        reader.give_back(words);
+    };
+    take(&mut reader);
+    assert!(!reader.owes_room(), "a quarter");
+    assert!(writer.look_for_room(8) && !writer.look_for_room(9));
+    take(&mut reader);
+    assert!(reader.owes_room() && !reader.owes_room(), "once");
+    assert!(writer.look_for_room(16));
+    writer.ask_room();
+    assert!(reader.owes_room(), "once for each time that it asks");
+}
+
+#[test]
 fn what_was_sent_before_a_close_is_delivered_and_nothing_after_it() {
     let memory = Memory::new(64);
     let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
@@ -310,6 +337,8 @@ fn a_receiver_that_scribbles_does_not_lead_the_sender_outside() {
         let value = scramble(&mut seed) >> (scramble(&mut seed) % 64);
         memory.back[scramble(&mut seed) as usize % 2 * 8].store(value, Ordering::Relaxed);
         let _ = send(&mut writer, number % 12);
+        writer.ask_room();
+        let _ = writer.look_for_room(number % 40);
     }
 }
 

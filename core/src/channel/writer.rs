@@ -1,7 +1,8 @@
 //! The sender's side of a [lane](super::lane).
 
 use super::lane::{
-    ABANDONED, CONTROL_AT, COUNT_AT, HEAD, LaneHead, LaneLayout, NotByLane, RETURNED_AT, WISH_AT,
+    ABANDONED, CONTROL_AT, COUNT_AT, HEAD, LaneHead, LaneLayout, NotByLane, RETURNED_AT, ROOM_WISH_AT,
+    WISH_AT,
 };
 use super::verdict;
 use super::words::Words;
@@ -22,6 +23,8 @@ pub struct LaneWriter<L, B, V> {
     returned: u64,
     /// The wish for a bell that was fulfilled last.
     rung: u64,
+    /// How often this sender asked to be told of room.
+    wishes: u64,
     /// Messages sent.
     count: u64,
 }
@@ -42,6 +45,7 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
             control: 0,
             returned: 0,
             rung: 0,
+            wishes: 0,
             count: 0,
         })
     }
@@ -96,6 +100,33 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
         }
         let (at, left) = (self.layout.at(start + HEAD), (words - HEAD) as usize);
         Ok(Reserved { writer: self, next, at, left, partial: [0; 8], filled: 0 })
+    }
+
+    /// Asks the receiver to tell of room. The caller then looks once more, and sleeps only if there is none.
+    pub fn ask_room(&mut self) {
+        self.wishes = self.wishes.wrapping_add(1);
+        self.lane.store(ROOM_WISH_AT, self.wishes);
+        // Against the fence in `LaneReader::ask_bell`.
+        self.lane.fence();
+    }
+
+    /// Looks whether a message of `words` has room, and a quarter of the lane with it, so that it is not full again at once.
+    pub fn look_for_room(&mut self, words: u64) -> bool {
+        self.returned = self.back.load(RETURNED_AT);
+        let wanted = words.max(self.layout.ring() / 4);
+        self.has_room(verdict::tail(self.control), wanted)
+    }
+
+    /// How large the lane is.
+    #[must_use]
+    pub const fn layout(&self) -> LaneLayout {
+        self.layout
+    }
+
+    /// Messages sent.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
     }
 
     /// Whether `words` fit behind `start`, as far as is known of what was received.

@@ -13,7 +13,7 @@ use super::inbox::Inbox;
 use super::message::{Message, OWN_COOKIES, ReplyTo};
 use super::registry::{RecordKind, Registry};
 use super::topic::Topic;
-use super::transport::{Failure, Transport};
+use super::transport::{Failure, Outgoing, Transport};
 use super::waiters::{Waiters, Want};
 use crate::abi::{
     AttachFlags, Cmd, CmdHello, Command, HelloFlags, ItemType, ItemWriter, NoRoom, PolicyAccess,
@@ -399,12 +399,29 @@ impl<T: Transport> Link<T> {
     }
 
     pub(super) fn transmit<'m>(&'m self, message: &Message<'m, T::BorrowedFd<'m>>) -> Result<u64, SendError> {
+        self.encode(message, |outgoing| self.transport.send(outgoing))
+    }
+
+    /// As [`send`](Self::send), for who would wait for room until `until`.
+    pub(super) fn send_patiently<'m>(
+        &'m self,
+        message: &Message<'m, T::BorrowedFd<'m>>,
+        until: Deadline,
+    ) -> Result<u64, SendError> {
+        if message.takes_own_cookie() {
+            return Err(SendError::Invalid);
+        }
+        self.encode(message, |outgoing| self.transport.send_patiently(outgoing, until))
+    }
+
+    #[inline(always)]
+    fn encode<'m>(
+        &'m self,
+        message: &Message<'m, T::BorrowedFd<'m>>,
+        send: impl FnOnce(&mut Outgoing<'_, T::BorrowedFd<'m>>) -> Result<(), Failure>,
+    ) -> Result<u64, SendError> {
         message
-            .encode(
-                || self.cookie(),
-                &self.bus.bloom,
-                |outgoing, cookie| self.transport.send(outgoing).map(|()| cookie),
-            )?
+            .encode(|| self.cookie(), &self.bus.bloom, |outgoing, cookie| send(outgoing).map(|()| cookie))?
             .map_err(SendError::from)
     }
 

@@ -63,7 +63,8 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         poll_fn(|cx| self.poll_send(cx, message, &mut retry)).await
     }
 
-    /// As [`send_when_room`](Self::send_when_room), and waits in the transport.
+    /// As [`send_when_room`](Self::send_when_room), and waits in the transport, which may wait for a faster way to have room
+    /// first ([`Transport::send_patiently`]).
     ///
     /// # Errors
     ///
@@ -75,12 +76,13 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         deadline: impl Into<Deadline>,
     ) -> Result<u64, SendError> {
         let message = &message.or_cookie(|| self.link.cookie());
-        match self.send(message) {
+        let deadline = deadline.into();
+        match self.link.send_patiently(message, deadline) {
             Err(error) if error.is_full() => {}
             // Most find room, and neither a clock nor a future.
             result => return result,
         }
-        match super::block_on(self, self.wait_for_room(message, deadline.into())) {
+        match super::block_on(self, self.wait_for_room(message, deadline)) {
             Ok(result) => result,
             Err(WaitError::Broken(broken)) => Err(broken.into()),
             Err(WaitError::InboxFull) => Err(SendError::InboxFull),

@@ -3,6 +3,7 @@
 use core::fmt;
 use core::ops::Deref;
 
+use super::deadline::Deadline;
 use crate::Instant;
 use crate::abi::{Command, Errno, MsgInfo, RecvFlags};
 
@@ -142,6 +143,20 @@ pub trait Transport {
     ///
     /// [`Failure`] with the bus' code.
     fn send(&self, message: &mut Outgoing<'_, Self::BorrowedFd<'_>>) -> Result<(), Failure>;
+
+    /// As [`send`](Self::send), for who would wait for room at the receiver until `until`. Where a way of the transport's own is
+    /// full before the receiver is, it may wait a while for that; by default it does not.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn send_patiently(
+        &self,
+        message: &mut Outgoing<'_, Self::BorrowedFd<'_>>,
+        _until: Deadline,
+    ) -> Result<(), Failure> {
+        self.send(message)
+    }
 
     /// Sends a call, waits for its reply, which does not pass through the queue, and puts that into `reply`.
     ///

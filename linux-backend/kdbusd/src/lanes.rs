@@ -16,7 +16,7 @@ use kdbus_linux::local::wire::LANE_OUT_FDS;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::bans::Bans;
 use crate::clients::no_memory;
@@ -139,6 +139,9 @@ impl LaneTable {
         map::seal(&record_file, Seal::SizeFirst)?;
         // The ringing end goes to the sender and no other: kdbusd could be made to wait in it.
         let (bell, ringer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // One page, the least there is: a sender that waits for room sleeps until the bell in it was taken. Where it cannot be
+        // had, nobody sleeps for that.
+        let _ = fcntl_setpipe_size(&ringer, 1);
         // As long as its sender has one of its own, ringing a receiver that has closed the other is no SIGPIPE. Of one
         // description, either could make the other wait.
         let heard = open_again(&bell, OFlags::NONBLOCK)?;

@@ -64,6 +64,14 @@ fn messages_go_past_the_daemon_and_ring_once() {
 }
 
 #[test]
+fn a_bell_is_full_as_long_as_it_rings() {
+    let bus = bus();
+    let (_out, inward) = lane(&bus.connect_without_lanes(), &bus.connect_without_lanes());
+    // A sender that waits for room sleeps until it can write to it.
+    assert_eq!(rustix::pipe::fcntl_getpipe_size(&inward).unwrap(), rustix::param::page_size());
+}
+
+#[test]
 fn there_are_none_unless_the_daemon_is_told_so() {
     let bus = Bus::with(|config| config.capacity.lanes = 0);
     let (a, b) = (bus.connect_without_lanes(), bus.connect_without_lanes());

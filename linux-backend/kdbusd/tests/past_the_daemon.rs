@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use common::Client;
-use common::calls::{after, bus, carried, hello, name};
+use common::calls::{after, bus, carried, hello, meanwhile, name, pair};
 use kdbus_core::NodeName;
 use kdbus_core::abi::{AttachFlags, ITEM_HEADER, ItemType, Items, Msg, NameFlags, RecvFlags, Timestamp};
 use kdbus_core::client::{Hello, Message, Part, Transport};
@@ -100,6 +100,28 @@ fn what_finds_no_room_in_a_lane_is_received_in_its_place() {
         assert_eq!(b.try_recv().unwrap().unwrap().cookie(), number + 1);
     }
     assert!(b.try_recv().unwrap().is_none());
+}
+
+#[test]
+fn a_stream_of_a_sender_that_waits_for_room_comes_whole_and_in_order() {
+    const LONG: Duration = Duration::from_secs(60);
+    let bus = bus();
+    let (a, b) = pair(&bus);
+    let to = b.id();
+    let receiving = meanwhile(b, |b| {
+        for cookie in 1..=3000 {
+            // Fast for a while, then slower than its sender cares to wait.
+            let pause = if cookie % 1000 == 999 { 7 } else { 0 };
+            std::thread::sleep(Duration::from_millis(pause));
+            assert_eq!(b.recv_blocking(LONG).unwrap().cookie(), cookie);
+        }
+    });
+    for cookie in 1..=3000 {
+        let message = Message::to(to).payload(&[7; 64]).cookie(cookie);
+        a.send_when_room_blocking(&message, LONG).unwrap();
+    }
+    let (b, ()) = receiving.join().unwrap();
+    assert!(carried(&b) < 3000, "most of them went by lane");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::error::{EPROTO, errno};
 use super::handle::{Answer, Attachments, Handle};
 use super::map::{self, WordMap};
 use super::point::{self, Point};
+use super::room::RoomWait;
 use super::socket::{self, Descriptors, Wait};
 use super::wire::{self, Header, Kind, LANE_FDS};
 
@@ -38,6 +39,7 @@ pub struct OutLane {
     _heard: OwnedFd,
     /// Key of the message sent last.
     last: u64,
+    pub(super) room: RoomWait,
 }
 
 /// The files of a lane, checked, and how large it is.
@@ -92,13 +94,31 @@ impl InLane {
     /// [`Violation`] of its sender, from here on always.
     #[inline]
     pub fn peek(&mut self) -> Result<Option<LaneHead>, Violation> {
-        self.reader.peek()
+        let next = self.reader.peek()?;
+        if next.is_none() && self.reader.owes_room() {
+            self.wake_sender();
+            return self.reader.peek();
+        }
+        Ok(next)
     }
 
     /// As [`LaneReader::has_next`], and false after a violation.
     #[inline]
     pub(super) fn has_next(&mut self) -> bool {
-        self.reader.has_next() == Ok(true)
+        match self.reader.has_next() {
+            Ok(false) if self.reader.owes_room() => {
+                self.wake_sender();
+                self.reader.has_next() == Ok(true)
+            }
+            next => next == Ok(true),
+        }
+    }
+
+    /// Tells a sender that waits for it that there is room. A ring of its for a message may go with that: the caller looks
+    /// once more.
+    #[cold]
+    fn wake_sender(&self) {
+        self.silence();
     }
 
     /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the
@@ -220,7 +240,7 @@ impl OutLane {
         let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
         let writer = LaneWriter::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
         let calls = WordMap::writable(calls, CALL_WORDS).map_err(errno)?;
-        Ok(Self { receiver, writer, calls, record, bell, _heard: heard, last: 0 })
+        Ok(Self { receiver, writer, calls, record, bell, _heard: heard, last: 0, room: RoomWait::new() })
     }
 
     /// Whether messages can be sent now. A lane is opened some time after it was given.
@@ -234,6 +254,36 @@ impl OutLane {
     #[must_use]
     pub const fn receiver(&self) -> u64 {
         self.receiver
+    }
+
+    /// Words that it holds.
+    pub(super) const fn ring(&self) -> u64 {
+        self.writer.layout().ring()
+    }
+
+    /// Messages that went by it.
+    pub(super) const fn sent(&self) -> u64 {
+        self.writer.count()
+    }
+
+    /// As [`LaneWriter::ask_room`].
+    pub(super) fn ask_room(&mut self) {
+        self.writer.ask_room();
+    }
+
+    /// As [`LaneWriter::look_for_room`].
+    pub(super) fn look_for_room(&mut self, words: u64) -> bool {
+        self.writer.look_for_room(words)
+    }
+
+    /// Rings the receiver's bell. Full: it rings already. Whether anybody hears it is the receiver's own matter.
+    pub(super) fn ring_bell(&self) {
+        let _ = rustix::io::write(&self.bell, &[1]);
+    }
+
+    /// The ringing end.
+    pub(super) fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
     }
 
     /// Opens a call that goes by this lane.
@@ -303,8 +353,7 @@ impl OutLane {
         point::pass(Point::Committed);
         if ring {
             point::pass(Point::BeforeBell);
-            // Full: it rings already. Whether anybody hears it is the receiver's own matter.
-            let _ = rustix::io::write(&self.bell, &[1]);
+            self.ring_bell();
         }
         Ok(true)
     }

@@ -32,6 +32,7 @@ pub mod point;
 mod point;
 pub mod raw;
 mod receive;
+mod room;
 pub mod socket;
 mod spin;
 mod staging;

@@ -2,8 +2,10 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{DST_ID_NAME, Msg};
-use kdbus_core::channel::{CALLS_MAX, CallName, CallRecord, CallState, CallWord, Sendable, sendable};
-use kdbus_core::client::{Failure, Outgoing};
+use kdbus_core::channel::{
+    CALLS_MAX, CallName, CallRecord, CallState, CallWord, NotByLane, Sendable, sendable,
+};
+use kdbus_core::client::{Deadline, Failure, Outgoing};
 use kdbus_core::examine::Route;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
@@ -132,12 +134,18 @@ impl OutLanes {
 
     /// Sends a call that its connection waits for by lane, if it can go by one. What would be refused cannot.
     pub(super) fn call<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>) -> Option<Call> {
-        if self.send(handle, message, true) { self.calls.waited().copied() } else { None }
+        if self.send(handle, message, true, None) { self.calls.waited().copied() } else { None }
     }
 
     /// Sends a message that answers nothing by lane, if it can go by one. With `waits`, it has to be a call, and its
-    /// connection waits for its end.
-    pub(super) fn send<F>(&mut self, handle: &Handle, message: &mut Outgoing<'_, F>, waits: bool) -> bool {
+    /// connection waits for its end; with `room_until`, it may wait that long for room in the lane.
+    pub(super) fn send<F>(
+        &mut self,
+        handle: &Handle,
+        message: &mut Outgoing<'_, F>,
+        waits: bool,
+        room_until: Option<Deadline>,
+    ) -> bool {
         let Some((sendable, is_last)) = self.look_at(message.message) else { return false };
         let (route, cookie) = (sendable.route, sendable.header.cookie);
         let deadline = Instant::from_nanos(sendable.header.timeout_ns());
@@ -186,7 +194,14 @@ impl OutLanes {
             }
         }
         let word = name.map_or(0, CallName::word);
-        let mut sent = lane.send(now, word, first, message.payload).is_ok();
+        let mut sent = match lane.send(now, word, first, message.payload) {
+            Err(NotByLane::Full) if room_until.is_some() => {
+                let until = room_until.map_or(begun, |until| until.at(begun));
+                let until = if is_call { until.min(deadline) } else { until };
+                lane.send_when_room(until, word, first, message.payload)
+            }
+            sent => sent.is_ok(),
+        };
         if let (false, Some(name)) = (sent, name) {
             // A call that was not sent has ended here: whoever it goes to by another way answers it there. Who saw it before
             // may have had its reply brought; then it goes on, to that end.
@@ -585,7 +600,7 @@ mod tests {
             });
             let fds: &[OwnedFd] = &[];
             let mut outgoing = Outgoing { message: &mut call(), payload: &[b"question"], fds };
-            let sent = outward.send(&handle, &mut outgoing, waits);
+            let sent = outward.send(&handle, &mut outgoing, waits, None);
             assert_eq!(sent, brought, "else there were two replies, or none: {waits}");
             let open = outward.calls.waited().or_else(|| outward.calls.iter().next());
             let state = open.and_then(|call| outward.state(call));

@@ -20,6 +20,8 @@ pub enum Point {
     Committed,
     /// A message is committed, and its receiver's bell, which has to be rung, is not.
     BeforeBell,
+    /// A sender has said that it waits for room in a lane, and does not sleep yet.
+    RoomAsked,
     /// A message was copied out of its lane and examined, and waits in the queue; its lane has not got its room back.
     Copied,
     /// A reply that nobody waits for was taken out of its lane, which has its room back.

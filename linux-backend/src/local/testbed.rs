@@ -17,6 +17,8 @@ use kdbus_core::engine::{Entry, Return};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+#[cfg(feature = "lanes")]
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::pipe::{PipeFlags, pipe_with};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -206,6 +208,7 @@ impl Lane {
         let [lane_words, back_words] = [map(&lane, layout.lane_words()), map(&back, LaneLayout::BACK_WORDS)];
         let writer = LaneWriter::new(lane_words, back_words, map(&page, PAGE_WORDS), VERDICT_AT, layout);
         let (bell, ringer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+        fcntl_setpipe_size(&ringer, 1).unwrap();
         Self { files: [lane, back, page, calls, bell], writer: writer.unwrap(), gate, record, ringer }
     }
 

@@ -6,7 +6,7 @@ use kdbus_core::abi::{
     Cmd, CmdFree, CmdHello, Command, Errno, FLAG_NEGOTIATE, Frame, HelloFlags, Msg, RecvFlags, SendFlags,
 };
 use kdbus_core::channel::InboxReader;
-use kdbus_core::client::{Failure, Found, Incoming, Outgoing, Transport};
+use kdbus_core::client::{Deadline, Failure, Found, Incoming, Outgoing, Transport};
 use kdbus_core::{Instant, WellKnownName};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
@@ -262,6 +262,41 @@ impl LocalTransport {
         Ok(())
     }
 
+    /// Sends a message. If it may wait for room in a lane that is full, `room_until` says how long.
+    #[inline(always)]
+    fn send_until(
+        &self,
+        message: &mut Outgoing<'_, BorrowedFd<'_>>,
+        room_until: Option<Deadline>,
+    ) -> Result<(), Failure> {
+        self.check()?;
+        let mut receiver = self.receiver.borrow_mut();
+        let way = match &mut *self.outward.borrow_mut() {
+            Some(outward) if gate().is_some() => {
+                let way = if is_reply(message.message) {
+                    let mut receiver = receiver.as_mut();
+                    if let Some(receiver) = &mut receiver {
+                        receiver.look_at_calls(self.handle.pool());
+                    }
+                    outward.reply(&self.handle, receiver.and_then(Receiver::lanes), message)
+                } else if outward.send(&self.handle, message, false, room_until) {
+                    Way::Lane
+                } else {
+                    Way::Bus
+                };
+                if self.bell.is_watched() && !outward.calls().is_empty() {
+                    self.bell.set_timer(outward.calls().next());
+                }
+                way
+            }
+            _ => Way::Bus,
+        };
+        match way {
+            Way::Lane => self.beat(),
+            way => self.send_by_bus(message, way, receiver),
+        }
+    }
+
     /// Sends a message through kdbusd, as what `way` says.
     #[inline(never)]
     fn send_by_bus(
@@ -394,32 +429,15 @@ impl Transport for LocalTransport {
     }
 
     fn send(&self, message: &mut Outgoing<'_, BorrowedFd<'_>>) -> Result<(), Failure> {
-        self.check()?;
-        let mut receiver = self.receiver.borrow_mut();
-        let way = match &mut *self.outward.borrow_mut() {
-            Some(outward) if gate().is_some() => {
-                let way = if is_reply(message.message) {
-                    let mut receiver = receiver.as_mut();
-                    if let Some(receiver) = &mut receiver {
-                        receiver.look_at_calls(self.handle.pool());
-                    }
-                    outward.reply(&self.handle, receiver.and_then(Receiver::lanes), message)
-                } else if outward.send(&self.handle, message, false) {
-                    Way::Lane
-                } else {
-                    Way::Bus
-                };
-                if self.bell.is_watched() && !outward.calls().is_empty() {
-                    self.bell.set_timer(outward.calls().next());
-                }
-                way
-            }
-            _ => Way::Bus,
-        };
-        match way {
-            Way::Lane => self.beat(),
-            way => self.send_by_bus(message, way, receiver),
-        }
+        self.send_until(message, None)
+    }
+
+    fn send_patiently(
+        &self,
+        message: &mut Outgoing<'_, BorrowedFd<'_>>,
+        until: Deadline,
+    ) -> Result<(), Failure> {
+        self.send_until(message, Some(until))
     }
 
     fn call_into(
