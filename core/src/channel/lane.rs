@@ -282,8 +282,9 @@ pub struct LaneReader<L, B, V> {
     /// Words of messages that were received.
     returned: u64,
     wishes: u64,
-    /// The sender's wish for room that was fulfilled last.
+    /// The sender's wish for room that was fulfilled last, and what had come back then.
     relieved: u64,
+    relieved_at: u64,
     violated: bool,
 }
 
@@ -308,6 +309,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             returned: 0,
             wishes: 1,
             relieved: 0,
+            relieved_at: 0,
             violated: false,
         })
     }
@@ -497,9 +499,11 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
 
     #[cold]
     fn relieve(&mut self, wish: u64) -> bool {
-        let has_room = self.known.wrapping_sub(self.returned) <= self.layout.ring() / 2;
+        // Without something that came back since, there is nothing to tell, however often it asks.
+        let has_room = self.returned != self.relieved_at
+            && self.known.wrapping_sub(self.returned) <= self.layout.ring() / 2;
         if has_room {
-            self.relieved = wish;
+            (self.relieved, self.relieved_at) = (wish, self.returned);
         }
         has_room
     }

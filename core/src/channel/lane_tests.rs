@@ -151,6 +151,8 @@ fn a_sender_that_asked_for_room_is_told_once_when_half_of_the_lane_is_free() {
     assert!(reader.owes_room() && !reader.owes_room(), "once");
     assert!(writer.look_for_room(16));
     writer.ask_room();
+    assert!(!reader.owes_room(), "it has no more than it was told of");
+    take(&mut reader);
     assert!(reader.owes_room(), "once for each time that it asks");
 }
 

@@ -123,12 +123,6 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
         self.layout
     }
 
-    /// Messages sent.
-    #[must_use]
-    pub const fn count(&self) -> u64 {
-        self.count
-    }
-
     /// Whether `words` fit behind `start`, as far as is known of what was received.
     const fn has_room(&self, start: u64, words: u64) -> bool {
         let used = start.wrapping_sub(self.returned);

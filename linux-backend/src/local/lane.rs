@@ -261,11 +261,6 @@ impl OutLane {
         self.writer.layout().ring()
     }
 
-    /// Messages that went by it.
-    pub(super) const fn sent(&self) -> u64 {
-        self.writer.count()
-    }
-
     /// As [`LaneWriter::ask_room`].
     pub(super) fn ask_room(&mut self) {
         self.writer.ask_room();
