@@ -143,10 +143,10 @@ mod tests {
         let mut set = HotSet::new(512).unwrap();
         assert!(numbers(&set).is_empty());
         let mut model = BTreeSet::new();
-        let mut random = 7_usize;
+        let mut random = 7_u64;
         for step in 0..10_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let number = random >> 40;
+            let number = (random >> 40) as usize;
             if step % 2000 == 1999 {
                 set.add_all();
                 model.extend(0..512);
