@@ -116,7 +116,8 @@ fn trace(client: Pid) -> io::Result<u64> {
                 count += u64::from(*inside && marks == 1);
                 (pid, None)
             }
-            WaitStatus::Stopped(pid, MARK) if pid == client => {
+            // It goes to the process, and the system picks one of its threads.
+            WaitStatus::Stopped(pid, MARK) => {
                 marks += 1;
                 (pid, None)
             }
