@@ -15,6 +15,7 @@ pub mod channel;
 pub mod client;
 pub mod engine;
 pub mod examine;
+pub mod hint;
 mod name;
 pub mod queue;
 mod radix;

@@ -13,6 +13,7 @@ use super::message::Message;
 use super::transport::{Failure, Incoming, Transport, Wait};
 use crate::Instant;
 use crate::abi::Errno;
+use crate::hint::likely;
 
 /// How a call ended.
 #[derive(Debug)]
@@ -41,6 +42,46 @@ impl<Fd> Default for Slot<Fd> {
             pending: Cell::new(false),
             outcome: Cell::new(None),
         }
+    }
+}
+
+/// The places of all calls of a connection.
+pub(super) struct Slots<Fd, const CALLS: usize> {
+    slots: [Slot<Fd>; CALLS],
+    /// Places that are taken: mostly none, and then nobody has to look at them.
+    taken: Cell<usize>,
+}
+
+impl<Fd, const CALLS: usize> Slots<Fd, CALLS> {
+    pub(super) fn new() -> Self {
+        Self { slots: core::array::from_fn(|_| Slot::default()), taken: Cell::new(0) }
+    }
+
+    /// Those that may be taken.
+    #[inline]
+    pub(super) fn taken(&self) -> &[Slot<Fd>] {
+        if likely(self.taken.get() == 0) { &[] } else { &self.slots }
+    }
+
+    /// Whether a call has no answer yet.
+    pub(super) fn any_pending(&self) -> bool {
+        self.taken().iter().any(Slot::is_pending)
+    }
+
+    fn free(&self) -> Option<&Slot<Fd>> {
+        self.slots.iter().find(|slot| slot.is_free())
+    }
+
+    /// Takes a free place for a call.
+    fn begin(&self, slot: &Slot<Fd>, cookie: u64, until: Instant) {
+        self.taken.set(self.taken.get() + 1);
+        slot.begin(cookie, until);
+    }
+
+    /// Gives a place back, once.
+    fn release(&self, slot: &Slot<Fd>) -> Option<Outcome<Fd>> {
+        self.taken.set(self.taken.get().saturating_sub(1));
+        slot.release()
     }
 }
 
@@ -107,7 +148,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         'c: 'm,
     {
         let until = self.until(deadline.into());
-        let state = match self.calls.iter().find(|slot| slot.is_free()) {
+        let state = match self.calls.free() {
             None => State::Failed(SendError::TooManyCalls),
             Some(slot) => match self.start(slot, message, until) {
                 Ok(()) => State::Waiting(slot),
@@ -186,10 +227,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     ) -> Result<(), SendError> {
         let cookie = self.link.own_cookie();
         // Before sending: where the peer runs in the same thread, its answer may come while this sends.
-        slot.begin(cookie, until);
+        self.calls.begin(slot, cookie, until);
         let sent = self.link.transmit(&message.as_call(cookie, until));
         if sent.is_err() {
-            slot.release();
+            self.calls.release(slot);
         }
         sent.map(|_| ())
     }
@@ -279,7 +320,7 @@ impl<'c, T: Transport, const CALLS: usize, const INBOX: usize> PendingCall<'c, T
 
     fn leave(&mut self) {
         if let State::Waiting(slot) = core::mem::replace(&mut self.state, State::Done)
-            && let Some(outcome) = slot.release()
+            && let Some(outcome) = self.connection.calls.release(slot)
         {
             self.connection.link.count(|stats| stats.late += 1);
             self.connection.discard(outcome);
@@ -394,7 +435,7 @@ mod tests {
         let call = connection.call(&Message::to(3), SECOND);
         script.broken.set(true);
         assert!(block_on(&connection, call).unwrap().is_err_and(CallError::is_broken));
-        assert!(connection.calls.iter().all(Slot::is_free));
+        assert!(connection.calls.taken().is_empty());
     }
 
     #[test]

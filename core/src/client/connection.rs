@@ -3,7 +3,7 @@
 use core::cell::{Cell, RefCell};
 use core::fmt;
 
-use super::call::{Outcome, Slot};
+use super::call::{Outcome, Slot, Slots};
 use super::deadline::Deadline;
 use super::encode::Buffer;
 use super::error::{ByebyeError, HelloError, RecvError, SendError, UpdateError};
@@ -42,7 +42,7 @@ use zerocopy::{FromBytes, IntoBytes};
 pub struct Connection<T: Transport, const CALLS: usize = 16, const INBOX: usize = 32> {
     pub(super) link: Link<T>,
     pub(super) inbox: RefCell<Inbox<T::Fd, INBOX>>,
-    pub(super) calls: [Slot<T::Fd>; CALLS],
+    pub(super) calls: Slots<T::Fd, CALLS>,
     pub(super) waiters: Waiters,
     pub(super) registry: RefCell<Registry>,
     /// The application has matches that name notifications can pass.
@@ -108,7 +108,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         Ok(Self {
             link,
             inbox: RefCell::new(Inbox::new()),
-            calls: core::array::from_fn(|_| Slot::default()),
+            calls: Slots::new(),
             waiters: Waiters::default(),
             registry: RefCell::new(registry),
             hears_names: Cell::new(false),
@@ -293,7 +293,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     /// look at each waiting call and task.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let calls = self.calls.iter().filter_map(Slot::deadline).min();
+        let calls = self.calls.taken().iter().filter_map(Slot::deadline).min();
         [calls, self.waiters.next()].into_iter().flatten().min()
     }
 
@@ -326,11 +326,11 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub(super) fn turn(&self, now: Instant) -> Result<(), Failure> {
         let pumped = self.pump();
         if let Err(Failure::Broken(_)) = pumped {
-            self.calls.iter().for_each(Slot::wake);
+            self.calls.taken().iter().for_each(Slot::wake);
             self.waiters.wake_all();
             return pumped;
         }
-        for slot in self.calls.iter().filter(|slot| slot.deadline().is_some_and(|at| at <= now)) {
+        for slot in self.calls.taken().iter().filter(|slot| slot.deadline().is_some_and(|at| at <= now)) {
             slot.complete(Outcome::TimedOut);
         }
         self.waiters.wake(Want::Message);

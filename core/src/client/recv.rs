@@ -3,7 +3,7 @@
 use core::future::poll_fn;
 use core::task::{Context, Poll};
 
-use super::call::{Outcome, Slot};
+use super::call::Outcome;
 use super::connection::Connection;
 use super::deadline::Deadline;
 use super::delivery::{Checked, Delivery, Head, Kind};
@@ -194,7 +194,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     pub(super) fn wait(&self, until: Instant) -> Result<(), Failure> {
         let next = self.poll_timeout().map_or(until, |next| next.min(until));
         self.link.transport.wait((next != Instant::FAR).then_some(next))?;
-        if self.waiters.is_empty() && !self.calls.iter().any(Slot::is_pending) {
+        if self.waiters.is_empty() && !self.calls.any_pending() {
             // There is nobody to be woken, and nothing to be taken in for anybody.
             return Ok(());
         }
@@ -347,7 +347,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     fn waits_behind_messages(&self) -> bool {
         // Those who wait for room do not need what comes, but left there it would end each wait at once.
         let waits = [Want::Name, Want::Room].into_iter().any(|want| self.waiters.any(want));
-        waits || self.calls.iter().any(Slot::is_pending)
+        waits || self.calls.any_pending()
     }
 
     /// Takes the next message out of the transport, and keeps it if it is for the application. Whether it is; `None` if none
@@ -415,7 +415,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             Fate::Received | Fate::Unwanted => return incoming.fds.clear(),
         };
         incoming.fds.clear();
-        match self.calls.iter().find(|slot| slot.awaits(cookie)) {
+        match self.calls.taken().iter().find(|slot| slot.awaits(cookie)) {
             Some(slot) => slot.complete(outcome),
             None => {
                 crate::event!(debug, "an answer to {:#x} comes too late", cookie);

@@ -4,7 +4,6 @@ use core::future::poll_fn;
 use core::task::Poll;
 use core::time::Duration;
 
-use super::call::Slot;
 use super::connection::Connection;
 use super::deadline::Deadline;
 use super::error::WaitError;
@@ -47,7 +46,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 
     /// Whether tasks wait, and all of them for their time alone.
     pub(super) fn sleeps(&self) -> bool {
-        self.waiters.all_sleep() && !self.calls.iter().any(Slot::is_pending)
+        self.waiters.all_sleep() && !self.calls.any_pending()
     }
 }
 
