@@ -36,6 +36,7 @@ use core::fmt;
 use core::mem::offset_of;
 
 use crate::abi::{Msg, MsgFlags};
+use crate::hint::{cold, likely, unlikely};
 
 use super::verdict::{CLOSED, Verdict};
 use super::words::Words;
@@ -334,10 +335,10 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         if self.peeked.is_some() {
             return Ok(true);
         }
-        if self.violated {
+        if unlikely(self.violated) {
             return Err(Violation);
         }
-        if self.head == self.known {
+        if likely(self.head == self.known) {
             let words = self.tail_words();
             // The same words as before say the same.
             if words == self.seen {
@@ -350,8 +351,9 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     }
 
     /// Looks at the message at the head, if anything was sent.
+    #[inline(never)]
     fn look(&mut self) -> Result<bool, Violation> {
-        if self.head == self.known {
+        if unlikely(self.head == self.known) {
             return Ok(false);
         }
         let ahead = self.known.checked_sub(self.head).ok_or_else(|| self.violation())?;
@@ -459,6 +461,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             at += part.len() as u64;
             match part.split_at_mut_checked(self.layout.to_end(start)) {
                 Some((head, tail)) => {
+                    cold();
                     self.lane.load_run(self.layout.at(start), head);
                     self.lane.load_run(self.layout.at(0), tail);
                 }
@@ -469,8 +472,12 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     }
 
     fn head_at(&self, at: u64) -> LaneHead {
-        let word = |offset| self.lane.load(self.layout.at(at + offset));
-        LaneHead { first: word(0), second: word(1), key: word(2), call: word(3) }
+        let [first, second, key, call] = if likely(self.layout.to_end(at) >= HEAD as usize) {
+            self.lane.load_all(self.layout.at(at))
+        } else {
+            [0, 1, 2, 3].map(|offset| self.lane.load(self.layout.at(at + offset)))
+        };
+        LaneHead { first, second, key, call }
     }
 
     /// Gives room back, once for each message that was copied out.

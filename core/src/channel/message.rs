@@ -13,6 +13,7 @@ use crate::abi::{
     Items, MESSAGE, Msg, MsgFlags, PAYLOAD_KERNEL, SRC_ID_KERNEL, SendFlags, Timestamp, Vec, align8,
 };
 use crate::examine::{ADDRESS_END, Examined, PAYLOAD_VEC_MAX, Route, examine, received_len};
+use crate::hint::unlikely;
 
 use super::lane::{LaneHead, Violation};
 use super::terms::HeldTerms;
@@ -111,7 +112,7 @@ pub fn sendable<'m>(message: &'m mut [u8], sender: u64, known: &[u8]) -> Option<
 }
 
 /// The same of a message whose [usual run](usual_run) is known.
-#[inline]
+#[inline(never)]
 fn sendable_with<'m>(
     message: &'m mut [u8],
     run: Option<usize>,
@@ -186,6 +187,7 @@ fn usual<'m>(message: &'m [u8], run: usize, sender: u64, known: &[u8]) -> Option
 }
 
 /// As [`sendable`], of any message.
+#[cold]
 fn examined(message: &mut [u8], sender: u64) -> Option<Examined<'_>> {
     let header = Msg::read_from_prefix(message).ok()?.0;
     if header.flags & FLAG_NEGOTIATE != 0 || (header.src_id != 0 && header.src_id != sender) {
@@ -232,7 +234,7 @@ pub fn settle(
         Some(name) => is_known || name == terms.name(),
         None => header.dst_id == receiver,
     };
-    if !addressed || align8(len) != place.first || bytes != place.payload {
+    if unlikely(!addressed || align8(len) != place.first || bytes != place.payload) {
         return Err(Violation);
     }
     match run {
@@ -258,6 +260,7 @@ pub fn settle(
 }
 
 /// Turns addresses of runs into offsets: what lies in the slice from `to` on.
+#[cold]
 fn set_offsets(sent: &mut [u8], len: usize, mut to: u64) {
     let mut at = Msg::SIZE;
     // Ends: each round goes on by an item, of which the examination has seen the size.

@@ -6,6 +6,7 @@ use super::lane::{
 };
 use super::verdict;
 use super::words::Words;
+use crate::hint::{cold, likely, unlikely};
 
 /// The sender's side of a lane.
 ///
@@ -71,17 +72,17 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
     #[inline(always)]
     pub fn reserve(&mut self, head: LaneHead) -> Result<Reserved<'_, L, B, V>, NotByLane> {
         let verdict = self.verdicts.load(self.at);
-        if !verdict::is_open(verdict) {
+        if unlikely(!verdict::is_open(verdict)) {
             return Err(NotByLane::Closed);
         }
-        if !verdict::is_same_epoch(verdict, self.control) {
+        if unlikely(!verdict::is_same_epoch(verdict, self.control)) {
             // Opened anew, where the bus says.
             self.control = verdict;
         }
         let words = head.words().ok_or(NotByLane::Full)?;
         let next = verdict::advanced(self.control, words).ok_or(NotByLane::Full)?;
         let start = verdict::tail(self.control);
-        if !self.has_room(start, words) {
+        if unlikely(!self.has_room(start, words)) {
             self.returned = self.back.load(RETURNED_AT);
             if self.returned == ABANDONED {
                 return Err(NotByLane::Closed);
@@ -91,7 +92,7 @@ impl<L: Words, B: Words, V: Words> LaneWriter<L, B, V> {
             }
         }
         let told = [head.first, head.second, head.key, head.call];
-        if self.layout.to_end(start) >= told.len() {
+        if likely(self.layout.to_end(start) >= told.len()) {
             self.lane.store_all(self.layout.at(start), told);
         } else {
             for (at, word) in (start..).zip(told) {
@@ -154,6 +155,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     }
 
     /// The same for bytes that do not start or end with a word.
+    #[inline(never)]
     fn put_bytes(&mut self, mut bytes: &[u8]) {
         if self.filled != 0 {
             let (head, rest) = bytes.split_at(bytes.len().min(8 - self.filled));
@@ -180,7 +182,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     /// Ends the first part: the next byte starts a word.
     #[inline]
     pub fn next_part(&mut self) {
-        if self.filled != 0 {
+        if unlikely(self.filled != 0) {
             self.word(u64::from_ne_bytes(self.partial));
             self.filled = 0;
         }
@@ -197,7 +199,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     pub fn commit(mut self) -> Result<bool, NotByLane> {
         self.next_part();
         let Self { writer, next, .. } = self;
-        if !writer.lane.replace(CONTROL_AT, writer.control, next) {
+        if unlikely(!writer.lane.replace(CONTROL_AT, writer.control, next)) {
             return Err(NotByLane::Closed);
         }
         // The control word is for the bus to close; somebody else may have opened it since. The verdict decides.
@@ -205,7 +207,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
         let verdict = writer.verdicts.load(writer.at);
         // The next word is that of an open lane.
         let still_open = verdict::is_same_epoch(verdict, next);
-        if !still_open && verdict::tail(verdict) < verdict::tail(next) {
+        if unlikely(!still_open) && verdict::tail(verdict) < verdict::tail(next) {
             return Err(NotByLane::Closed);
         }
         writer.control = next;
@@ -229,6 +231,7 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
                 self.at += words.len();
             }
             Some((head, tail)) => {
+                cold();
                 lane.store_run(self.at, head);
                 lane.store_run(layout.at(0), tail);
                 self.at = layout.at(0) + tail.len();

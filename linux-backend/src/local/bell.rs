@@ -26,6 +26,9 @@ pub(super) enum Woken {
     NeverCanceled,
 }
 
+/// Told of each lane that rang, and whether its bell has to be emptied for the next ring to be heard.
+pub(super) type Rung<'a> = dyn FnMut(usize, bool) + 'a;
+
 /// What the events of the set are about; lanes follow.
 const SOCKET: u64 = 0;
 const OWN: u64 = 1;
@@ -191,7 +194,7 @@ impl Bell {
     }
 
     /// Silences the bell, and tells `rung` of lanes. False if kdbusd's end of it is closed.
-    pub(super) fn silence(&self, rung: impl FnMut(usize, bool)) -> bool {
+    pub(super) fn silence(&self, rung: &mut Rung<'_>) -> bool {
         if self.own_rung.replace(false) {
             let _ = rustix::io::read(&self.own, &mut [0; 8]);
         }
@@ -224,14 +227,14 @@ impl Bell {
 
     /// Tells `rung` of all lanes, `count` at most, that rang before, and waits for nothing. Costs a system call, and one more
     /// for each dozen of them.
-    pub(super) fn take_rings(&self, count: usize, mut rung: impl FnMut(usize, bool)) {
+    pub(super) fn take_rings(&self, count: usize, rung: &mut Rung<'_>) {
         const EACH: usize = EVENTS - FIRST_LANE as usize;
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut any = false;
         // Who rings on and on comes last each time, so after as many rounds all others were here.
         for _ in 0..=count / EACH {
             let mut lanes = 0;
-            let _ = self.take(Some(&now), |at, stale| {
+            let _ = self.take(Some(&now), &mut |at, stale| {
                 lanes += 1;
                 rung(at, stale);
             });
@@ -260,7 +263,7 @@ impl Bell {
         &self,
         socket: BorrowedFd<'_>,
         deadline: Option<Instant>,
-        mut rung: impl FnMut(usize, bool),
+        rung: &mut Rung<'_>,
     ) -> Result<Woken, Errno> {
         loop {
             if self.has_hung_up() {
@@ -271,13 +274,13 @@ impl Bell {
             let taken = if polls {
                 self.poll(socket, timeout.as_ref())
             } else {
-                match self.take(timeout.as_ref(), &mut rung) {
+                match self.take(timeout.as_ref(), rung) {
                     // Before Linux 5.11 no wait takes parts of a millisecond but this one.
                     Err(Errno::NOSYS) => {
                         self.ring_by_level();
                         self.poll(socket, timeout.as_ref()).and_then(|woken| {
                             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-                            if woken == Woken::HungUp { Ok(woken) } else { self.take(Some(&now), &mut rung) }
+                            if woken == Woken::HungUp { Ok(woken) } else { self.take(Some(&now), rung) }
                         })
                     }
                     taken => taken,
@@ -326,7 +329,7 @@ impl Bell {
         socket: BorrowedFd<'_>,
         deadline: Option<Instant>,
         cancel: Option<BorrowedFd<'_>>,
-        rung: impl FnMut(usize, bool),
+        rung: &mut Rung<'_>,
     ) -> Result<Woken, Errno> {
         let Some(cancel) = cancel else { return self.wait(socket, deadline, rung) };
         loop {
@@ -349,7 +352,7 @@ impl Bell {
     }
 
     /// Waits for events, and takes those of lanes.
-    fn take(&self, timeout: Option<&Timespec>, mut rung: impl FnMut(usize, bool)) -> Result<Woken, Errno> {
+    fn take(&self, timeout: Option<&Timespec>, rung: &mut Rung<'_>) -> Result<Woken, Errno> {
         let mut buffer = [const { MaybeUninit::uninit() }; EVENTS];
         let (events, _) = epoll::wait(&self.set, &mut buffer[..], timeout)?;
         let ended = epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR;
@@ -480,13 +483,13 @@ mod tests {
         assert!(!readable(&bell));
         rustix::io::write(&write, b"!").unwrap();
         assert!(readable(&bell));
-        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
-        assert!(bell.silence(|_, _| {}));
+        assert_eq!(bell.wait(socket.as_fd(), None, &mut |_, _| {}), Ok(Woken::Early));
+        assert!(bell.silence(&mut |_, _| {}));
         assert!(!readable(&bell));
         bell.ring_own();
         bell.ring_own();
-        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
-        assert!(bell.silence(|_, _| {}));
+        assert_eq!(bell.wait(socket.as_fd(), None, &mut |_, _| {}), Ok(Woken::Early));
+        assert!(bell.silence(&mut |_, _| {}));
         assert!(!readable(&bell));
     }
 
@@ -498,7 +501,7 @@ mod tests {
         assert!(!readable(&bell));
         drop(peer);
         assert!(readable(&bell));
-        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::HungUp));
+        assert_eq!(bell.wait(socket.as_fd(), None, &mut |_, _| {}), Ok(Woken::HungUp));
     }
 
     #[test]
@@ -508,8 +511,8 @@ mod tests {
         let bell = Bell::new(socket.as_fd()).unwrap();
         bell.attach(read).unwrap();
         drop(write);
-        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::HungUp));
-        assert!(!bell.silence(|_, _| {}));
+        assert_eq!(bell.wait(socket.as_fd(), None, &mut |_, _| {}), Ok(Woken::HungUp));
+        assert!(!bell.silence(&mut |_, _| {}));
     }
 
     #[test]
@@ -522,8 +525,8 @@ mod tests {
         let mut most = 0;
         for _ in 0..100_000 {
             rustix::io::write(&write, b"!").unwrap();
-            assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
-            assert!(bell.silence(|_, _| {}));
+            assert_eq!(bell.wait(socket.as_fd(), None, &mut |_, _| {}), Ok(Woken::Early));
+            assert!(bell.silence(&mut |_, _| {}));
             most = lying().max(most);
         }
         assert!(most < 256);
@@ -531,7 +534,7 @@ mod tests {
         // Who polls the set finds it silent all the same.
         rustix::io::write(&write, b"!").unwrap();
         assert!(readable(&bell));
-        assert!(bell.silence(|_, _| {}));
+        assert!(bell.silence(&mut |_, _| {}));
         assert!(!readable(&bell));
         assert_eq!(lying(), 0);
     }
@@ -543,20 +546,20 @@ mod tests {
         let bell = Bell::new(socket.as_fd()).unwrap();
         bell.attach(read).unwrap();
         rustix::io::write(&write, b"!").unwrap();
-        bell.take_rings(1, |_, _| {});
-        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::Early));
-        assert!(bell.silence(|_, _| {}));
+        bell.take_rings(1, &mut |_, _| {});
+        assert_eq!(bell.wait(socket.as_fd(), None, &mut |_, _| {}), Ok(Woken::Early));
+        assert!(bell.silence(&mut |_, _| {}));
         rustix::io::write(&write, b"!").unwrap();
-        bell.take_rings(1, |_, _| {});
+        bell.take_rings(1, &mut |_, _| {});
         let (silent, _canceler) = pipe_with(PipeFlags::empty()).unwrap();
         let (late, cancel) = (now().after(Duration::from_secs(9)), Some(silent.as_fd()));
-        assert_eq!(bell.wait_or_cancel(socket.as_fd(), Some(late), cancel, |_, _| {}), Ok(Woken::Early));
+        assert_eq!(bell.wait_or_cancel(socket.as_fd(), Some(late), cancel, &mut |_, _| {}), Ok(Woken::Early));
         assert!(now() < late, "it was not slept over");
-        assert!(bell.silence(|_, _| {}));
+        assert!(bell.silence(&mut |_, _| {}));
         drop(write);
-        bell.take_rings(1, |_, _| {});
-        assert_eq!(bell.wait(socket.as_fd(), None, |_, _| {}), Ok(Woken::HungUp));
-        assert!(!bell.silence(|_, _| {}));
+        bell.take_rings(1, &mut |_, _| {});
+        assert_eq!(bell.wait(socket.as_fd(), None, &mut |_, _| {}), Ok(Woken::HungUp));
+        assert!(!bell.silence(&mut |_, _| {}));
     }
 
     #[test]
@@ -564,9 +567,9 @@ mod tests {
         let (socket, _peer) = pair();
         let bell = Bell::new(socket.as_fd()).unwrap();
         let deadline = now().after(Duration::from_micros(300));
-        assert_eq!(bell.wait(socket.as_fd(), Some(deadline), |_, _| {}), Ok(Woken::Early));
+        assert_eq!(bell.wait(socket.as_fd(), Some(deadline), &mut |_, _| {}), Ok(Woken::Early));
         assert!(now() >= deadline);
-        assert_eq!(bell.wait(socket.as_fd(), Some(Instant::ZERO), |_, _| {}), Ok(Woken::Early));
+        assert_eq!(bell.wait(socket.as_fd(), Some(Instant::ZERO), &mut |_, _| {}), Ok(Woken::Early));
     }
 
     #[test]
@@ -575,12 +578,12 @@ mod tests {
         let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
         let bell = Bell::new(socket.as_fd()).unwrap();
         bell.attach(read).unwrap();
-        let wait = |deadline| bell.wait(socket.as_fd(), deadline, |_, _| {}).unwrap();
+        let wait = |deadline| bell.wait(socket.as_fd(), deadline, &mut |_, _| {}).unwrap();
         let ring = || rustix::io::write(&write, b"!").unwrap();
         let slept_until = |deadline| {
             ring();
             wait(Some(deadline));
-            bell.silence(|_, _| {});
+            bell.silence(&mut |_, _| {});
             bell.goes_off.get()
         };
         let first = now().after(FAR_AWAY + Duration::from_millis(50));
@@ -603,7 +606,7 @@ mod tests {
         let last = now().after(FAR_AWAY + Duration::from_millis(50));
         assert_eq!(slept_until(last), last);
         let _ = bell.watch();
-        assert!(bell.silence(|_, _| {}));
+        assert!(bell.silence(&mut |_, _| {}));
         assert!(!readable(&bell));
         std::thread::sleep(2 * FAR_AWAY);
         assert!(!readable(&bell));
@@ -616,7 +619,7 @@ mod tests {
         let bell = Bell::new(socket.as_fd()).unwrap();
         bell.ring_own();
         let wait =
-            || bell.wait_or_cancel(socket.as_fd(), Some(Instant::FAR), Some(cancel.as_fd()), |_, _| {});
+            || bell.wait_or_cancel(socket.as_fd(), Some(Instant::FAR), Some(cancel.as_fd()), &mut |_, _| {});
         assert_eq!(wait(), Ok(Woken::Early));
         rustix::io::write(&canceler, b"!").unwrap();
         assert_eq!(wait(), Ok(Woken::Canceled));

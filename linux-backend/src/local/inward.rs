@@ -88,13 +88,14 @@ impl Inward {
     /// # Errors
     ///
     /// [`Violation`]; the copy is gone.
+    #[inline(never)]
     pub(super) fn copy_in(
         &mut self,
         at: usize,
         head: &LaneHead,
         time: u64,
         look: &mut Look<'_>,
-        wanted: impl FnOnce(u64, &Settled) -> bool,
+        wanted: &dyn Fn(u64, &Settled) -> bool,
     ) -> Result<Option<Copied>, Violation> {
         let Self { lane, terms, .. } = self;
         terms.refresh(lane.page());
@@ -301,7 +302,7 @@ impl InLanes {
                 let place = last.and_then(|last| Some((last, *self.free.get(last)?)));
                 let time = batch.time_of(head.key);
                 let copied = match place {
-                    Some(_) => inward.copy_in(at, &head, time, &mut look, |_, _| true),
+                    Some(_) => inward.copy_in(at, &head, time, &mut look, &|_, _| true),
                     None => Ok(None),
                 };
                 if copied.is_err() {

@@ -8,6 +8,7 @@ use kdbus_core::channel::{
     RECORD_WORDS, Violation,
 };
 use kdbus_core::client::Failure;
+use kdbus_core::hint::unlikely;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::error::{EPROTO, errno};
@@ -315,19 +316,20 @@ impl OutLane {
     /// [`NotByLane`]: nothing was sent.
     #[inline]
     pub fn send(&mut self, key: u64, call: u64, first: &[u8], second: &[&[u8]]) -> Result<(), NotByLane> {
-        self.send_if(key, call, first, second, || true).map(|_| ())
+        self.send_if(key, call, first, second, &|| true).map(|_| ())
     }
 
     /// As [`send`](Self::send), if `agreed` says so once nothing is missing but the commit. False if not: nothing
     /// was sent.
-    #[inline]
+    #[inline(never)]
     pub(super) fn send_if(
         &mut self,
         key: u64,
         call: u64,
         first: &[u8],
         second: &[&[u8]],
-        agreed: impl FnOnce() -> bool,
+        // By reference, so that all kinds of messages go through the same code.
+        agreed: &dyn Fn() -> bool,
     ) -> Result<bool, NotByLane> {
         let bytes = second.iter().fold(0, |sum: u64, run| sum.saturating_add(run.len() as u64));
         let key = key.max(self.last + 1);
@@ -340,7 +342,7 @@ impl OutLane {
             reserved.put(run);
         }
         point::pass(Point::Written);
-        if !agreed() {
+        if unlikely(!agreed()) {
             return Ok(false);
         }
         let ring = reserved.commit()?;

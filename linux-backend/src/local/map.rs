@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use kdbus_core::channel::Words;
+use kdbus_core::hint::{cold, likely};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
@@ -392,6 +393,7 @@ impl WordMap {
         Ok(Self { pages, writable: false })
     }
 
+    #[inline]
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: pages are aligned for any word and initialised; both sides seal the file against shrinking
         // before it is mapped. Whoever writes them in another process does it a word at a time, and here
@@ -402,8 +404,9 @@ impl WordMap {
     }
 
     /// The words for an access that writes: none in a read-only mapping, where it would be a fault.
+    #[inline]
     fn for_writing(&self) -> &[AtomicU64] {
-        if self.writable { self.words() } else { &[] }
+        if likely(self.writable) { self.words() } else { &[] }
     }
 }
 
@@ -425,10 +428,22 @@ impl Words for WordMap {
 
     #[inline]
     fn store_all<const N: usize>(&self, index: usize, words: [u64; N]) {
-        let Some(places) = self.for_writing().get(index..).and_then(<[_]>::first_chunk::<N>) else { return };
+        let Some(places) = self.for_writing().get(index..).and_then(<[_]>::first_chunk::<N>) else {
+            cold();
+            return;
+        };
         for (place, word) in places.iter().zip(words) {
             place.store(word, Ordering::Release);
         }
+    }
+
+    #[inline]
+    fn load_all<const N: usize>(&self, index: usize) -> [u64; N] {
+        let Some(places) = self.words().get(index..).and_then(<[_]>::first_chunk::<N>) else {
+            cold();
+            return [0; N];
+        };
+        places.each_ref().map(|place| place.load(Ordering::Acquire))
     }
 
     #[inline]

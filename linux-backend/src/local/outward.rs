@@ -253,7 +253,7 @@ impl OutLanes {
             }
             ended
         };
-        match lane.send_if(bell::now().as_nanos(), owed.name.word(), first, message.payload, agreed) {
+        match lane.send_if(bell::now().as_nanos(), owed.name.word(), first, message.payload, &agreed) {
             Ok(true) => {
                 inward.forget_owed(&owed);
                 self.last = at;

@@ -45,7 +45,7 @@ impl InLanes {
     /// the queue to find. Nobody waits for the end of a call.
     pub(super) fn take_only(&mut self, at: usize, head: &LaneHead, time: u64, arena: &Arena) -> Option<Held> {
         let look = Look { receiver: self.receiver, arena, offset: None };
-        let Copied { held, settled, .. } = self.take_out(at, head, time, look, |_, _| true)?;
+        let Copied { held, settled, .. } = self.take_out(at, head, time, look, &|_, _| true)?;
         if settled.answers != 0 {
             arena.release(held);
             return None;
@@ -63,13 +63,14 @@ impl InLanes {
 
     /// Takes the message at the head of lane `at` out past the queue, if it is `wanted`: its lane has its room back at once. `None`
     /// if it breaks a rule, and for what is left to the queue's turn.
+    #[inline(never)]
     fn take_out(
         &mut self,
         at: usize,
         head: &LaneHead,
         time: u64,
         mut look: Look<'_>,
-        wanted: impl FnOnce(u64, &Settled) -> bool,
+        wanted: &dyn Fn(u64, &Settled) -> bool,
     ) -> Option<Copied> {
         let inward = self.lanes.get_mut(at)?.as_mut()?;
         (inward.hot, inward.used) = (true, true);
@@ -112,7 +113,7 @@ impl InLanes {
         // Other connections name their own calls as this one does: only the copy tells.
         let (name, calls) = (Some(waited.name), outward.calls());
         let is_meant = |sender, settled: &Settled| calls.meant(name, sender, settled.answers).is_some();
-        let Copied { held, .. } = self.take_out(at, &head, time, look, is_meant)?;
+        let Copied { held, .. } = self.take_out(at, &head, time, look, &is_meant)?;
         if outward.answered(name, waited.callee, waited.cookie) == Answers::Waited {
             arena.hand_over(held);
             return Some(held);

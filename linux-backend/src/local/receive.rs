@@ -537,7 +537,7 @@ fn take_rings(inward: &mut InLanes, lanes: &mut Lanes<'_>, noticed: bool) -> Ins
         inward.look_at_all();
     }
     let cut = bell::now();
-    lanes.bell.take_rings(inward.count(), |at, stale| inward.rang(at, stale));
+    lanes.bell.take_rings(inward.count(), &mut |at, stale| inward.rang(at, stale));
     cut
 }
 

@@ -87,8 +87,12 @@ impl LocalTransport {
                 }
                 if matches!(stand, Stand::Open) {
                     self.with_spin(|spin| spin.slept(looked));
-                    let waited =
-                        self.bell.wait_or_cancel(self.handle.socket(), Some(until), cancel, rung(receiver));
+                    let waited = self.bell.wait_or_cancel(
+                        self.handle.socket(),
+                        Some(until),
+                        cancel,
+                        &mut rung(receiver),
+                    );
                     woken = waited.map_err(|error| Failure::Refused(errno(error)))?;
                 }
             }
@@ -134,7 +138,7 @@ impl LocalTransport {
         outward: &mut OutLanes,
         seen: &mut u64,
     ) -> Result<bool, Failure> {
-        if !self.bell.silence(rung(receiver)) || !receiver.is_alive() {
+        if !self.bell.silence(&mut rung(receiver)) || !receiver.is_alive() {
             return Err(self.end());
         }
         if self.bell.is_watched() {
@@ -210,7 +214,7 @@ impl LocalTransport {
         if !self.bell.is_watched() {
             return;
         }
-        let goes_on = self.bell.silence(rung(receiver));
+        let goes_on = self.bell.silence(&mut rung(receiver));
         if !goes_on || receiver.arm(Some(outward)) || receiver.has_losses() {
             self.bell.ring_own();
         }

@@ -539,7 +539,7 @@ impl Transport for LocalTransport {
         {
             return Ok(());
         }
-        let rung = |at, stale| {
+        let mut rung = |at, stale| {
             if let Some(receiver) = &mut *self.receiver.borrow_mut()
                 && let Some(lanes) = receiver.lanes()
             {
@@ -549,7 +549,7 @@ impl Transport for LocalTransport {
         let calls = self.outward.borrow_mut().as_mut().map(|outward| outward.calls().next());
         let deadline = deadline.into_iter().chain(calls.filter(|next| *next != Instant::FAR)).min();
         self.with_spin(|spin| spin.slept(looked));
-        match self.bell.wait(self.handle.socket(), deadline, rung) {
+        match self.bell.wait(self.handle.socket(), deadline, &mut rung) {
             Ok(Woken::HungUp) => Err(self.end()),
             Ok(_) => Ok(()),
             Err(error) => Err(Failure::Refused(errno(error))),
