@@ -74,7 +74,7 @@ impl LocalTransport {
             let until = given_up.map_or(call.deadline, |(_, until)| until).min(outward.calls().next());
             // While it looks, nobody can cancel.
             let found =
-                cancel.is_none() && self.look(until, &mut looked, || receiver.has_news(seen, outward));
+                cancel.is_none() && self.find_reply(until, &mut looked, || receiver.has_news(seen, outward));
             if found {
                 // Nobody can cancel.
             } else if self.arm_for_reply(receiver, outward, &mut seen)? {
@@ -129,6 +129,18 @@ impl LocalTransport {
                 return Err(Failure::Refused(errno));
             }
         }
+    }
+
+    /// Looks for a reply for a while where that pays, and once anyway: where callee and caller share a processor, it may have
+    /// come while this one rang. It costs the callee a ring to ask for the bell then.
+    fn find_reply(
+        &self,
+        until: Instant,
+        looked: &mut bool,
+        mut has_news: impl FnMut() -> Option<bool>,
+    ) -> bool {
+        let came = !self.bell.is_watched() && has_news() == Some(true);
+        came || self.look(until, looked, has_news)
     }
 
     /// Silences the bell and asks for it. True if something is there that nobody rings for.
