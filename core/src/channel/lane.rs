@@ -472,12 +472,8 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
     }
 
     fn head_at(&self, at: u64) -> LaneHead {
-        let [first, second, key, call] = if likely(self.layout.to_end(at) >= HEAD as usize) {
-            self.lane.load_all(self.layout.at(at))
-        } else {
-            [0, 1, 2, 3].map(|offset| self.lane.load(self.layout.at(at + offset)))
-        };
-        LaneHead { first, second, key, call }
+        let word = |offset| self.lane.load(self.layout.at(at + offset));
+        LaneHead { first: word(0), second: word(1), key: word(2), call: word(3) }
     }
 
     /// Gives room back, once for each message that was copied out.

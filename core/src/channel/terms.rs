@@ -18,6 +18,7 @@
 //! when a message is seen are the ones it was sent under.
 
 use crate::abi::AttachFlags;
+use crate::hint::unlikely;
 
 use super::words::Words;
 
@@ -144,9 +145,13 @@ impl HeldTerms {
     /// they stay the same.
     pub fn refresh(&mut self, page: &impl Words) {
         let number = page.load(NUMBER_AT);
-        if number == self.number {
-            return;
+        if unlikely(number != self.number) {
+            self.copy(page, number);
         }
+    }
+
+    #[cold]
+    fn copy(&mut self, page: &impl Words, number: u64) {
         self.number = number;
         self.sender = page.load(SENDER_AT);
         self.attach = AttachFlags::from_bits_truncate(page.load(ATTACH_AT));

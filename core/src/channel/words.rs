@@ -2,8 +2,6 @@
 
 use core::sync::atomic::Ordering;
 
-use crate::hint::cold;
-
 /// A run of 64-bit words that several processes or threads share.
 ///
 /// Everything in this module touches shared memory through this trait alone. A simulator can stop or kill a
@@ -41,15 +39,6 @@ pub trait Words {
         for (at, word) in words.into_iter().enumerate() {
             self.store(index + at, word);
         }
-    }
-
-    /// Loads each of the words from `index` on, as [`load`](Self::load) does. They all lie inside: what one that does not reads as
-    /// is left open, so that one check may serve all.
-    fn load_all<const N: usize>(&self, index: usize) -> [u64; N]
-    where
-        Self: Sized,
-    {
-        core::array::from_fn(|at| self.load(index + at))
     }
 
     /// Stores words from `index` on, in native byte order and in no order among them. Those beyond the end are
@@ -130,45 +119,32 @@ impl Words for [core::sync::atomic::AtomicU64] {
 
     #[inline]
     fn load(&self, index: usize) -> u64 {
-        access(self, index, |word| word.load(Ordering::Acquire))
+        self.get(index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     #[inline]
     fn store(&self, index: usize, value: u64) {
-        access(self, index, |word| word.store(value, Ordering::Release));
+        if let Some(word) = self.get(index) {
+            word.store(value, Ordering::Release);
+        }
     }
 
     #[inline]
     fn swap(&self, index: usize, value: u64) -> u64 {
-        access(self, index, |word| word.swap(value, Ordering::AcqRel))
+        self.get(index).map_or(0, |word| word.swap(value, Ordering::AcqRel))
     }
 
     #[inline]
     fn set_bits(&self, index: usize, bits: u64) -> u64 {
-        access(self, index, |word| word.fetch_or(bits, Ordering::AcqRel))
+        self.get(index).map_or(0, |word| word.fetch_or(bits, Ordering::AcqRel))
     }
 
     #[inline]
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
-        access(self, index, |word| {
+        self.get(index).is_some_and(|word| {
             word.compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
         })
     }
-}
-
-/// What `access` makes of the word at `index`; nothing beyond the end.
-#[cfg(target_has_atomic = "64")]
-#[inline(always)]
-fn access<R: Default>(
-    words: &[core::sync::atomic::AtomicU64],
-    index: usize,
-    access: impl FnOnce(&core::sync::atomic::AtomicU64) -> R,
-) -> R {
-    let Some(word) = words.get(index) else {
-        cold();
-        return R::default();
-    };
-    access(word)
 }
 
 #[cfg(all(test, target_has_atomic = "64"))]

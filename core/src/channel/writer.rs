@@ -196,9 +196,11 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
     /// [`NotByLane::Closed`] if the lane was closed before: nothing was sent.
     #[must_use = "a receiver that sleeps has to be woken"]
     #[inline(always)]
-    pub fn commit(mut self) -> Result<bool, NotByLane> {
-        self.next_part();
-        let Self { writer, next, .. } = self;
+    pub fn commit(self) -> Result<bool, NotByLane> {
+        let Self { writer, next, at, left, partial, filled } = self;
+        if unlikely(filled != 0) {
+            Reserved { writer, next, at, left, partial, filled }.next_part();
+        }
         if unlikely(!writer.lane.replace(CONTROL_AT, writer.control, next)) {
             return Err(NotByLane::Closed);
         }

@@ -13,7 +13,7 @@ use super::message::Message;
 use super::transport::{Failure, Incoming, Transport, Wait};
 use crate::Instant;
 use crate::abi::Errno;
-use crate::hint::likely;
+use crate::hint::{likely, unlikely};
 
 /// How a call ended.
 #[derive(Debug)]
@@ -237,11 +237,11 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 
     fn answer(&self, incoming: &mut Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {
         match Checked::new(&self.link.transport, &incoming.info) {
-            Some(error) if error.header().payload_type == PAYLOAD_ERROR => {
+            Some(error) if unlikely(error.header().payload_type == PAYLOAD_ERROR) => {
                 Err(CallError::Remote(ErrorReply::from_payload(error.payload())))
             }
             // Room for none is not moved.
-            Some(reply) if incoming.fds.is_empty() => Ok(reply.without_fds(&incoming.info)),
+            Some(reply) if likely(incoming.fds.is_empty()) => Ok(reply.without_fds(&incoming.info)),
             Some(reply) => Ok(reply.with_fds(incoming)),
             None => {
                 self.link.count(|stats| stats.malformed += 1);

@@ -14,6 +14,7 @@ use super::transport::{Failure, Incoming, Transport, Wait};
 use super::waiters::{Seat, Want};
 use crate::Instant;
 use crate::abi::{ItemType, Msg, RecvFlags};
+use crate::hint::{likely, unlikely};
 use zerocopy::FromBytes;
 
 /// Answers and notifications for the connection itself that one receive passes over before it gives up for
@@ -235,7 +236,9 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     #[inline]
     fn pull(&self, noise: &mut bool) -> Result<Option<Delivery<'_, T>>, RecvError> {
         let is_empty = self.inbox.borrow().is_empty();
-        if !is_empty && let Some(message) = self.pull_kept() {
+        if unlikely(!is_empty)
+            && let Some(message) = self.pull_kept()
+        {
             return Ok(Some(message));
         }
         self.pull_from(RecvFlags::empty(), 0, noise)
@@ -270,7 +273,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
             match checked {
                 Some(message) if fate == Fate::Received => {
                     // Most have none, and room for none is not moved.
-                    if incoming.fds.is_empty() {
+                    if likely(incoming.fds.is_empty()) {
                         return Ok(Some(message.without_fds(&incoming.info)));
                     }
                     return Ok(Some(message.with_fds(&mut incoming)));

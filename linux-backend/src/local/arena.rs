@@ -156,6 +156,12 @@ impl Books {
             *self.blocks.get_mut(index as usize)? = Holders { queue: true, user: false };
             return Some(Held { offset: u64::from(index) * BLOCK, size, slice: None });
         }
+        self.take_slice(lane, size)
+    }
+
+    /// The same out of a pool.
+    #[inline(never)]
+    fn take_slice(&mut self, lane: Option<usize>, size: u64) -> Option<Held> {
         let lanes = lane.map_or(0..self.heads.len(), |lane| lane..lane + 1);
         lanes.into_iter().find_map(|lane| {
             let slice = self.pool(lane)?.allocate(size, false).ok()?;
@@ -178,27 +184,37 @@ impl Books {
         Some((self.pool(usize::try_from(lane).ok()?)?, at))
     }
 
+    /// Does something to the slice at an offset behind the blocks: out of the way of those that have a block.
+    #[inline(never)]
+    fn of_slice(&mut self, offset: u64, change: impl FnOnce(Pool<'_>, u64)) {
+        if let Some((pool, at)) = self.pool_at(offset) {
+            change(pool, at);
+        }
+    }
+
     fn show(&mut self, held: Held) {
         match held.slice {
-            Some(slice) => {
-                let _ = self.pool_at(held.offset).map(|(mut pool, _)| pool.publish(slice));
-            }
+            Some(slice) => self.of_slice(held.offset, |mut pool, _| {
+                let _ = pool.publish(slice);
+            }),
             None => self.block(held.offset, |holders| holders.user = true),
         }
     }
 
     fn release(&mut self, held: Held) {
         match held.slice {
-            Some(slice) => {
-                let _ = self.pool_at(held.offset).map(|(mut pool, _)| pool.release(slice));
-            }
+            Some(slice) => self.of_slice(held.offset, |mut pool, _| {
+                let _ = pool.release(slice);
+            }),
             None => self.block(held.offset, |holders| holders.queue = false),
         }
     }
 
     fn free(&mut self, offset: u64) {
         if offset >= self.small() {
-            let _ = self.pool_at(offset).map(|(mut pool, at)| pool.free(at));
+            self.of_slice(offset, |mut pool, at| {
+                let _ = pool.free(at);
+            });
         } else if offset.is_multiple_of(BLOCK) {
             self.block(offset, |holders| holders.user = false);
         }
@@ -221,9 +237,11 @@ impl Books {
 
     fn shows(&mut self, offset: u64, len: u64) -> bool {
         if offset >= self.small() {
-            self.pool_at(offset)
-                .and_then(|(pool, at)| pool.published(at))
-                .is_some_and(|slice| len <= slice.size)
+            let mut shows = false;
+            self.of_slice(offset, |pool, at| {
+                shows = pool.published(at).is_some_and(|slice| len <= slice.size)
+            });
+            shows
         } else {
             let block = self.blocks.get((offset / BLOCK) as usize);
             block.is_some_and(|holders| holders.user) && offset % BLOCK + len <= BLOCK

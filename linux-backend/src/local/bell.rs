@@ -9,6 +9,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use kdbus_core::Instant;
+use kdbus_core::hint::{cold, likely, unlikely};
 
 use super::cancel::canceled;
 use super::gate;
@@ -195,10 +196,10 @@ impl Bell {
 
     /// Silences the bell, and tells `rung` of lanes. False if kdbusd's end of it is closed.
     pub(super) fn silence(&self, rung: &mut Rung<'_>) -> bool {
-        if self.own_rung.replace(false) {
+        if unlikely(self.own_rung.replace(false)) {
             let _ = rustix::io::read(&self.own, &mut [0; 8]);
         }
-        if gate().is_some() && self.watched.get() && self.lanes.get() {
+        if gate().is_some() && unlikely(self.watched.get()) && self.lanes.get() {
             // Takes the events that others have seen; what ends the connection stays.
             let _ = self.take(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }), rung);
         }
@@ -207,7 +208,7 @@ impl Bell {
             let rung = self.pipe_rung.replace(false);
             self.silenced.set(self.silenced.get().wrapping_add(1));
             let round = self.silenced.get() == 0;
-            if !round && (self.by_edge.get() || !rung && !self.watched.get()) {
+            if likely(!round) && (self.by_edge.get() || !rung && !self.watched.get()) {
                 return !self.hung_up.get();
             }
         }
@@ -266,17 +267,18 @@ impl Bell {
         rung: &mut Rung<'_>,
     ) -> Result<Woken, Errno> {
         loop {
-            if self.has_hung_up() {
+            if unlikely(self.has_hung_up()) {
                 return Ok(Woken::HungUp);
             }
             let polls = gate().is_none() || self.watched.get();
             let timeout = self.timeout(deadline, !polls);
-            let taken = if polls {
+            let taken = if unlikely(polls) {
                 self.poll(socket, timeout.as_ref())
             } else {
                 match self.take(timeout.as_ref(), rung) {
                     // Before Linux 5.11 no wait takes parts of a millisecond but this one.
                     Err(Errno::NOSYS) => {
+                        cold();
                         self.ring_by_level();
                         self.poll(socket, timeout.as_ref()).and_then(|woken| {
                             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -287,7 +289,7 @@ impl Bell {
                 }
             };
             match taken {
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => cold(),
                 other => return other,
             }
         }
@@ -299,7 +301,7 @@ impl Bell {
     /// that stays as it is through many waits, and ends one of them early, costs less than a timeout of each.
     fn timeout(&self, deadline: Option<Instant>, by_timer: bool) -> Option<Timespec> {
         let at_once = gate().is_some() && self.by_edge.get() && self.pipe_rung.get();
-        if at_once {
+        if unlikely(at_once) {
             return Some(timespec(Duration::ZERO));
         }
         let deadline = deadline?;
@@ -359,22 +361,25 @@ impl Bell {
         for event in events {
             let flags = event.flags;
             match event.data.u64() {
+                lane if likely(lane >= FIRST_LANE) => {
+                    rung((lane - FIRST_LANE) as usize, self.stale.get() == Some(&true));
+                }
                 SOCKET => self.hung_up.set(true),
                 // Whoever silences the bell reads it.
                 OWN => {}
                 // Whoever polls finds it readable until it is set anew.
                 TIMER if self.watched.get() => {}
                 TIMER => self.take_timer(),
-                PIPE => {
+                // The pipe.
+                _ => {
                     self.pipe_rung.set(true);
                     if flags.intersects(ended) {
                         self.hung_up.set(true);
                     }
                 }
-                lane => rung((lane - FIRST_LANE) as usize, self.stale.get() == Some(&true)),
             }
         }
-        Ok(if self.hung_up.get() { Woken::HungUp } else { Woken::Early })
+        Ok(if unlikely(self.hung_up.get()) { Woken::HungUp } else { Woken::Early })
     }
 
     /// Waits and takes nothing.

@@ -1,5 +1,7 @@
 //! Messages that go through kdbusd though a lane leads to their receiver, so that tests can mix both ways.
 
+use kdbus_core::hint::likely;
+
 /// Decides for each message by a seed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Detour {
@@ -20,7 +22,7 @@ impl Detour {
 
     /// Whether the next message takes one.
     pub(super) const fn next(&mut self) -> bool {
-        if self.state == 0 {
+        if likely(self.state == 0) {
             return false;
         }
         // xorshift64: never becomes 0.

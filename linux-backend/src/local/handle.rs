@@ -4,6 +4,7 @@ use core::cell::{Cell, OnceCell, RefCell};
 
 use kdbus_core::abi::{CMD_MAX_SIZE, CmdHello, CmdSend, Command, Errno, SendFlags};
 use kdbus_core::client::Failure;
+use kdbus_core::hint::cold;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -299,7 +300,10 @@ impl Handle {
     /// Fails if the bus is gone.
     pub(super) const fn check(&self) -> Result<(), Failure> {
         match self.broken.get() {
-            Some(errno) => Err(Failure::Broken(errno)),
+            Some(errno) => {
+                cold();
+                Err(Failure::Broken(errno))
+            }
             None => Ok(()),
         }
     }

@@ -3,6 +3,7 @@
 use kdbus_core::abi::{CmdRecv, Command, Errno, MsgInfo, RecvFlags, RecvReturnFlags};
 use kdbus_core::channel::Arrived;
 use kdbus_core::client::{Failure, Incoming};
+use kdbus_core::hint::unlikely;
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -175,13 +176,13 @@ impl LocalTransport {
         message: &mut Incoming<OwnedFd>,
     ) -> Result<Taken, Failure> {
         let mut taken = self.next(receiver, flags, priority, message)?;
-        if taken == Taken::Nothing && self.bell.is_watched() {
+        if taken == Taken::Nothing && unlikely(self.bell.is_watched()) {
             if self.arm(receiver)? {
                 // It came before the bell was asked for, so nobody else rings for it.
                 self.bell.ring_own();
                 taken = self.next(receiver, flags, priority, message)?;
             }
-        } else if !receiver.is_alive() {
+        } else if unlikely(!receiver.is_alive()) {
             return Err(self.end());
         } else if taken == Taken::Nothing {
             self.beat()?;

@@ -8,6 +8,7 @@ use kdbus_core::channel::terms::{self, HeldTerms};
 use kdbus_core::channel::{
     Arrived, Batch, CALL_ENDED_SIZE, CallName, LaneHead, Place, Settled, Violation, call_ended, settle,
 };
+use kdbus_core::hint::{likely, unlikely};
 use kdbus_core::queue;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
@@ -247,7 +248,7 @@ impl InLanes {
     /// Whether a hot lane has something that was not looked at. Cost: a few loads for each of them.
     pub(super) fn has_fresh(&mut self) -> bool {
         let Self { lanes, hot, .. } = self;
-        let is_fresh = |inward: &mut Inward| !inward.full && inward.lane.has_next();
+        let is_fresh = |inward: &mut Inward| likely(!inward.full) && inward.lane.has_next();
         if !hot.is_choosy() {
             return lanes.iter_mut().flatten().any(is_fresh);
         }
@@ -431,7 +432,7 @@ impl InLanes {
     /// Something was given back, so there may be room again. True if messages had none.
     pub(super) fn relieve(&mut self) -> bool {
         let was_stuck = core::mem::take(&mut self.stuck);
-        if was_stuck {
+        if unlikely(was_stuck) {
             for inward in self.lanes.iter_mut().flatten() {
                 inward.full = false;
             }
@@ -498,7 +499,7 @@ impl InLanes {
         if let Some(Some(inward)) = self.lanes.get_mut(at) {
             inward.hot = true;
             self.hot.add(at);
-            if inward.rings.count(emptied) {
+            if unlikely(inward.rings.count(emptied)) {
                 inward.lane.silence();
             }
         }

@@ -410,6 +410,12 @@ impl WordMap {
     }
 }
 
+/// Whether there is such a word, as there mostly is: said here, so that what happens otherwise lies out of the way.
+#[inline(always)]
+const fn is_inside(words: &[AtomicU64], index: usize) -> bool {
+    likely(index < words.len())
+}
+
 impl Words for WordMap {
     #[inline]
     fn count(&self) -> usize {
@@ -418,12 +424,16 @@ impl Words for WordMap {
 
     #[inline]
     fn load(&self, index: usize) -> u64 {
-        self.words().load(index)
+        let words = self.words();
+        if is_inside(words, index) { words.load(index) } else { 0 }
     }
 
     #[inline]
     fn store(&self, index: usize, value: u64) {
-        self.for_writing().store(index, value);
+        let words = self.for_writing();
+        if is_inside(words, index) {
+            words.store(index, value);
+        }
     }
 
     #[inline]
@@ -435,15 +445,6 @@ impl Words for WordMap {
         for (place, word) in places.iter().zip(words) {
             place.store(word, Ordering::Release);
         }
-    }
-
-    #[inline]
-    fn load_all<const N: usize>(&self, index: usize) -> [u64; N] {
-        let Some(places) = self.words().get(index..).and_then(<[_]>::first_chunk::<N>) else {
-            cold();
-            return [0; N];
-        };
-        places.each_ref().map(|place| place.load(Ordering::Acquire))
     }
 
     #[inline]
@@ -477,7 +478,8 @@ impl Words for WordMap {
 
     #[inline]
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
-        self.for_writing().replace(index, expected, new)
+        let words = self.for_writing();
+        is_inside(words, index) && words.replace(index, expected, new)
     }
 }
 

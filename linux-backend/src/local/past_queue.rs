@@ -3,6 +3,7 @@
 use kdbus_core::Instant;
 use kdbus_core::abi::Timestamp;
 use kdbus_core::channel::{CallName, LaneHead, Order, Place, Settled, Violation, settle};
+use kdbus_core::hint::cold;
 use zerocopy::IntoBytes;
 
 use super::arena::{Arena, Held};
@@ -83,6 +84,7 @@ impl InLanes {
                 Some(copied)
             }
             Err(Violation) => {
+                cold();
                 inward.lane.reject();
                 self.hot.worn();
                 None

@@ -4,6 +4,7 @@ use kdbus_core::Instant;
 use kdbus_core::abi::RecvFlags;
 use kdbus_core::channel::{Arrived, CallState, Entry, InboxReader, Order, ReturnsFull, Words};
 use kdbus_core::engine::Return;
+use kdbus_core::hint::unlikely;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
 use rustix::io::Errno;
 
@@ -437,7 +438,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
     pub(super) fn has_fresh(&mut self) -> bool {
         let Self { inbox, lanes, .. } = self;
         let Some(lanes) = lanes.as_mut().filter(|_| gate().is_some()) else { return inbox.has_fresh() };
-        let shown = if lanes.holds_back() {
+        let shown = if unlikely(lanes.holds_back()) {
             inbox.has_fresh_that(|entry| !lanes.held.has(entry.slot, entry.key))
         } else {
             inbox.has_fresh()
@@ -552,10 +553,14 @@ fn tells_ends(outward: &mut OutLanes, inward: Option<&mut InLanes>) -> bool {
 }
 
 /// Whether a call has to be ended, or its end told.
-fn wants_attention(outward: &mut OutLanes, mut inward: Option<&mut InLanes>) -> bool {
-    if gate().is_none() || outward.calls().is_empty() {
-        return false;
-    }
+#[inline]
+fn wants_attention(outward: &mut OutLanes, inward: Option<&mut InLanes>) -> bool {
+    gate().is_some() && !outward.calls().is_empty() && want_attention(outward, inward)
+}
+
+/// The same of calls, where there are some.
+#[inline(never)]
+fn want_attention(outward: &mut OutLanes, mut inward: Option<&mut InLanes>) -> bool {
     tells_ends(outward, inward.as_deref_mut())
         || inward.is_some_and(|inward| dead_call(outward, inward).is_some())
         || bell::now() >= outward.calls().next()

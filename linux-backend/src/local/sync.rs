@@ -4,6 +4,7 @@ use kdbus_core::Instant;
 use kdbus_core::abi::{Errno, Msg, MsgInfo, RecvFlags};
 use kdbus_core::channel::{Arrived, CallState};
 use kdbus_core::client::{Failure, Incoming, Outgoing};
+use kdbus_core::hint::{likely, unlikely};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use zerocopy::IntoBytes;
 
@@ -81,7 +82,7 @@ impl LocalTransport {
                 // Whatever keeps coming in, whoever cancels is heard.
                 woken = cancel.map_or(Woken::Early, cancel::look_at);
             } else {
-                if receiver.is_stuck() {
+                if unlikely(receiver.is_stuck()) {
                     // Behind messages without room, a reply makes nothing fresh.
                     stand = self.look_at(receiver, outward, call, false, reply)?;
                 }
@@ -150,10 +151,10 @@ impl LocalTransport {
         outward: &mut OutLanes,
         seen: &mut u64,
     ) -> Result<bool, Failure> {
-        if !self.bell.silence(&mut rung(receiver)) || !receiver.is_alive() {
+        if unlikely(!self.bell.silence(&mut rung(receiver)) || !receiver.is_alive()) {
             return Err(self.end());
         }
-        if self.bell.is_watched() {
+        if unlikely(self.bell.is_watched()) {
             // Once it went off, nobody could sleep.
             self.bell.set_timer(outward.calls().next());
         }
@@ -223,7 +224,7 @@ impl LocalTransport {
 
     /// Leaves the descriptor as somebody who polls it has to find it: readable if something came in besides.
     fn ring_for_the_rest(&self, receiver: &mut Reader, outward: &mut OutLanes) {
-        if !self.bell.is_watched() {
+        if likely(!self.bell.is_watched()) {
             return;
         }
         let goes_on = self.bell.silence(&mut rung(receiver));

@@ -7,6 +7,7 @@ use kdbus_core::abi::{
 };
 use kdbus_core::channel::InboxReader;
 use kdbus_core::client::{Deadline, Failure, Found, Incoming, Outgoing, Transport};
+use kdbus_core::hint::{likely, unlikely};
 use kdbus_core::{Instant, WellKnownName};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
@@ -117,14 +118,14 @@ impl LocalTransport {
     /// Fails if the bus or the connection is gone.
     fn check(&self) -> Result<(), Failure> {
         self.handle.check()?;
-        if self.ended.get() { Err(Failure::Broken(Errno::ECONNRESET)) } else { Ok(()) }
+        if unlikely(self.ended.get()) { Err(Failure::Broken(Errno::ECONNRESET)) } else { Ok(()) }
     }
 
     /// Looks every now and then whether kdbusd is still there: who neither sleeps nor asks it anything would not
     /// notice. Costs a system call once in [`QUIET`] times.
     pub(super) fn beat(&self) -> Result<(), Failure> {
         let quiet = self.quiet.get() + 1;
-        if quiet < QUIET {
+        if likely(quiet < QUIET) {
             self.quiet.set(quiet);
             return Ok(());
         }
@@ -263,7 +264,6 @@ impl LocalTransport {
     }
 
     /// Sends a message. If it may wait for room in a lane that is full, `room_until` says how long.
-    #[inline(always)]
     fn send_until(
         &self,
         message: &mut Outgoing<'_, BorrowedFd<'_>>,
@@ -284,7 +284,7 @@ impl LocalTransport {
                 } else {
                     Way::Bus
                 };
-                if self.bell.is_watched() && !outward.calls().is_empty() {
+                if unlikely(self.bell.is_watched()) && !outward.calls().is_empty() {
                     self.bell.set_timer(outward.calls().next());
                 }
                 way
@@ -374,18 +374,18 @@ impl LocalTransport {
                 lanes.rang(at, stale);
             }
         };
-        if !self.bell.silence(&mut rung) || !receiver.is_alive() {
+        if unlikely(!self.bell.silence(&mut rung) || !receiver.is_alive()) {
             return Err(self.end());
         }
         self.replace_lanes(receiver)?;
         let mut outward = self.outward.borrow_mut();
         if gate().is_some()
-            && let (Some(outward), true) = (&mut *outward, self.bell.is_watched())
+            && let (Some(outward), true) = (&mut *outward, unlikely(self.bell.is_watched()))
         {
             self.bell.set_timer(outward.calls().next());
         }
         let fresh = receiver.arm(outward.as_mut());
-        if receiver.is_alive() { Ok(fresh) } else { Err(self.end()) }
+        if likely(receiver.is_alive()) { Ok(fresh) } else { Err(self.end()) }
     }
 }
 
@@ -470,8 +470,8 @@ impl Transport for LocalTransport {
         let malformed =
             flags.contains(RecvFlags::DROP | RecvFlags::USE_PRIORITY) || !RecvFlags::all().contains(flags);
         match receiver.as_mut() {
-            Some(receiver) if !malformed => {
-                if !receiver.is_alive() {
+            Some(receiver) if likely(!malformed) => {
+                if unlikely(!receiver.is_alive()) {
                     return Err(self.end());
                 }
                 match self.receive(receiver, flags, priority, message) {
@@ -499,7 +499,7 @@ impl Transport for LocalTransport {
         if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena()) {
             arena.free(offset);
             if let Some(lanes) = self.receiver.borrow_mut().as_mut().and_then(Receiver::lanes)
-                && lanes.relieve()
+                && unlikely(lanes.relieve())
                 && self.bell.is_watched()
             {
                 // Nobody else rings for what waited for this room.
