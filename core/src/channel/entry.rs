@@ -1,5 +1,7 @@
 //! What a bus and a client tell each other of messages in a shared queue.
 
+use crate::abi::MsgInfo;
+
 /// A queued message, as a client that reads its queue in shared memory needs to see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -15,6 +17,22 @@ pub struct Entry {
     pub size: u64,
     /// Whether only the engine can hand it out, because descriptors go with it.
     pub with_files: bool,
+}
+
+/// The end of a command that is told in the shared queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// This is all of it.
+    Whole {
+        /// The errno, 0 for success.
+        code: u32,
+        /// Calls that are open through the bus.
+        calls: u32,
+        /// The reply, if it was a call that is waited for.
+        reply: MsgInfo,
+    },
+    /// It was told another way, because descriptors go with it.
+    Elsewhere,
 }
 
 /// What a client did to its queue and pool in shared memory.

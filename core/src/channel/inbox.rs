@@ -12,13 +12,16 @@
 //! | 6 | 1 while returns have to be reported at once |
 //! | 7 | returns that the bus has read so far |
 //! | 8 | entries shown so far: unchanged, it saves the look at all fresh bits |
+//! | 9 | serial of the command that ended last of those whose end is told here |
+//! | 10 | its errno, and in the upper half how many calls are open through the bus; -1: its end was told elsewhere |
+//! | 11, 12, 13 | offset, size and flags of its reply |
 //! | 16 + 8 n | entry n: key, priority, offset, size, flags (1: with descriptors) |
 //!
 //! Both write the *shared* part:
 //!
 //! | word | what |
 //! |---|---|
-//! | 0 | 1 while the client wants its bell rung: *armed* |
+//! | 0 | 1 while the client wants its bell rung: *armed*; 2 while it does for the end of a command alone |
 //! | 8 | returns that the client has written so far |
 //! | 16 … | one bit for each entry that was shown since the client last looked: *fresh* |
 //! | then D words | state of each entry: key × 4 + phase |
@@ -30,8 +33,9 @@
 use core::cell::Cell;
 use core::fmt;
 
-use super::entry::{Entry, Return};
+use super::entry::{Answer, Entry, Return};
 use super::words::Words;
+use crate::abi::MsgInfo;
 
 /// Entries that a queue can have at most.
 pub const DEPTH_MAX: u32 = 1 << 16;
@@ -39,7 +43,7 @@ pub const DEPTH_MAX: u32 = 1 << 16;
 pub const RETURNS_MAX: u32 = 1 << 17;
 
 /// "kdbus" and the version of this layout.
-const MAGIC: u64 = 0x6b64_6275_7300_0002;
+const MAGIC: u64 = 0x6b64_6275_7300_0003;
 
 const MAGIC_AT: usize = 0;
 const DEPTH_AT: usize = 1;
@@ -50,9 +54,20 @@ const NOTICES_AT: usize = 5;
 const WANTED_AT: usize = 6;
 const HEAD_AT: usize = 7;
 const SHOWN_AT: usize = 8;
+const SERIAL_AT: usize = 9;
+const ENDED_AT: usize = 10;
+const REPLY_AT: usize = 11;
 
 const ARMED_AT: usize = 0;
 const TAIL_AT: usize = 8;
+
+/// What *armed* says: nothing is to ring, everything is, or the end of a command alone.
+const SILENT: u64 = 0;
+const ARMED: u64 = 1;
+const ARMED_FOR_ANSWER: u64 = 2;
+
+/// In the place of errno and calls: the end of that command was told elsewhere.
+const ELSEWHERE: u64 = u64::MAX;
 
 /// Words before the entries, and before the fresh bits.
 const FIXED: usize = 16;
@@ -197,7 +212,7 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         posted.store(RETURNS_AT, u64::from(layout.returns));
         posted.store(ALIVE_AT, 1);
         posted.store(MAGIC_AT, MAGIC);
-        shared.store(ARMED_AT, 1);
+        shared.store(ARMED_AT, ARMED);
         Ok(Self { posted, shared, layout, head: 0, series: None, notices: 0, shown: 0, violated: false })
     }
 
@@ -303,11 +318,29 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         self.wake()
     }
 
+    /// Tells the client how command `serial` has ended. True if the bell has to be rung now.
+    #[must_use = "a client that sleeps has to be woken"]
+    pub fn answer(&mut self, serial: u64, answer: Answer) -> bool {
+        let ended = match answer {
+            Answer::Whole { code, calls, reply } => {
+                self.posted.store(REPLY_AT, reply.offset);
+                self.posted.store(REPLY_AT + 1, reply.msg_size);
+                self.posted.store(REPLY_AT + 2, reply.return_flags);
+                u64::from(calls) << 32 | u64::from(code)
+            }
+            Answer::Elsewhere => ELSEWHERE,
+        };
+        self.posted.store(ENDED_AT, ended);
+        // Whoever sees the serial finds the rest.
+        self.posted.store(SERIAL_AT, serial);
+        self.wake_from_all()
+    }
+
     /// Tells the client that its connection has ended. True if the bell has to be rung now.
     #[must_use = "a client that sleeps has to be woken"]
     pub fn end(&mut self) -> bool {
         self.posted.store(ALIVE_AT, 0);
-        self.wake()
+        self.wake_from_all()
     }
 
     /// Whether the client broke a rule of the return ring: nothing is read from it any more.
@@ -322,12 +355,19 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         self.layout
     }
 
-    /// Disarms the client. True if it was armed and its bell has to be rung.
+    /// Disarms a client that is armed for everything. True if it was, and its bell has to be rung.
     fn wake(&self) -> bool {
         // Against the fence in `InboxReader::arm`: either the client sees what was written before this, or
         // its arming is seen here.
         self.shared.fence();
-        self.shared.load(ARMED_AT) != 0 && self.shared.swap(ARMED_AT, 0) != 0
+        self.shared.load(ARMED_AT) == ARMED && self.shared.replace(ARMED_AT, ARMED, SILENT)
+    }
+
+    /// The same for one that is armed for anything.
+    fn wake_from_all(&self) -> bool {
+        // As in `wake`.
+        self.shared.fence();
+        self.shared.load(ARMED_AT) != SILENT && self.shared.swap(ARMED_AT, SILENT) != SILENT
     }
 }
 
@@ -509,13 +549,36 @@ impl<P: Words, S: Words> InboxReader<P, S> {
 
     /// Asks for the bell. The caller then looks once more at everything, and sleeps only if nothing is there.
     pub fn arm(&self) {
-        if self.shared.load(ARMED_AT) == 1 {
+        if self.shared.load(ARMED_AT) == ARMED {
             // Whoever disarms it from here on rings, whatever this side sees of what was written.
             return;
         }
-        self.shared.store(ARMED_AT, 1);
+        self.shared.store(ARMED_AT, ARMED);
         // Against the fence in `InboxWriter::wake`.
         self.shared.fence();
+    }
+
+    /// Asks for the bell for the end of a command and of the connection alone. The caller looks once more at both before it
+    /// sleeps; what else comes in meanwhile is found by whoever [arms](Self::arm) next.
+    pub fn arm_for_answer(&self) {
+        self.shared.store(ARMED_AT, ARMED_FOR_ANSWER);
+        // Against the fence in `InboxWriter::wake_from_all`.
+        self.shared.fence();
+    }
+
+    /// How command `serial` has ended, if the bus has told it here and no later one's end since.
+    #[must_use]
+    pub fn answer(&self, serial: u64) -> Option<Answer> {
+        if self.posted.load(SERIAL_AT) != serial {
+            return None;
+        }
+        let ended = self.posted.load(ENDED_AT);
+        if ended == ELSEWHERE {
+            return Some(Answer::Elsewhere);
+        }
+        let word = |at| self.posted.load(REPLY_AT + at);
+        let reply = MsgInfo { offset: word(0), msg_size: word(1), return_flags: word(2) };
+        Some(Answer::Whole { code: ended as u32, calls: (ended >> 32) as u32, reply })
     }
 
     /// Broadcasts lost so far.

@@ -25,7 +25,7 @@ mod words;
 mod writer;
 
 pub use call::{CALL_MAX, CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord};
-pub use entry::{Entry, Return};
+pub use entry::{Answer, Entry, Return};
 pub use inbox::{
     AttachError, DEPTH_MAX, InboxLayout, InboxReader, InboxWriter, LayoutError, RETURNS_MAX, ReturnsFull,
 };

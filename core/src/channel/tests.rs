@@ -4,8 +4,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 use std::{thread, vec};
 
-use super::entry::{Entry, Return};
+use super::entry::{Answer, Entry, Return};
 use super::*;
+use crate::abi::MsgInfo;
 
 /// Both parts of a queue in plain memory.
 struct Memory {
@@ -124,6 +125,36 @@ fn the_bell_rings_once_for_each_arming() {
     reader.arm();
     assert!(writer.end());
     assert_eq!((reader.lost(), reader.notices(), reader.is_alive()), (1, 1, false));
+}
+
+#[test]
+fn the_end_of_a_command_is_found_by_its_serial() {
+    let memory = Memory::new(4);
+    let (mut writer, reader) = (memory.writer(), memory.reader());
+    assert_eq!(reader.answer(7), None);
+    let reply = MsgInfo { offset: 8, msg_size: 64, return_flags: 1 };
+    let answer = Answer::Whole { code: 25, calls: 3, reply };
+    let _ = writer.answer(7, answer);
+    assert_eq!((reader.answer(7), reader.answer(8)), (Some(answer), None));
+    let _ = writer.answer(8, Answer::Elsewhere);
+    assert_eq!((reader.answer(7), reader.answer(8)), (None, Some(Answer::Elsewhere)));
+}
+
+#[test]
+fn messages_do_not_wake_a_client_that_waits_for_the_end_of_a_command() {
+    let memory = Memory::new(4);
+    let (mut writer, reader) = (memory.writer(), memory.reader());
+    reader.arm_for_answer();
+    assert!(!writer.publish(&entry(0, 1)) && !writer.lost(1) && !writer.notice());
+    assert!(writer.answer(1, Answer::Elsewhere));
+    assert!(!writer.answer(2, Answer::Elsewhere), "it rang");
+    reader.arm_for_answer();
+    assert!(writer.end(), "no answer follows");
+    reader.arm_for_answer();
+    reader.arm();
+    assert!(writer.publish(&entry(1, 2)), "the wait for everything comes after the other one");
+    reader.arm();
+    assert!(writer.answer(3, Answer::Elsewhere), "whoever waits for everything waits for answers");
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! What clients are answered, and what comes with it.
 
-use kdbus_core::abi::{CMD_MAX_SIZE, Command, Errno};
+use core::mem::offset_of;
+
+use kdbus_core::abi::{CMD_MAX_SIZE, CmdSend, Command, Errno, MsgInfo};
+use kdbus_core::channel::Answer;
 use kdbus_core::engine::HandleId;
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
-use kdbus_linux::local::wire::{FDS_MAX, FLAG_RETURN_MESSAGE, Header};
+use kdbus_linux::local::wire::{FDS_MAX, FLAG_POSTED, FLAG_RETURN_MESSAGE, Header};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io;
+use zerocopy::FromBytes;
 
 use crate::daemon::Daemon;
 use crate::lanes::LaneFds;
@@ -38,6 +42,10 @@ impl Daemon {
         message: Option<&[u8]>,
         with_files: bool,
     ) {
+        let is_posted = is_posted(header);
+        if is_posted && !(with_files && self.brings_files(to)) && self.post(to, header, result, arg) {
+            return;
+        }
         let mut answer = Header::answer(header.serial, result);
         // Cannot be cut: they came in a packet of bounded size.
         answer.arg_size = arg.len().min(CMD_MAX_SIZE) as u32;
@@ -51,7 +59,32 @@ impl Daemon {
             answer.slot = self.domain.open_calls(to);
         }
         let parts = [arg, message.unwrap_or_default()];
-        if with_files { self.send_with_files(to, &answer, &parts) } else { self.send(to, &answer, &parts) }
+        if with_files {
+            self.send_with_files(to, &answer, &parts)
+        } else {
+            self.send(to, &answer, &parts)
+        }
+        if is_posted {
+            // Without a queue it is told of that, and reads the packet too.
+            self.state.post(to, header.serial, Answer::Elsewhere);
+        }
+    }
+
+    /// Tells the end of a SEND at the shared queue of whoever waits for it there. False if there is none any more.
+    fn post(&mut self, to: HandleId, header: &Header, result: Result<(), Errno>, arg: &[u8]) -> bool {
+        let reply =
+            arg.get(offset_of!(CmdSend, reply)..).and_then(|reply| MsgInfo::read_from_prefix(reply).ok());
+        let answer = Answer::Whole {
+            code: result.map_or_else(|errno| errno.raw() as u32, |()| 0),
+            calls: self.domain.open_calls(to),
+            reply: reply.map_or_else(MsgInfo::default, |(reply, _)| reply),
+        };
+        self.state.post(to, header.serial, answer)
+    }
+
+    /// Whether descriptors go with the next answer that brings a message.
+    fn brings_files(&self, to: HandleId) -> bool {
+        self.state.clients.get(to).is_some_and(|client| !client.outgoing.is_empty())
     }
 
     /// Answers with the number of a lane, its receiver and its descriptors.
@@ -125,4 +158,10 @@ impl Daemon {
             Err(error) => self.state.doom(to, format_args!("it cannot be answered: {error}")),
         }
     }
+}
+
+/// Whether the sender of a packet waits for its end at the shared queue.
+const fn is_posted(header: &Header) -> bool {
+    let is_asked = header.flags & (FLAG_POSTED | FLAG_RETURN_MESSAGE) == FLAG_POSTED;
+    is_asked && header.number == Command::Send.request()
 }

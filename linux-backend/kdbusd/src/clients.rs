@@ -192,6 +192,8 @@ pub(crate) struct Waiting {
     pub(crate) message: Vec<u8>,
     /// Whether it does.
     pub(crate) return_message: bool,
+    /// Whether it waits for the end at its shared queue.
+    pub(crate) posted: bool,
 }
 
 /// Commands that wait, each by a token that is used once.
@@ -221,6 +223,7 @@ impl Pending {
                 arg: Vec::with_capacity(USUAL_ARGUMENT),
                 message: Vec::new(),
                 return_message: false,
+                posted: false,
             },
             generation: 0,
             used: false,
@@ -236,7 +239,14 @@ impl Pending {
     }
 
     /// Keeps the command that has the current token. False if there is no place.
-    pub(crate) fn wait(&mut self, from: HandleId, serial: u64, arg: &[u8], message: Option<&[u8]>) -> bool {
+    pub(crate) fn wait(
+        &mut self,
+        from: HandleId,
+        serial: u64,
+        arg: &[u8],
+        message: Option<&[u8]>,
+        posted: bool,
+    ) -> bool {
         let Some(place) = self.free.pop().and_then(|at| self.places.get_mut(at as usize)) else {
             return false;
         };
@@ -249,6 +259,7 @@ impl Pending {
         waiting.message.clear();
         waiting.message.extend_from_slice(message.unwrap_or_default());
         waiting.return_message = message.is_some();
+        waiting.posted = posted;
         true
     }
 
@@ -324,14 +335,14 @@ mod tests {
     fn a_token_names_one_wait_only() {
         let mut pending = Pending::new(1);
         let token = pending.token();
-        assert!(pending.wait(A, 7, b"abc", None));
+        assert!(pending.wait(A, 7, b"abc", None, false));
         assert_eq!(pending.get_mut(token).unwrap().arg, b"abc");
-        assert!(!pending.wait(A, 8, b"", None), "there is one place");
+        assert!(!pending.wait(A, 8, b"", None, false), "there is one place");
         pending.end(token);
         assert!(pending.get_mut(token).is_none());
         let second = pending.token();
         assert_ne!(second, token);
-        assert!(pending.wait(A, 8, b"", Some(b"m")));
+        assert!(pending.wait(A, 8, b"", Some(b"m"), false));
         pending.end(token);
         assert_eq!(pending.get_mut(second).unwrap().message, b"m", "an old token ends nothing");
     }
@@ -340,7 +351,7 @@ mod tests {
     fn waits_of_a_client_end_with_it() {
         let mut pending = Pending::new(3);
         for (from, serial) in [(A, 1), (B, 2), (A, 3)] {
-            assert!(pending.wait(from, serial, b"", None));
+            assert!(pending.wait(from, serial, b"", None, false));
         }
         assert!(pending.find(A, 3).is_some() && pending.find(B, 3).is_none());
         pending.end_all(A);

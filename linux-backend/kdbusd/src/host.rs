@@ -2,8 +2,8 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::{AttachFlags, Errno};
-use kdbus_core::channel::InboxLayout;
 use kdbus_core::channel::terms::Terms;
+use kdbus_core::channel::{Answer, InboxLayout};
 use kdbus_core::engine::{
     EndpointId, Entry, FileId, FileKind, HandleId, Host, Id, LaneGrant, Lanes, NoLane, Node, Return,
 };
@@ -84,6 +84,16 @@ impl State {
                 format_args!("process {} (uid {}) is cut off: {why}", client.pid, client.uid),
             );
         }
+    }
+
+    /// Tells a client at its shared queue how a command has ended. False if it has none any more, which it sees.
+    pub(crate) fn post(&mut self, to: HandleId, serial: u64, answer: Answer) -> bool {
+        let shared = self.clients.get_mut(to).and_then(|client| client.shared.as_mut());
+        let Some(rings) = shared.map(|shared| shared.inbox.answer(serial, answer)) else { return false };
+        if rings {
+            self.ring(to);
+        }
+        true
     }
 
     fn inbox(&mut self, id: HandleId, act: impl FnOnce(&mut Shared) -> bool) {

@@ -6,7 +6,8 @@ use kdbus_core::engine::{Arrival, BesideLanes, Clock, ConnectionView, HandleId, 
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
 use kdbus_linux::local::stats::{Holder, Report, Stats};
 use kdbus_linux::local::wire::{
-    FDS_MAX, FLAG_CLAIM, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload, WireError,
+    FDS_MAX, FLAG_CLAIM, FLAG_POSTED, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload,
+    WireError,
 };
 use rustix::fd::AsFd;
 use rustix::io;
@@ -212,7 +213,8 @@ impl Daemon {
             Outcome::Pending => {
                 let wanted = header.flags & FLAG_RETURN_MESSAGE != 0;
                 let message = message.as_deref().filter(|_| wanted);
-                if !self.state.pending.wait(from, header.serial, arg, message) {
+                let posted = header.flags & FLAG_POSTED != 0;
+                if !self.state.pending.wait(from, header.serial, arg, message, posted) {
                     self.state.doom(from, "the daemon lost track of its call");
                 }
             }

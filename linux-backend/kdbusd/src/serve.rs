@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use kdbus_core::abi::Errno;
+use kdbus_core::abi::{Command, Errno};
 use kdbus_core::engine::{Credentials, Effect, EndpointId, HandleId};
-use kdbus_linux::local::wire::{FLAG_RETURN_MESSAGE, Header, Kind};
+use kdbus_linux::local::wire::{FLAG_POSTED, FLAG_RETURN_MESSAGE, Header, Kind};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io;
 use rustix::net::{Shutdown, SocketFlags, shutdown};
@@ -371,7 +371,9 @@ impl Daemon {
                     put_reply(&mut waiting.arg, reply);
                 }
                 let mut header = Header::new(Kind::Command, waiting.serial);
-                header.flags = if waiting.return_message { FLAG_RETURN_MESSAGE } else { 0 };
+                header.number = Command::Send.request();
+                header.flags |= if waiting.return_message { FLAG_RETURN_MESSAGE } else { 0 };
+                header.flags |= if waiting.posted { FLAG_POSTED } else { 0 };
                 // Taken out while it is sent, and put back to be used again.
                 let arg = std::mem::take(&mut waiting.arg);
                 let message = std::mem::take(&mut waiting.message);

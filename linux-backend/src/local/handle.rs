@@ -2,7 +2,7 @@
 
 use core::cell::{Cell, OnceCell, RefCell};
 
-use kdbus_core::abi::{CMD_MAX_SIZE, CmdHello, CmdSend, Command, Errno, SendFlags};
+use kdbus_core::abi::{CMD_MAX_SIZE, CmdHello, CmdSend, Command, Errno, MsgInfo, SendFlags};
 use kdbus_core::client::Failure;
 use kdbus_core::hint::cold;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -192,7 +192,44 @@ impl Handle {
         beside: Beside,
         reply: Option<&mut Answer>,
     ) -> Result<(CmdSend, Ended), Failure> {
-        let mut command = CmdSend {
+        let (header, mut command) = self.message_packet(flags, beside);
+        let ended = self.transact_into(header, command.as_mut_bytes(), Some(message), with, reply)?;
+        Ok((command, ended))
+    }
+
+    /// Sends `message` and returns the number of the command, whose end kdbusd tells in the shared queue.
+    pub(super) fn post_message(
+        &self,
+        message: &[u8],
+        flags: SendFlags,
+        with: Attachments<'_>,
+        beside: Beside,
+    ) -> Result<u64, Failure> {
+        self.check()?;
+        let (mut header, command) = self.message_packet(flags, beside);
+        let message = head(message);
+        header.flags |= wire::FLAG_MESSAGE | wire::FLAG_POSTED;
+        header.arg_size = size_of::<CmdSend>() as u32;
+        header.message_size = message.len() as u32;
+        self.submit(header, command.as_bytes(), message, with)?;
+        point::pass(Point::CommandSent);
+        Ok(header.serial)
+    }
+
+    /// Waits for the packet that tells of the end of [such a command](Self::post_message).
+    pub(super) fn await_packet(
+        &self,
+        serial: u64,
+        reply: Option<&mut Answer>,
+    ) -> Result<(MsgInfo, Ended), Failure> {
+        let mut command = CmdSend::default();
+        let ended = self.await_answer(serial, command.as_mut_bytes(), None, None, reply)?;
+        Ok((command.reply, ended))
+    }
+
+    /// Header and argument of a SEND.
+    fn message_packet(&self, flags: SendFlags, beside: Beside) -> (Header, CmdSend) {
+        let command = CmdSend {
             size: size_of::<CmdSend>() as u64,
             flags: flags.bits(),
             msg_address: 1,
@@ -207,8 +244,7 @@ impl Handle {
                 (header.slot, header.key) = (lane, call);
             }
         }
-        let ended = self.transact_into(header, command.as_mut_bytes(), Some(message), with, reply)?;
-        Ok((command, ended))
+        (header, command)
     }
 
     /// Carries out a RECV of one entry of the shared queue.

@@ -30,6 +30,7 @@ mod place;
 pub mod point;
 #[cfg(not(feature = "points"))]
 mod point;
+mod posted;
 pub mod raw;
 mod receive;
 mod room;

@@ -2,7 +2,7 @@
 
 use kdbus_core::Instant;
 use kdbus_core::abi::RecvFlags;
-use kdbus_core::channel::{Arrived, CallState, Entry, InboxReader, Order, ReturnsFull, Words};
+use kdbus_core::channel::{Answer, Arrived, CallState, Entry, InboxReader, Order, ReturnsFull, Words};
 use kdbus_core::engine::Return;
 use kdbus_core::hint::unlikely;
 use kdbus_core::queue::{Handle, Head, Node, PriorityQueue};
@@ -278,6 +278,16 @@ impl<P: Words, S: Words> Receiver<P, S> {
         let noticed = core::mem::replace(&mut self.notices, notices) != notices;
         let calls = outward.is_some_and(|outward| wants_attention(outward, self.lanes()));
         noticed || calls || self.has_fresh() || !self.head.is_empty() || self.inbox.lost() != lost
+    }
+
+    /// Asks for the bell, which the caller has silenced, for the end of a command or of the connection alone.
+    pub(super) fn arm_for_answer(&self) {
+        self.inbox.arm_for_answer();
+    }
+
+    /// How command `serial` has ended, once kdbusd has told.
+    pub(super) fn answer(&self, serial: u64) -> Option<Answer> {
+        self.inbox.answer(serial)
     }
 
     /// How often kdbusd told of something besides messages.

@@ -9,9 +9,9 @@ use kdbus_core::abi::{AttachFlags, ItemType, ItemWriter, Msg, Vec as PayloadVec}
 use kdbus_core::abi::{CmdHello, Command, Errno, HelloFlags, RecvFlags};
 #[cfg(feature = "lanes")]
 use kdbus_core::channel::terms::{PAGE_WORDS, Terms, VERDICT_AT};
+use kdbus_core::channel::{Answer, InboxLayout, InboxWriter};
 #[cfg(feature = "lanes")]
 use kdbus_core::channel::{CALL_WORDS, LaneGate, LaneLayout, LaneWriter, RECORD_WORDS};
-use kdbus_core::channel::{InboxLayout, InboxWriter};
 use kdbus_core::client::{Failure, Transport};
 use kdbus_core::engine::{Entry, Return};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -36,6 +36,8 @@ pub(super) struct Bus {
     pub(super) buffer: Vec<u8>,
     pub(super) fds: Descriptors,
     pub(super) staging: Option<OwnedFd>,
+    /// Where answers are announced, and the bell there.
+    pub(super) posts: Option<(InboxWriter<WordMap, WordMap>, OwnedFd)>,
 }
 
 /// What the bus keeps of a client after HELLO.
@@ -61,9 +63,25 @@ impl Bus {
         Some(read(packet, &mut self.fds))
     }
 
-    pub(super) fn answer(&self, serial: u64, result: Result<(), Errno>, arg: &[u8], fds: &[BorrowedFd<'_>]) {
+    pub(super) fn answer(
+        &mut self,
+        serial: u64,
+        result: Result<(), Errno>,
+        arg: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) {
         let header = Header { arg_size: arg.len() as u32, ..Header::answer(serial, result) };
         socket::send(&self.socket, &header, &[arg], fds, Wait::Yes).unwrap();
+        self.post(serial, Answer::Elsewhere);
+    }
+
+    /// Tells the end of a command in the shared queue, if there is one yet.
+    pub(super) fn post(&mut self, serial: u64, answer: Answer) {
+        if let Some((inbox, bell)) = &mut self.posts
+            && inbox.answer(serial, answer)
+        {
+            rustix::io::write(bell, b"!").unwrap();
+        }
     }
 
     /// Answers one HELLO.
@@ -80,14 +98,18 @@ impl Bus {
         let pool = WriteMap::new(&pool_file, hello.pool_size, false).unwrap();
         let posted = WordMap::writable(&posted_file, posted_words).unwrap();
         let shared = WordMap::writable(&shared_file, shared_words).unwrap();
+        let again = [(&posted_file, posted_words), (&shared_file, shared_words)];
+        let [posted_again, shared_again] = again.map(|(file, words)| WordMap::writable(file, words).unwrap());
         seal(&pool_file, Seal::SizeAndWriters).unwrap();
         seal(&posted_file, Seal::SizeAndWriters).unwrap();
         seal(&shared_file, Seal::Size).unwrap();
-        let inbox = InboxWriter::new(posted, shared, layout).unwrap();
         let (bell_read, bell) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+        let posts = InboxWriter::new(posted_again, shared_again, layout).unwrap();
+        let inbox = InboxWriter::new(posted, shared, layout).unwrap();
         let files = vec![pool_file, posted_file, shared_file, bell_read];
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.answer(serial, Ok(()), &arg, &fds);
+        self.posts = Some((posts, bell.try_clone().unwrap()));
         Connection { pool, inbox, bell, files }
     }
 }
@@ -115,7 +137,7 @@ impl Connection {
 pub(super) fn pair() -> (Bus, OwnedFd) {
     let (socket, client) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    (Bus { socket, buffer: vec![0; PACKET_MAX], fds: Descriptors::new(), staging: None }, client)
+    (Bus { socket, buffer: vec![0; PACKET_MAX], fds: Descriptors::new(), staging: None, posts: None }, client)
 }
 
 pub(super) fn handle(socket: OwnedFd) -> Handle {

@@ -17,7 +17,7 @@ use super::bell::{self, Bell, Woken};
 use super::detour::Detour;
 use super::error::{ConnectError, EPROTO, errno};
 use super::gate;
-use super::handle::{Answer, Attachments, Beside, Handle};
+use super::handle::{Answer, Beside, Handle};
 use super::incoming::Taken;
 use super::inward::InLanes;
 use super::map::{Block, WordMap};
@@ -320,8 +320,8 @@ impl LocalTransport {
                 Some((owed, lane)) => Beside::Claim { lane, call: owed.name.word() },
                 None => self.open_calls(),
             };
-            let with = Attachments { payload: message.payload, fds: message.fds, cancel: None };
-            let sent = self.handle.send_message(message.message, SendFlags::empty(), with, beside, None);
+            let sent = self.send_to_bus(receiver.as_mut(), message, SendFlags::empty(), None, beside, None);
+            inward = receiver.as_mut().and_then(Receiver::lanes);
             let next = (by_name, inward.as_mut(), owed);
             if let (Err(Failure::Refused(Errno::EBADSLT)), (Some(cookie), Some(inward), Some(last))) =
                 (&sent, next)
@@ -332,8 +332,8 @@ impl LocalTransport {
             }
             break sent;
         };
-        if let (Ok((_, answer)), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
-            outward.set_by_bus(answer.lane);
+        if let (Ok(sent), Some(outward)) = (&sent, &mut *self.outward.borrow_mut()) {
+            outward.set_by_bus(sent.calls);
         }
         if let (Ok(_), Some(owed), Some(inward)) = (&sent, owed, inward) {
             inward.forget_ended(&owed);
@@ -450,13 +450,15 @@ impl Transport for LocalTransport {
         if let Some(ended) = self.call_by_lane(message, cancel, reply) {
             return ended;
         }
-        let with = Attachments { payload: message.payload, fds: message.fds, cancel };
         let mut answer = Answer::new();
-        let (command, _) = self
-            .handle
-            .send_message(message.message, SendFlags::SYNC_REPLY, with, self.open_calls(), Some(&mut answer))
-            .map_err(|failure| self.refused(failure))?;
-        if self.received(command.reply, &mut answer, reply) { Ok(()) } else { Err(self.handle.fail(EPROTO)) }
+        let calls = self.open_calls();
+        let sent = {
+            let mut receiver = self.receiver.borrow_mut();
+            let receiver = receiver.as_mut();
+            self.send_to_bus(receiver, message, SendFlags::SYNC_REPLY, cancel, calls, Some(&mut answer))
+        };
+        let sent = sent.map_err(|failure| self.refused(failure))?;
+        if self.received(sent.reply, &mut answer, reply) { Ok(()) } else { Err(self.handle.fail(EPROTO)) }
     }
 
     fn recv_into(

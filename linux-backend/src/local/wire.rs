@@ -117,8 +117,16 @@ pub const FLAG_CLAIM: u32 = 16;
 /// To kdbusd: an OPEN_LANE opens the lane that this client has, and gives it no other one, for which it has no place.
 pub const FLAG_OWN_LANE: u32 = 32;
 
-const FLAGS: u32 =
-    FLAG_STAGED | FLAG_STAGING_FD | FLAG_MESSAGE | FLAG_RETURN_MESSAGE | FLAG_CLAIM | FLAG_OWN_LANE;
+/// To kdbusd: the client waits for the end of this SEND at its shared queue, where kdbusd tells it.
+pub const FLAG_POSTED: u32 = 64;
+
+const FLAGS: u32 = FLAG_STAGED
+    | FLAG_STAGING_FD
+    | FLAG_MESSAGE
+    | FLAG_RETURN_MESSAGE
+    | FLAG_CLAIM
+    | FLAG_OWN_LANE
+    | FLAG_POSTED;
 
 /// The start of every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
