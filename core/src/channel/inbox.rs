@@ -505,6 +505,34 @@ impl<P: Words, S: Words> InboxReader<P, S> {
         }
     }
 
+    /// The entry that alone was shown since the last time, if it has no descriptors: it will not be handed out again. `None` if there is
+    /// none, more than that, or [`fresh`](Self::fresh) has to find out. Looks at `depth / 64` words if there is one.
+    pub fn take_only_fresh(&self) -> Option<Entry> {
+        // Before the bits: what is shown later is younger, and would be found besides.
+        let shown = self.seen.get().wrapping_add(1);
+        if self.left.get() || self.posted.load(SHOWN_AT) != shown {
+            return None;
+        }
+        let mut found = None;
+        for word in 0..self.layout.fresh_words() {
+            let bits = self.shared.load(FIXED + word);
+            if bits != 0 {
+                if found.is_some() || !bits.is_power_of_two() {
+                    return None;
+                }
+                found = Some((word, bits));
+            }
+        }
+        let (word, bit) = found?;
+        let entry = self.entry(word as u32 * 64 + bit.trailing_zeros()).filter(|entry| !entry.with_files)?;
+        self.seen.set(shown);
+        let later = self.shared.swap(FIXED + word, 0) & !bit;
+        if later != 0 {
+            self.shared.set_bits(FIXED + word, later);
+        }
+        Some(entry)
+    }
+
     /// Receives the entry in `slot` if it is still shown with `key`. False if the bus took it back.
     #[must_use = "an entry that was taken back is not received"]
     pub fn take(&self, slot: u32, key: u64) -> bool {

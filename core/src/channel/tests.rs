@@ -103,6 +103,35 @@ fn a_refused_entry_is_handed_out_again() {
 }
 
 #[test]
+fn an_entry_alone_comes_out_at_once_and_several_in_their_order() {
+    let memory = Memory::new(70);
+    let (mut writer, reader) = (memory.writer(), memory.reader());
+    assert_eq!(reader.take_only_fresh(), None);
+    let _ = writer.publish(&entry(69, 4));
+    assert_eq!(reader.take_only_fresh(), Some(entry(69, 4)));
+    assert_eq!((reader.take_only_fresh(), reader.has_fresh()), (None, false));
+    let _ = writer.publish(&entry(2, 6));
+    let _ = writer.publish(&entry(1, 8));
+    assert_eq!(reader.take_only_fresh(), None, "two");
+    assert_eq!(fresh(&reader), [entry(1, 8), entry(2, 6)]);
+    let _ = writer.publish(&entry(3, 9));
+    assert_eq!(reader.take_only_fresh(), None, "with descriptors");
+    assert_eq!(fresh(&reader), [entry(3, 9)]);
+    let _ = writer.publish(&entry(4, 10));
+    assert!(writer.retract(&entry(4, 10)));
+    assert_eq!(reader.take_only_fresh(), None, "taken back");
+    let _ = writer.publish(&entry(5, 12));
+    assert_eq!(reader.take_only_fresh(), None, "the bit of the former is still there");
+    assert_eq!(fresh(&reader), [entry(5, 12)]);
+    reader.fresh(|_| false);
+    let _ = writer.publish(&entry(6, 14));
+    reader.fresh(|_| false);
+    let _ = writer.publish(&entry(7, 16));
+    assert_eq!(reader.take_only_fresh(), None, "an older one was left");
+    assert_eq!(fresh(&reader), [entry(6, 14), entry(7, 16)]);
+}
+
+#[test]
 fn slots_and_keys_outside_the_queue_do_nothing() {
     let memory = Memory::new(4);
     let (mut writer, reader) = (memory.writer(), memory.reader());
@@ -264,6 +293,7 @@ fn a_reader_of_scribbled_memory_stays_inside() {
                 let _ = reader.take(entry.slot, entry.key);
                 entry.key & 1 == 0
             });
+            assert!(reader.take_only_fresh().is_none_or(|entry| entry.slot < 33));
             let _ = reader.push_return(Return::Freed(1));
         }
     }
@@ -280,8 +310,18 @@ fn two_threads_lose_and_tear_nothing() {
     let (taken, retracted) = thread::scope(|scope| {
         let client = scope.spawn(|| {
             let mut taken = 0_u64;
+            let mut last = 0;
             while reader.is_alive() || reader.has_fresh() {
-                for shown in fresh(&reader) {
+                let mut all = vec![];
+                match reader.take_only_fresh() {
+                    Some(shown) => all.push(shown),
+                    None => all = fresh(&reader),
+                }
+                if let [only] = all[..] {
+                    assert!(only.key > last, "what comes alone is younger than all before");
+                }
+                last = all.iter().map(|shown| shown.key).fold(last, u64::max);
+                for shown in all {
                     assert_eq!(shown, entry(shown.slot, shown.key));
                     if reader.take(shown.slot, shown.key) {
                         taken += 1;

@@ -98,6 +98,15 @@ impl LocalTransport {
                 Only::Unsure => {}
             }
         }
+        if flags.is_empty()
+            && let Some((offset, msg_size, report)) = receiver.take_shown()
+        {
+            if report {
+                self.handle.report_returns();
+            }
+            message.info = MsgInfo { offset, msg_size, return_flags: 0 };
+            return Ok(Taken::Message);
+        }
         // Each round returns or removes an entry.
         while let Some(entry) = receiver.next(flags, priority, lanes.as_mut()) {
             if let (Some(arena), true) = (arena, entry.lane != KDBUSD) {

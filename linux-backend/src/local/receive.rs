@@ -196,6 +196,24 @@ impl<P: Words, S: Words> Receiver<P, S> {
         taken.map_or(Only::Unsure, Only::Message)
     }
 
+    /// Receives the message that kdbusd shows if it is the only one, nothing is queued and there are no lanes: it does not pass
+    /// through the queue. Returns where it lies, and whether kdbusd has to be told of the return.
+    pub(super) fn take_shown(&mut self) -> Option<(u64, u64, bool)> {
+        gate()?;
+        let is_plain = self.lanes.is_none() && self.head.is_empty() && self.inbox.notices() == self.looked;
+        // What is taken has to be returned, so the place for that comes first.
+        if !is_plain || !self.inbox.has_return_room() {
+            return None;
+        }
+        let entry = self.inbox.take_only_fresh()?;
+        if !self.inbox.take(entry.slot, entry.key) {
+            return None;
+        }
+        point::pass(Point::Taken);
+        let told = self.inbox.push_return(Return::Taken { slot: entry.slot, key: entry.key });
+        Some((entry.offset, entry.size, told == Ok(true)))
+    }
+
     /// Receives `message`, which [`next`](Self::next) has returned. `Ok(None)` if its sender or kdbusd took
     /// it back, else whether kdbusd has to be told of the return.
     ///
