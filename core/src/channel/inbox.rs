@@ -228,11 +228,8 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         let at = self.layout.entry_at(entry.slot);
         // The state word frames the entry: it says `Queued` with this key only after all of these stores, and
         // each of them releases that it no longer says so of an earlier entry (see `InboxReader::entry`).
-        self.posted.store(at, key);
-        self.posted.store(at + 1, entry.priority as u64);
-        self.posted.store(at + 2, entry.offset);
-        self.posted.store(at + 3, entry.size);
-        self.posted.store(at + 4, if entry.with_files { WITH_FILES } else { 0 });
+        let flags = if entry.with_files { WITH_FILES } else { 0 };
+        self.posted.store_all(at, [key, entry.priority as u64, entry.offset, entry.size, flags]);
         self.shared.store(self.layout.state_at(entry.slot), state(key, Phase::Queued));
         self.shared.set_bits(FIXED + (entry.slot / 64) as usize, 1 << (entry.slot % 64));
         // Whoever sees this count finds the bit.
@@ -255,41 +252,52 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
     /// The next thing the client did. `None` at the end of a series, which is at most
     /// [`returns`](InboxLayout::returns) long; what came meanwhile is for the next one.
     pub fn poll_return(&mut self) -> Option<Return> {
-        if self.violated {
-            return None;
-        }
-        let end = match self.series {
-            Some(end) => end,
-            None => {
-                let tail = self.shared.load(TAIL_AT);
-                let ahead = tail.wrapping_sub(self.head);
-                if ahead > u64::from(self.layout.returns) {
-                    // A client never writes more than the ring holds.
-                    self.violated = true;
-                    return None;
-                }
-                self.series = Some(tail);
-                tail
-            }
-        };
-        if self.head == end {
-            self.series = None;
-            return None;
-        }
-        let at = self.layout.place_at(self.head);
-        let (kind, value) = (self.shared.load(at), self.shared.load(at + 1));
-        self.head = self.head.wrapping_add(1);
-        // Releases the loads above: the client may use the place again from here on.
-        self.posted.store(HEAD_AT, self.head);
-        match kind & 0xffff_ffff {
-            KIND_TAKEN => Some(Return::Taken { slot: (kind >> 32) as u32, key: value }),
-            KIND_FREED => Some(Return::Freed(value)),
-            _ => {
-                self.violated = true;
+        let mut found = [Return::Freed(0)];
+        (self.poll_returns(&mut found) == 1).then_some(found[0])
+    }
+
+    /// As many of the next things the client did as `returns` has places; fewer at the end of a series.
+    pub fn poll_returns(&mut self, returns: &mut [Return]) -> usize {
+        let Some(end) = self.series() else { return 0 };
+        let before = self.head;
+        for place in returns.iter_mut() {
+            if self.head == end {
                 self.series = None;
-                None
+                break;
             }
+            let at = self.layout.place_at(self.head);
+            let (kind, value) = (self.shared.load(at), self.shared.load(at + 1));
+            *place = match kind & 0xffff_ffff {
+                KIND_TAKEN => Return::Taken { slot: (kind >> 32) as u32, key: value },
+                KIND_FREED => Return::Freed(value),
+                _ => {
+                    self.violated = true;
+                    self.series = None;
+                    break;
+                }
+            };
+            self.head = self.head.wrapping_add(1);
         }
+        if self.head != before {
+            // Releases the loads above: the client may use the places again from here on.
+            self.posted.store(HEAD_AT, self.head);
+        }
+        self.head.wrapping_sub(before) as usize
+    }
+
+    /// Where the series of reads that is under way ends; without one, a new one starts.
+    fn series(&mut self) -> Option<u64> {
+        if self.violated || self.series.is_some() {
+            return self.series;
+        }
+        let tail = self.shared.load(TAIL_AT);
+        if tail.wrapping_sub(self.head) > u64::from(self.layout.returns) {
+            // A client never writes more than the ring holds.
+            self.violated = true;
+            return None;
+        }
+        self.series = Some(tail);
+        self.series
     }
 
     /// Asks the client to report returns at once, or ends that. True if there are some already.

@@ -393,19 +393,12 @@ impl Host for Turn<'_> {
         let Some(inbox) = shared.map(|shared| &mut shared.inbox) else {
             return 0;
         };
-        for (at, place) in returns.iter_mut().enumerate() {
-            match inbox.poll_return() {
-                Some(next) => *place = next,
-                None => {
-                    // None comes from a broken ring.
-                    if inbox.is_violated() {
-                        self.state.doom(of, "its return ring is broken");
-                    }
-                    return at;
-                }
-            }
+        let count = inbox.poll_returns(returns);
+        // None comes from a broken ring.
+        if count < returns.len() && inbox.is_violated() {
+            self.state.doom(of, "its return ring is broken");
         }
-        returns.len()
+        count
     }
 
     fn watch_returns(&mut self, of: HandleId, watch: bool) {

@@ -3,7 +3,7 @@
 use kdbus_core::abi::{Command, Errno, RecvFlags};
 use kdbus_core::engine::quota::Charge;
 use kdbus_core::engine::{Arrival, BesideLanes, Clock, ConnectionView, HandleId, Outcome, Request};
-use kdbus_linux::local::socket::{self, Wait, is_hang_up};
+use kdbus_linux::local::socket::is_hang_up;
 use kdbus_linux::local::stats::{Holder, Report, Stats};
 use kdbus_linux::local::wire::{
     FDS_MAX, FLAG_CLAIM, FLAG_POSTED, FLAG_RETURN_MESSAGE, FLAG_STAGING_FD, Header, Kind, Packet, Payload,
@@ -18,7 +18,7 @@ use crate::daemon::Daemon;
 use crate::files;
 use crate::host::{Places, Turn, take_places};
 use crate::poller::clock;
-use crate::raw::Foreign;
+use crate::raw::{self, Foreign};
 
 /// `EPROTO`: the other end speaks another version of the protocol.
 const EPROTO: u32 = 71;
@@ -34,7 +34,7 @@ impl Daemon {
             return false;
         };
         let mut fds = Batch::of(client.uid);
-        let arrived = match socket::recv(&client.socket, &mut self.packet, &mut fds.fds, Wait::No) {
+        let arrived = match raw::recv(client.socket.as_fd(), &mut self.packet, &mut fds.fds) {
             Ok(arrived) if arrived.len > 0 => arrived,
             Err(io::Errno::AGAIN) => return false,
             Err(error) if !is_hang_up(error) => {

@@ -2,8 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop, MaybeUninit};
 
+use kdbus_linux::local::socket::{Arrived, Descriptors};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{self, Errno};
 
@@ -87,6 +88,65 @@ pub(crate) fn is_read(socket: BorrowedFd<'_>) -> bool {
     !is_told || numbers[SENT] == 0
 }
 
+/// Receives one packet, as [`socket::recv`](kdbus_linux::local::socket::recv) does without waiting. That one has the kernel tell
+/// the name of the other end too, with each packet.
+pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Descriptors) -> io::Result<Arrived> {
+    fds.clear();
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut control = Control([MaybeUninit::uninit(); CONTROL_MAX]);
+    // SAFETY: all of it may be zero.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    (message.msg_control, message.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_MAX as _);
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    let len = loop {
+        // SAFETY: the message has room for as many bytes and control bytes as it says, which nobody else reaches.
+        match usize::try_from(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) }) {
+            Ok(len) => break len,
+            Err(_) => match last_error() {
+                Errno::INTR => {}
+                error => return Err(error),
+            },
+        }
+    };
+    let mut fds_lost = message.msg_flags & libc::MSG_CTRUNC != 0;
+    // SAFETY: the kernel has filled in the control bytes up to the length that it has put into the message.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !next.is_null() {
+        // SAFETY: what is not null lies in the control bytes, whole and aligned.
+        let head = unsafe { next.read() };
+        if (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: these two compute numbers and addresses alone.
+            let (empty, data) = unsafe { (libc::CMSG_LEN(0), libc::CMSG_DATA(next)) };
+            let count = (head.cmsg_len as usize).saturating_sub(empty as usize) / size_of::<c_int>();
+            for at in 0..count {
+                // SAFETY: so many descriptors lie there, which the kernel has installed for this process alone.
+                let fd = unsafe { OwnedFd::from_raw_fd(data.cast::<c_int>().add(at).read_unaligned()) };
+                fds_lost |= fds.push(fd).is_err();
+            }
+        }
+        // SAFETY: as for the first one.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const message, next) };
+    }
+    if message.msg_flags & libc::MSG_TRUNC != 0 {
+        return Err(Errno::MSGSIZE);
+    }
+    Ok(Arrived { len, fds_lost })
+}
+
+/// Bytes for all descriptors that the kernel lets one packet carry.
+// SAFETY: it computes a number.
+const CONTROL_MAX: usize = unsafe { libc::CMSG_SPACE(RIGHTS_MAX * size_of::<c_int>() as u32) } as usize;
+
+/// Descriptors that the kernel lets one packet carry.
+const RIGHTS_MAX: u32 = 253;
+
+/// Control bytes, aligned as their heads have to be.
+#[repr(align(8))]
+struct Control([MaybeUninit<u8>; CONTROL_MAX]);
+
+const _: () = assert!(align_of::<Control>() >= align_of::<libc::cmsghdr>());
+
 /// Takes over a descriptor that the process was started with.
 pub(crate) fn inherited(fd: c_int) -> io::Result<OwnedFd> {
     // The standard ones are not ours to close.
@@ -104,7 +164,11 @@ fn check(result: c_int) -> io::Result<()> {
     if result == 0 {
         return Ok(());
     }
-    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    Err(last_error())
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]
@@ -127,6 +191,28 @@ mod tests {
             }
             assert!(is_read(a.as_fd()));
         }
+    }
+
+    #[test]
+    fn packets_come_with_their_descriptors() {
+        use kdbus_linux::local::socket::{self, Wait};
+        use kdbus_linux::local::wire::{Header, Kind};
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let flags = SocketFlags::CLOEXEC;
+        let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let (mut buffer, mut fds) = ([0; 100], Descriptors::new());
+        let mut receive = |buffer: &mut [u8]| recv(b.as_fd(), buffer, &mut fds).map(|it| (it, fds.len()));
+        assert_eq!(receive(&mut buffer), Err(Errno::AGAIN));
+        let header = Header::new(Kind::Command, 1);
+        let whole = |len| Arrived { len, fds_lost: false };
+        for count in [0, 1, 64] {
+            socket::send(&a, &header, &[b"abc"], &vec![a.as_fd(); count], Wait::Yes).unwrap();
+            assert_eq!(receive(&mut buffer), Ok((whole(59), count)));
+        }
+        socket::send(&a, &header, &[b"abc"], &[a.as_fd()], Wait::Yes).unwrap();
+        assert_eq!(receive(&mut buffer[..58]), Err(Errno::MSGSIZE));
+        drop(a);
+        assert_eq!(receive(&mut buffer), Ok((whole(0), 0)));
     }
 
     #[test]
