@@ -112,6 +112,14 @@ impl Client {
         }
     }
 
+    /// Rings its bell.
+    pub(crate) fn wake(&self) {
+        if let Some(bell) = &self.bell {
+            // Full: it rings already. Closed: the client is gone, which its socket tells.
+            let _ = io::write(bell, &[1]);
+        }
+    }
+
     /// Whether descriptors that it was sent are still on their way to it. They count for this process until it reads them.
     pub(crate) fn has_unread_fds(&mut self) -> bool {
         if self.unread_fds != 0 && raw::is_read(self.socket.as_fd()) {

@@ -86,12 +86,12 @@ impl State {
         }
     }
 
-    /// Tells a client at its shared queue how a command has ended. False if it has none any more, which it sees.
+    /// Tells a client at its shared queue how a command has ended, and wakes it. False if it has none any more, which it sees.
     pub(crate) fn post(&mut self, to: HandleId, serial: u64, answer: Answer) -> bool {
-        let shared = self.clients.get_mut(to).and_then(|client| client.shared.as_mut());
-        let Some(rings) = shared.map(|shared| shared.inbox.answer(serial, answer)) else { return false };
-        if rings {
-            self.ring(to);
+        let Some(client) = self.clients.get_mut(to) else { return false };
+        let Some(shared) = &mut client.shared else { return false };
+        if shared.inbox.answer(serial, answer) {
+            client.wake();
         }
         true
     }

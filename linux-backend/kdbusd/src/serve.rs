@@ -352,10 +352,7 @@ impl Daemon {
         while let Some(id) = self.state.to_ring.pop() {
             if let Some(client) = self.state.clients.get_mut(id) {
                 client.ring = false;
-                if let Some(bell) = &client.bell {
-                    // Full: it rings already. Closed: the client is gone, which its socket tells.
-                    let _ = io::write(bell, &[1]);
-                }
+                client.wake();
             }
         }
     }
