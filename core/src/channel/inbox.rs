@@ -532,13 +532,20 @@ impl<P: Words, S: Words> InboxReader<P, S> {
             }
         }
         let (word, bit) = found?;
-        let entry = self.entry(word as u32 * 64 + bit.trailing_zeros()).filter(|entry| !entry.with_files)?;
-        self.seen.set(shown);
+        // Before the entry: one that takes its place later sets the bit later.
         let later = self.shared.swap(FIXED + word, 0) & !bit;
-        if later != 0 {
-            self.shared.set_bits(FIXED + word, later);
+        let entry = self.entry(word as u32 * 64 + bit.trailing_zeros());
+        // Had this one taken the place of another, all that was shown before it would have been counted.
+        let is_oldest = self.posted.load(SHOWN_AT) == shown;
+        let alone = entry.filter(|entry| !entry.with_files && is_oldest);
+        let left = if entry.is_some() && alone.is_none() { later | bit } else { later };
+        if left != 0 {
+            self.shared.set_bits(FIXED + word, left);
         }
-        Some(entry)
+        if alone.is_some() {
+            self.seen.set(shown);
+        }
+        alone
     }
 
     /// Receives the entry in `slot` if it is still shown with `key`. False if the bus took it back.

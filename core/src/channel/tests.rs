@@ -1,5 +1,6 @@
 extern crate std;
 
+use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 use std::{thread, vec};
@@ -129,6 +130,78 @@ fn an_entry_alone_comes_out_at_once_and_several_in_their_order() {
     let _ = writer.publish(&entry(7, 16));
     assert_eq!(reader.take_only_fresh(), None, "an older one was left");
     assert_eq!(fresh(&reader), [entry(6, 14), entry(7, 16)]);
+}
+
+/// Words of a reader that the bus gets ahead of before each of its steps.
+struct Interrupted<'a> {
+    words: &'a [AtomicU64],
+    bus: &'a dyn Fn(),
+}
+
+impl Words for Interrupted<'_> {
+    fn count(&self) -> usize {
+        self.words.len()
+    }
+
+    fn load(&self, index: usize) -> u64 {
+        (self.bus)();
+        Words::load(self.words, index)
+    }
+
+    fn store(&self, index: usize, value: u64) {
+        (self.bus)();
+        Words::store(self.words, index, value);
+    }
+
+    fn swap(&self, index: usize, value: u64) -> u64 {
+        (self.bus)();
+        Words::swap(self.words, index, value)
+    }
+
+    fn set_bits(&self, index: usize, bits: u64) -> u64 {
+        (self.bus)();
+        Words::set_bits(self.words, index, bits)
+    }
+
+    fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
+        (self.bus)();
+        Words::replace(self.words, index, expected, new)
+    }
+}
+
+#[test]
+fn an_entry_alone_hides_none_that_takes_its_place() {
+    let (first, other, second) = (entry(65, 4), entry(1, 6), entry(65, 8));
+    for (step, between) in (0..40).flat_map(|step| [(step, false), (step, true)]) {
+        let memory = Memory::new(70);
+        let (writer, steps) = (RefCell::new(memory.writer()), Cell::new(i32::MIN));
+        let bus = || {
+            if steps.replace(steps.get() + 1) == step && writer.borrow_mut().retract(&first) {
+                for entry in [Some(&other).filter(|_| between), Some(&second)].into_iter().flatten() {
+                    let _ = writer.borrow_mut().publish(entry);
+                }
+            }
+        };
+        let words = |words| Interrupted { words, bus: &bus };
+        let reader = InboxReader::attach(words(&memory.posted[..]), words(&memory.shared[..])).unwrap();
+        let _ = writer.borrow_mut().publish(&first);
+        steps.set(0);
+        let alone = reader.take_only_fresh().filter(|entry| reader.take(entry.slot, entry.key));
+        let mut received: Vec<u64> = alone.iter().map(|entry| entry.key).collect();
+        let mut rest = vec![];
+        reader.fresh(|entry| {
+            rest.push(entry.key);
+            true
+        });
+        rest.sort_unstable();
+        received.append(&mut rest);
+        let meant: &[u64] = match received.first() {
+            Some(4) => &[4],
+            _ if between => &[6, 8],
+            _ => &[8],
+        };
+        assert_eq!(received, meant, "the bus came before step {step}");
+    }
 }
 
 #[test]
