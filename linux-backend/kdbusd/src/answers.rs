@@ -6,7 +6,7 @@ use kdbus_core::abi::{CMD_MAX_SIZE, CmdSend, Command, Errno, MsgInfo};
 use kdbus_core::channel::Answer;
 use kdbus_core::engine::HandleId;
 use kdbus_linux::local::socket::{self, Wait, is_hang_up};
-use kdbus_linux::local::wire::{FDS_MAX, FLAG_POSTED, FLAG_RETURN_MESSAGE, Header};
+use kdbus_linux::local::wire::{FDS_MAX, FLAG_POSTED, FLAG_RETURN_MESSAGE, Header, Kind};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io;
 use zerocopy::FromBytes;
@@ -163,5 +163,5 @@ impl Daemon {
 /// Whether the sender of a packet waits for its end at the shared queue.
 const fn is_posted(header: &Header) -> bool {
     let is_asked = header.flags & (FLAG_POSTED | FLAG_RETURN_MESSAGE) == FLAG_POSTED;
-    is_asked && header.number == Command::Send.request()
+    is_asked && header.kind == Kind::Command as u16 && header.number == Command::Send.request()
 }
