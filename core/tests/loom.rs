@@ -1,12 +1,15 @@
-//! All interleavings of what two peers and the bus do to a lane, by the loom model checker.
+//! All interleavings of what two peers and the bus do to a lane, and a client and the bus to its queue, by the loom model
+//! checker.
 //!
 //! Built only with `RUSTFLAGS="--cfg loom"`; `.ci/run` has the command.
 #![cfg(loom)]
 
 use std::sync::Arc;
 
+use kdbus_core::abi::MsgInfo;
 use kdbus_core::channel::{
-    CallState, CallWord, LaneGate, LaneHead, LaneLayout, LaneReader, LaneWriter, Words,
+    Answer, CallState, CallWord, Entry, InboxLayout, InboxReader, InboxWriter, LaneGate, LaneHead,
+    LaneLayout, LaneReader, LaneWriter, Words,
 };
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
@@ -275,5 +278,81 @@ fn what_came_before_by_a_cold_lane_is_seen_before_what_comes_after_by_a_hot_one(
         let before = take_ring(&bell) && receive(&mut cold_reader) == Some(1);
         assert!(!after || before);
         senders.join().unwrap();
+    });
+}
+
+type Inbox = (InboxWriter<Model, Model>, InboxReader<Model, Model>);
+
+fn inbox() -> Inbox {
+    let layout = InboxLayout::new(1).unwrap();
+    let [posted, shared] = [layout.posted_words(), layout.shared_words()].map(Model::new);
+    let writer = InboxWriter::new(posted.clone(), shared.clone(), layout).unwrap();
+    (writer, InboxReader::attach(posted, shared).unwrap())
+}
+
+fn entry(key: u64) -> Entry {
+    Entry { slot: 0, key, priority: 0, offset: 8 * key, size: 64, with_files: false }
+}
+
+fn some_of_all(interleavings: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(interleavings);
+}
+
+#[test]
+fn a_client_that_sleeps_until_a_command_has_ended_is_rung_and_then_for_what_came_meanwhile() {
+    some_of_all(|| {
+        let (mut writer, reader) = inbox();
+        let bell = Model::new(1);
+        let rung = bell.clone();
+        let client = thread::spawn(move || {
+            take_ring(&rung);
+            reader.arm_for_answer();
+            let told = reader.answer(7);
+            if told.is_none() {
+                return (told, false);
+            }
+            take_ring(&rung);
+            reader.arm();
+            (told, reader.has_fresh())
+        });
+        let answer =
+            Answer::Whole { code: 5, calls: 6, reply: MsgInfo { offset: 8, msg_size: 64, return_flags: 1 } };
+        if writer.answer(7, answer) {
+            ring(&bell);
+        }
+        if writer.publish(&entry(1)) {
+            ring(&bell);
+        }
+        let (told, fresh) = client.join().unwrap();
+        assert!(told.is_none_or(|told| told == answer), "torn");
+        assert!(told.is_some() && fresh || take_ring(&bell), "it sleeps, and nobody rings");
+    });
+}
+
+#[test]
+fn each_entry_is_received_or_taken_back() {
+    some_of_all(|| {
+        let (mut writer, reader) = inbox();
+        let client = thread::spawn(move || {
+            let alone = reader.take_only_fresh();
+            let taken = alone.filter(|shown| reader.take(shown.slot, shown.key));
+            (reader, taken)
+        });
+        let _ = writer.publish(&entry(1));
+        let retracted = writer.retract(&entry(1));
+        if retracted {
+            let _ = writer.publish(&entry(2));
+        }
+        let (reader, taken) = client.join().unwrap();
+        assert!(taken.is_none_or(|shown| shown == entry(shown.key)), "torn");
+        let mut rest = Vec::new();
+        reader.fresh(|shown| {
+            rest.push(shown.key);
+            true
+        });
+        rest.extend(taken.map(|shown| shown.key));
+        assert_eq!(rest, [1 + u64::from(retracted)]);
     });
 }
