@@ -155,6 +155,45 @@ mod tests {
     }
 
     #[test]
+    fn whoever_waits_or_polls_after_many_commands_hears_of_what_came_in_during_the_last() {
+        type Comes = fn(&mut Connection) -> bool;
+        let comings: [Comes; 3] = [
+            |connection| {
+                connection.show(1, 20, 0, false);
+                false
+            },
+            |connection| connection.inbox.notice(),
+            |connection| connection.inbox.lost(1),
+        ];
+        for (comes, polls) in comings.into_iter().flat_map(|comes| [(comes, false), (comes, true)]) {
+            let (transport, bus, mut connection) = connected();
+            let server = serve(bus, move |bus| {
+                // As many as the bell is emptied once in, and more.
+                for at in 0..600 {
+                    let serial = next(bus);
+                    if at == 599 {
+                        let armed = comes(&mut connection);
+                        connection.ring(armed);
+                    }
+                    bus.post(serial, ended(0));
+                }
+                connection
+            });
+            for _ in 0..600 {
+                assert_eq!(send(&transport), Ok(()));
+            }
+            let _kept = server.join().unwrap();
+            if polls {
+                assert!(readable(&transport));
+            } else {
+                let late = transport.now().after(core::time::Duration::from_secs(9));
+                transport.wait(Some(late)).unwrap();
+                assert!(transport.now() < late);
+            }
+        }
+    }
+
+    #[test]
     fn what_a_bus_told_before_it_died_counts() {
         let (transport, bus, connection) = connected();
         let server = serve(bus, move |bus| {
