@@ -210,6 +210,19 @@ mod tests {
     }
 
     #[test]
+    fn a_bus_that_dies_before_it_told_is_an_end() {
+        let (transport, bus, connection) = connected();
+        let server = serve(bus, move |bus| {
+            next(bus);
+            // The bell first, then the socket.
+            drop((bus.posts.take(), connection));
+            rustix::net::shutdown(&bus.socket, rustix::net::Shutdown::Both).unwrap();
+        });
+        assert_eq!(send(&transport), Err(Failure::Broken(Errno::ECONNRESET)));
+        drop(server.join().unwrap());
+    }
+
+    #[test]
     fn a_connection_that_ends_has_its_last_answer_in_a_packet() {
         let (transport, bus, mut connection) = connected();
         let server = serve(bus, move |bus| {
