@@ -248,7 +248,7 @@ impl InLanes {
     /// Whether a hot lane has something that was not looked at. Cost: a few loads for each of them.
     pub(super) fn has_fresh(&mut self) -> bool {
         let Self { lanes, hot, .. } = self;
-        let is_fresh = |inward: &mut Inward| likely(!inward.full) && inward.lane.has_next();
+        let is_fresh = |inward: &mut Inward| likely(!inward.full) && inward.lane.has_next_or_tells_room();
         if !hot.is_choosy() {
             return lanes.iter_mut().flatten().any(is_fresh);
         }
@@ -484,7 +484,7 @@ impl InLanes {
                 inward.lane.ask_bell();
             }
             // What came before the bell was asked for is seen here, and what comes after rings.
-            if self.hot.is_choosy() && !inward.lane.has_next() {
+            if self.hot.is_choosy() && !inward.lane.has_next_or_tells_room() {
                 place -= 1;
                 self.hot.remove(place);
                 if inward.lane.is_rejected() {

@@ -95,31 +95,27 @@ impl InLane {
     /// [`Violation`] of its sender, from here on always.
     #[inline]
     pub fn peek(&mut self) -> Result<Option<LaneHead>, Violation> {
-        let next = self.reader.peek()?;
-        if next.is_none() && self.reader.owes_room() {
-            self.wake_sender();
-            return self.reader.peek();
-        }
-        Ok(next)
+        self.reader.peek()
     }
 
     /// As [`LaneReader::has_next`], and false after a violation.
     #[inline]
     pub(super) fn has_next(&mut self) -> bool {
-        match self.reader.has_next() {
-            Ok(false) if self.reader.owes_room() => {
-                self.wake_sender();
-                self.reader.has_next() == Ok(true)
-            }
-            next => next == Ok(true),
-        }
+        self.reader.has_next() == Ok(true)
     }
 
-    /// Tells a sender that waits for it that there is room. A ring of its for a message may go with that: the caller looks
-    /// once more.
+    /// Whether there is a message. If not, a sender that waits for room is told of it, and a ring for a message may go with
+    /// that: only for a lane that is looked at whether it rings or not, until it was asked for its bell.
+    #[inline]
+    pub(super) fn has_next_or_tells_room(&mut self) -> bool {
+        self.has_next() || self.reader.owes_room() && self.tell_room()
+    }
+
+    /// Tells a sender that waits for it that there is room. Whether there is a message after that.
     #[cold]
-    fn wake_sender(&self) {
+    fn tell_room(&mut self) -> bool {
         self.silence();
+        self.has_next()
     }
 
     /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the

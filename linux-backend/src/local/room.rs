@@ -159,6 +159,11 @@ mod tests {
         (out, inward, lane.gate)
     }
 
+    fn rung(lane: &InLane) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(lane, PollFlags::IN)], Some(&now)) == Ok(1)
+    }
+
     fn receive(lane: &mut InLane) -> bool {
         if lane.peek().unwrap().is_none() {
             return false;
@@ -182,6 +187,7 @@ mod tests {
                 while receive(&mut inward) {
                     count.set(count.get() + 1);
                 }
+                assert!(!inward.has_next_or_tells_room());
             }
         });
         assert!(send(&mut out, Duration::from_secs(60)));
@@ -189,15 +195,15 @@ mod tests {
     }
 
     #[test]
-    fn a_message_whose_ring_is_taken_with_the_wish_for_room_is_seen() {
+    fn a_look_at_a_lane_that_is_waited_for_by_its_bell_leaves_the_bell() {
         let (mut out, mut inward, _gate) = full();
         while receive(&mut inward) {}
         inward.ask_bell();
+        inward.silence();
         out.ask_room();
-        // It rings, and the receiver finds wish and message in one look.
         out.send(1, 0, &FIRST, &[]).unwrap();
-        assert!(inward.has_next());
-        assert!(receive(&mut inward) && !receive(&mut inward));
+        assert!(receive(&mut inward) && !receive(&mut inward) && !inward.has_next());
+        assert!(rung(&inward), "nobody would look at it again");
     }
 
     #[test]
