@@ -14,6 +14,7 @@
 mod call;
 mod entry;
 mod inbox;
+mod inbox_reader;
 mod lane;
 mod loan;
 mod message;
@@ -26,9 +27,8 @@ mod writer;
 
 pub use call::{CALL_MAX, CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord};
 pub use entry::{Answer, Entry, Return};
-pub use inbox::{
-    AttachError, DEPTH_MAX, InboxLayout, InboxReader, InboxWriter, LayoutError, RETURNS_MAX, ReturnsFull,
-};
+pub use inbox::{DEPTH_MAX, InboxLayout, InboxWriter, LayoutError, RETURNS_MAX};
+pub use inbox_reader::{AttachError, InboxReader, ReturnsFull};
 pub use lane::{
     LaneGate, LaneHead, LaneLayout, LaneReader, LaneTraffic, NotByLane, RING_MAX, RING_MIN, Violation,
 };
