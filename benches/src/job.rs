@@ -93,7 +93,7 @@ impl Job {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         let cpu = if self.role == Role::Server { self.cpus.server(self.case.place) } else { None };
         pin(cpu.unwrap_or(self.cpus.first))?;
-        match self.role {
+        let done = match self.role {
             Role::Server => self.serve(),
             Role::Relay => socket::relay(self),
             Role::Kdbusd => bus::daemon(self),
@@ -104,6 +104,13 @@ impl Job {
                 count::follow_me()?;
                 contender::run_counted(self)
             }
+        };
+        match done {
+            // The client has gone: there is nothing more to do, and nothing to say.
+            Err(error) if self.role != Role::Counted && error.kind() == io::ErrorKind::UnexpectedEof => {
+                Ok(())
+            }
+            done => done,
         }
     }
 
