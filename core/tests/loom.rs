@@ -211,7 +211,7 @@ fn a_sender_that_sleeps_until_there_is_room_is_woken() {
         for key in 1..=3 {
             assert_eq!(receive(&mut reader), Some(key));
         }
-        let mut tell = |reader: &mut Reader| {
+        let tell = |reader: &mut Reader| {
             if receive(reader).is_none() && reader.owes_room() {
                 take_ring(&bell);
             }

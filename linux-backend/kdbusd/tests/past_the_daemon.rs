@@ -126,12 +126,26 @@ fn a_stream_of_a_sender_that_waits_for_room_comes_whole_and_in_order() {
 
 #[test]
 fn what_another_sender_sends_later_comes_later_however_many_wait() {
+    what_is_sent_later_comes_later(&Hello::new());
+}
+
+#[test]
+fn so_it_does_where_each_message_shows_more_than_it_brings() {
+    let shows = AttachFlags::TIMESTAMP
+        | AttachFlags::CREDS
+        | AttachFlags::PIDS
+        | AttachFlags::AUXGROUPS
+        | AttachFlags::CONN_DESCRIPTION;
+    what_is_sent_later_comes_later(&Hello::new().ask_metadata(shows));
+}
+
+/// With as many messages as a lane has room for.
+fn what_is_sent_later_comes_later(receives: &Hello<'_>) {
     let bus = bus();
-    let (first, second, to) =
-        (hello(&bus, 4, &Hello::new()), hello(&bus, 4, &Hello::new()), hello(&bus, 4, &Hello::new()));
+    let sends = Hello::new().description(NodeName::parse("a.sender.with.quite.a.long.description").unwrap());
+    let (first, second, to) = (hello(&bus, 4, &sends), hello(&bus, 4, &sends), hello(&bus, 4, receives));
     first.transport().open_lane(to.id()).unwrap();
     second.transport().open_lane(to.id()).unwrap();
-    // As many as a lane has room for.
     for cookie in 1..=600 {
         first.send(&Message::to(to.id()).cookie(cookie)).unwrap();
     }

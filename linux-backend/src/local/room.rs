@@ -20,6 +20,9 @@ use super::spin::Spin;
 const PATIENCE: Duration = Duration::from_millis(5);
 /// How long it looks before it sleeps, if that has found room lately: a receiver on another processor makes some in that time.
 const LOOK: Duration = Duration::from_micros(2);
+/// Larger messages than this part of the lane do not wait: a receiver that holds a few of such leaves the next one no room, and
+/// what stays in its lane is overtaken by what others send.
+const SHARE: u64 = 8;
 /// Messages that do not wait after one has in vain: one, and then twice as many each time, up to this.
 const PAUSE_MAX: u32 = 1 << 10;
 /// Times that it is told of room and finds none. Only a receiver that empties its bell for nothing gets there.
@@ -74,7 +77,7 @@ impl OutLane {
     /// Waits until a message with this head has room in the lane, and others with it, but neither beyond `until` nor
     /// longer than [`PATIENCE`]. False if it has to go another way.
     fn wait_for_room(&mut self, head: &LaneHead, until: Instant) -> bool {
-        let Some(words) = head.words().filter(|words| *words <= self.ring()) else { return false };
+        let Some(words) = head.words().filter(|words| *words <= self.ring() / SHARE) else { return false };
         if !self.room.is_worth_it() {
             return false;
         }
@@ -246,10 +249,12 @@ mod tests {
     }
 
     #[test]
-    fn what_never_fits_or_finds_its_lane_closed_does_not_wait() {
+    fn what_is_large_or_finds_its_lane_closed_does_not_wait() {
         let (mut out, _inward, mut gate) = full();
         point::set_own_hook(|place| assert_ne!(place, Point::RoomAsked));
-        assert!(!out.send_when_room(Instant::FAR, 0, &[0; 1 << 16], &[]));
+        for large in [&[0; 1 << 16][..], &[0; 1 << 10][..]] {
+            assert!(!out.send_when_room(Instant::FAR, 0, large, &[]));
+        }
         gate.close();
         assert!(!send(&mut out, Duration::from_secs(60)));
     }
