@@ -327,7 +327,7 @@ impl OutLane {
         // By reference, so that all kinds of messages go through the same code.
         agreed: &dyn Fn() -> bool,
     ) -> Result<bool, NotByLane> {
-        let bytes = second.iter().fold(0, |sum: u64, run| sum.saturating_add(run.len() as u64));
+        let bytes = bytes_of(second);
         let key = key.max(self.last + 1);
         let mut reserved =
             self.writer.reserve(LaneHead { first: first.len() as u64, second: bytes, key, call })?;
@@ -350,6 +350,12 @@ impl OutLane {
         }
         Ok(true)
     }
+}
+
+/// Bytes of all these runs.
+#[inline]
+pub(super) fn bytes_of(runs: &[&[u8]]) -> u64 {
+    runs.iter().fold(0, |sum: u64, run| sum.saturating_add(run.len() as u64))
 }
 
 impl Handle {

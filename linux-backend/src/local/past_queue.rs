@@ -27,12 +27,14 @@ pub(super) enum Fresh {
 }
 
 impl InLanes {
-    /// Which lanes have a message that was not looked at.
+    /// Which lanes have a message that was not looked at. Senders of the others are told of room: no lane may be cold.
     pub(super) fn only_fresh(&mut self) -> Fresh {
         let mut fresh = Fresh::None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
             let Some(inward) = inward else { continue };
-            if let Ok(Some(head)) = inward.lane.peek() {
+            if inward.lane.has_next_or_tells_room()
+                && let Ok(Some(head)) = inward.lane.peek()
+            {
                 match fresh {
                     Fresh::None => fresh = Fresh::One(at, head),
                     _ => return Fresh::Several,

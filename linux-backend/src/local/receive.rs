@@ -172,8 +172,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         }
         let (at, head) = match fresh {
             Fresh::One(at, head) => (at, head),
-            // A look that tells senders of room, for who never sleeps.
-            Fresh::None if !inward.has_fresh() && !self.inbox.has_fresh() => return Only::Nothing,
+            Fresh::None if !self.inbox.has_fresh() => return Only::Nothing,
             _ => return Only::Unsure,
         };
         let Some(time) = self.order.time_beside(self.clock, head.key) else { return Only::Unsure };

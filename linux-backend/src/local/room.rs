@@ -12,7 +12,7 @@ use kdbus_core::channel::LaneHead;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::bell;
-use super::lane::OutLane;
+use super::lane::{OutLane, bytes_of};
 use super::point::{self, Point};
 use super::spin::Spin;
 
@@ -68,8 +68,7 @@ impl OutLane {
         first: &[u8],
         second: &[&[u8]],
     ) -> bool {
-        let bytes = second.iter().fold(0, |sum: u64, run| sum.saturating_add(run.len() as u64));
-        let head = LaneHead { first: first.len() as u64, second: bytes, key: 0, call };
+        let head = LaneHead { first: first.len() as u64, second: bytes_of(second), key: 0, call };
         // Its time is that of its sending.
         self.wait_for_room(&head, until) && self.send(bell::now().as_nanos(), call, first, second).is_ok()
     }
