@@ -390,12 +390,12 @@ mod tests {
         items.record(ItemType::PAYLOAD_VEC, &vec).unwrap();
         msg.size = items.len() as u64;
         message[..Msg::SIZE].copy_from_slice(msg.as_bytes());
-        transport.send(&mut Outgoing { message: &mut message, payload: &[payload], fds: &[] })
+        transport.send(&mut Outgoing { message: &mut message, payload: &[payload], fds: &[], begun: None })
     }
 
     fn bare<'a>(message: &'a mut [u8; 64], msg: &Msg) -> Outgoing<'a, SimBorrowedFd> {
         message.copy_from_slice(msg.as_bytes());
-        Outgoing { message, payload: &[], fds: &[] }
+        Outgoing { message, payload: &[], fds: &[], begun: None }
     }
 
     #[test]
@@ -469,7 +469,8 @@ mod tests {
         let size = items.len();
         message[..64].copy_from_slice(Msg { size: size as u64, ..header(id) }.as_bytes());
         let fds = [memfd.borrow(), event.borrow()];
-        a.send(&mut Outgoing { message: &mut message[..size], payload: &[], fds: &fds }).unwrap();
+        a.send(&mut Outgoing { message: &mut message[..size], payload: &[], fds: &fds, begun: None })
+            .unwrap();
         let before = bus.sim.world().open_files();
         drop((memfd, event));
         assert_eq!(bus.sim.world().open_files(), before, "the message holds them");

@@ -80,7 +80,7 @@ impl CallApart {
         cancel: Option<T::BorrowedFd<'_>>,
     ) -> Result<Incoming<T::Fd>, Failure> {
         let payload: Vec<_> = self.payload.iter().map(Vec::as_slice).collect();
-        let mut outgoing = Outgoing { message: &mut self.message, payload: &payload, fds: &[] };
+        let mut outgoing = Outgoing { message: &mut self.message, payload: &payload, fds: &[], begun: None };
         transport.call(&mut outgoing, cancel)
     }
 }
@@ -214,7 +214,7 @@ impl<W: Transported> OverTransport<W> {
                 Payload::Unmapped | Payload::Kernel => skip("a transport's payload can be read"),
             }
         }
-        let mut outgoing = Outgoing { message: &mut message, payload: &payload, fds: &fds };
+        let mut outgoing = Outgoing { message: &mut message, payload: &payload, fds: &fds, begun: None };
         client.transport().send(&mut outgoing).map_err(Failure::errno)
     }
 }

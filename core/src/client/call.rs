@@ -7,10 +7,11 @@ use core::task::{Context, Poll, Waker};
 use super::connection::Connection;
 use super::deadline::Deadline;
 use super::delivery::{Checked, Delivery};
+use super::encode::Sending;
 use super::error::{Broken, CallError, SendError};
 use super::error_reply::{ErrorReply, PAYLOAD_ERROR};
 use super::message::Message;
-use super::transport::{Failure, Incoming, Transport, Wait};
+use super::transport::{Failure, Incoming, Outgoing, Transport, Wait};
 use crate::Instant;
 use crate::abi::Errno;
 use crate::hint::{likely, unlikely};
@@ -147,10 +148,10 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     where
         'c: 'm,
     {
-        let until = self.until(deadline.into());
+        let (until, begun) = self.begin(deadline.into());
         let state = match self.calls.free() {
             None => State::Failed(SendError::TooManyCalls),
-            Some(slot) => match self.start(slot, message, until) {
+            Some(slot) => match self.start(slot, message, until, begun) {
                 Ok(()) => State::Waiting(slot),
                 Err(error) => State::Failed(error),
             },
@@ -203,14 +204,12 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
     where
         'c: 'm,
     {
-        let until = self.until(deadline);
-        let call = message.as_call(self.link.own_cookie(), until);
+        let (until, begun) = self.begin(deadline);
+        let sending = Sending { cookie: self.link.own_cookie(), until: Some(until), begun };
         let mut reply = Incoming::empty();
-        let sent = call.encode(
-            || 0,
-            &self.link.bus.bloom,
-            |outgoing, _| self.link.transport.call_into(outgoing, cancel, &mut reply),
-        )?;
+        let sent = message.encode_as(&sending, &self.link.bus.bloom, |outgoing| {
+            self.link.transport.call_into(outgoing, cancel, &mut reply)
+        })?;
         match sent {
             Ok(()) => self.answer(&mut reply),
             Err(Failure::Refused(Errno::EOPNOTSUPP)) if cancel.is_some() => Err(CallError::Unsupported),
@@ -224,15 +223,21 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         slot: &Slot<T::Fd>,
         message: &Message<'m, T::BorrowedFd<'m>>,
         until: Instant,
+        begun: Option<Instant>,
     ) -> Result<(), SendError> {
         let cookie = self.link.own_cookie();
         // Before sending: where the peer runs in the same thread, its answer may come while this sends.
         self.calls.begin(slot, cookie, until);
-        let sent = self.link.transmit(&message.as_call(cookie, until));
+        let sending = Sending { cookie, until: Some(until), begun };
+        let send = |outgoing: &mut Outgoing<'_, T::BorrowedFd<'m>>| self.link.transport.send(outgoing);
+        let sent = match message.encode_as(&sending, &self.link.bus.bloom, send) {
+            Ok(sent) => sent.map_err(SendError::from),
+            Err(error) => Err(error),
+        };
         if sent.is_err() {
             self.calls.release(slot);
         }
-        sent.map(|_| ())
+        sent
     }
 
     fn answer(&self, incoming: &mut Incoming<T::Fd>) -> Result<Delivery<'_, T>, CallError> {

@@ -141,8 +141,13 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
 
     /// The point in time that a deadline means now. The clock is read only if it counts from now.
     pub(super) fn until(&self, deadline: Deadline) -> Instant {
-        let now = if matches!(deadline, Deadline::After(_)) { self.now() } else { Instant::ZERO };
-        deadline.at(now)
+        self.begin(deadline).0
+    }
+
+    /// As [`until`](Self::until), and what the clock showed if it was read.
+    pub(super) fn begin(&self, deadline: Deadline) -> (Instant, Option<Instant>) {
+        let now = matches!(deadline, Deadline::After(_)).then(|| self.now());
+        (deadline.at(now.unwrap_or(Instant::ZERO)), now)
     }
 
     /// What went past the application since the connection was made.

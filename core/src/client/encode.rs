@@ -1,9 +1,11 @@
 //! How a message is put together: its header and items, as a transport takes them.
 
+use super::deadline::timeout_ns;
 use super::error::SendError;
 use super::message::{Filter, MESSAGE_SIZE, Message, PAYLOAD_PARTS_MAX, Part};
 use super::topic::{self, FILTER_MAX};
 use super::transport::{MESSAGE_FDS_MAX, Outgoing};
+use crate::Instant;
 use crate::abi::{
     BloomParameter, Errno, ITEM_HEADER, ItemType, ItemWriter, Memfd, Msg, MsgFlags, NoRoom, Vec, align8,
 };
@@ -25,6 +27,16 @@ const MEMFDS_MAX: usize = 16;
 /// kdbus.message: descriptors of a message.
 const FDS_MAX: usize = 16;
 
+/// What a message is sent with that it does not say itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sending {
+    pub(super) cookie: u64,
+    /// It is a call, and its connection waits so long for the answer.
+    pub(super) until: Option<Instant>,
+    /// As [`Outgoing::begun`].
+    pub(super) begun: Option<Instant>,
+}
+
 impl<'a, F: Copy> Message<'a, F> {
     /// Puts header and items together and hands them to `send`. `cookie` is for a message that has none.
     pub(super) fn encode<R>(
@@ -34,33 +46,45 @@ impl<'a, F: Copy> Message<'a, F> {
         send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
     ) -> Result<R, SendError> {
         let cookie = self.cookie.unwrap_or_else(cookie);
+        self.encode_as(&Sending { cookie, until: None, begun: None }, bloom, |outgoing| {
+            send(outgoing, cookie)
+        })
+    }
+
+    /// As [`encode`](Self::encode), with what `sending` says.
+    pub(super) fn encode_as<R>(
+        &self,
+        sending: &Sending,
+        bloom: &BloomParameter,
+        send: impl FnOnce(&mut Outgoing<'_, F>) -> R,
+    ) -> Result<R, SendError> {
         if let Some(at) = self.only_run() {
-            return self.write_short(cookie, at, send);
+            return self.write_short(sending, at, send);
         }
         let (size, parts) = self.extent(bloom);
         if size <= SMALL_SIZE && parts <= SMALL_PARTS {
-            self.write_in::<SMALL_SIZE, SMALL_PARTS, _>(cookie, bloom, send)
+            self.write_in::<SMALL_SIZE, SMALL_PARTS, _>(sending, bloom, send)
         } else {
-            self.write_in::<MESSAGE_SIZE, PAYLOAD_PARTS_MAX, _>(cookie, bloom, send)
+            self.write_in::<MESSAGE_SIZE, PAYLOAD_PARTS_MAX, _>(sending, bloom, send)
         }
     }
 
     #[inline]
-    fn header(&self, cookie: u64, size: usize) -> Msg {
-        let expects_reply = self.flags.contains(MsgFlags::EXPECT_REPLY);
+    fn header(&self, sending: &Sending, size: usize) -> Msg {
+        let (flags, timeout_or_reply) = match sending.until {
+            Some(until) => (self.flags.union(MsgFlags::EXPECT_REPLY), timeout_ns(until)),
+            None if self.flags.contains(MsgFlags::EXPECT_REPLY) => (self.flags, self.timeout_or_reply.max(1)),
+            None => (self.flags, self.timeout_or_reply),
+        };
         Msg {
             size: size as u64,
-            flags: self.flags.bits(),
+            flags: flags.bits(),
             priority: self.priority,
             dst_id: self.id,
             src_id: 0,
             payload_type: self.payload_type,
-            cookie,
-            timeout_or_reply: if expects_reply {
-                self.timeout_or_reply.max(1)
-            } else {
-                self.timeout_or_reply
-            },
+            cookie: sending.cookie,
+            timeout_or_reply,
         }
     }
 
@@ -81,12 +105,12 @@ impl<'a, F: Copy> Message<'a, F> {
     #[inline]
     fn write_short<R>(
         &self,
-        cookie: u64,
+        sending: &Sending,
         at: usize,
-        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
+        send: impl FnOnce(&mut Outgoing<'_, F>) -> R,
     ) -> Result<R, SendError> {
         let size = size_of::<Msg>() + 8 * (at + RUN_WORDS);
-        let mut short = Short { header: self.header(cookie, size), items: [0; SHORT_WORDS] };
+        let mut short = Short { header: self.header(sending, size), items: [0; SHORT_WORDS] };
         if let Some(name) = self.name {
             let name = name.as_str().as_bytes();
             let [size, kind, text @ ..] = &mut short.items;
@@ -97,22 +121,22 @@ impl<'a, F: Copy> Message<'a, F> {
         let run = [8 * RUN_WORDS as u64, ItemType::PAYLOAD_VEC.0, self.payload.len() as u64, SOME_ADDRESS];
         *short.items.get_mut(at..).and_then(<[u64]>::first_chunk_mut).ok_or(SendError::TooLarge)? = run;
         let message = short.as_mut_bytes().get_mut(..size).ok_or(SendError::TooLarge)?;
-        Ok(send(&mut Outgoing { message, payload: &[self.payload], fds: &[] }, cookie))
+        Ok(send(&mut Outgoing { message, payload: &[self.payload], fds: &[], begun: sending.begun }))
     }
 
     /// Puts any message together in a buffer of `SIZE` bytes with room for `PARTS` runs.
     #[inline(never)]
     fn write_in<const SIZE: usize, const PARTS: usize, R>(
         &self,
-        cookie: u64,
+        sending: &Sending,
         bloom: &BloomParameter,
-        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
+        send: impl FnOnce(&mut Outgoing<'_, F>) -> R,
     ) -> Result<R, SendError> {
         let mut buffer = Buffer::<SIZE>::zeroed();
         let mut payload = heapless::Vec::<_, PARTS>::new();
         let mut fds = heapless::Vec::new();
-        let message = self.write(&mut buffer.0, cookie, bloom, &mut payload, &mut fds)?;
-        Ok(send(&mut Outgoing { message, payload: &payload, fds: &fds }, cookie))
+        let message = self.write(&mut buffer.0, sending, bloom, &mut payload, &mut fds)?;
+        Ok(send(&mut Outgoing { message, payload: &payload, fds: &fds, begun: sending.begun }))
     }
 
     /// Bytes of header and items and number of byte runs, never less than there will be.
@@ -149,7 +173,7 @@ impl<'a, F: Copy> Message<'a, F> {
     fn write<'b>(
         &self,
         buffer: &'b mut [u8],
-        cookie: u64,
+        sending: &Sending,
         bloom: &BloomParameter,
         payload: &mut heapless::VecView<&'a [u8]>,
         fds: &mut heapless::Vec<F, MESSAGE_FDS_MAX>,
@@ -194,7 +218,7 @@ impl<'a, F: Copy> Message<'a, F> {
             }
         }
         let size = items.len();
-        buffer[..size_of::<Msg>()].copy_from_slice(self.header(cookie, size).as_bytes());
+        buffer[..size_of::<Msg>()].copy_from_slice(self.header(sending, size).as_bytes());
         if let Some((topic, range)) = topic_bits {
             topic.fill(&mut buffer[range], bloom.n_hash);
         }
@@ -388,7 +412,10 @@ mod tests {
         let to = ReplyTo { id: 4, cookie: 9, priority: -1 };
         let reply = encode(Message::reply(to)).unwrap().header();
         assert_eq!((reply.dst_id, reply.cookie_reply(), reply.priority), (4, 9, -1));
-        let call = encode(Message::to(4).as_call(11, Instant::FAR)).unwrap().header();
+        let until = Some(Instant::FAR);
+        let call = |outgoing: &mut Outgoing<'_, i32>| Msg::read_from_prefix(outgoing.message).unwrap().0;
+        let sending = Sending { cookie: 11, until, begun: None };
+        let call = Message::to(4).encode_as(&sending, &BLOOM, call).unwrap();
         assert_eq!((call.cookie, call.timeout_ns(), call.cookie_reply()), (11, i64::MAX as u64, 0));
     }
 }

@@ -229,15 +229,6 @@ impl<'a, F> Message<'a, F> {
     pub(super) const fn takes_own_cookie(&self) -> bool {
         self.flags.contains(MsgFlags::EXPECT_REPLY) && matches!(self.cookie, Some(OWN_COOKIES..))
     }
-
-    pub(super) const fn as_call(&self, cookie: u64, at: Instant) -> Self
-    where
-        F: Copy,
-    {
-        let mut call = *self;
-        call.cookie = Some(cookie);
-        call.expect_reply(at)
-    }
 }
 
 impl<T: Transport> Delivery<'_, T> {

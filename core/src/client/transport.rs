@@ -54,6 +54,9 @@ pub struct Outgoing<'a, F> {
     pub payload: &'a [&'a [u8]],
     /// Descriptors to pass, borrowed until the call returns.
     pub fds: &'a [F],
+    /// What the clock showed after its sender had begun to send, if it was read: it need not be read again to say
+    /// when that was.
+    pub begun: Option<Instant>,
 }
 
 /// A message that a transport has received.

@@ -381,7 +381,9 @@ fn raw_call(from: &Client, to: &Client, cookie: u64, millis: u64) {
     let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
     writer.bytes(ItemType::PAYLOAD_VEC, vec.as_bytes()).unwrap();
     message[..Msg::SIZE].copy_from_slice(header.as_bytes());
-    from.transport().send(&mut Outgoing { message: &mut message, payload: &[&SHORTEST], fds: &[] }).unwrap();
+    from.transport()
+        .send(&mut Outgoing { message: &mut message, payload: &[&SHORTEST], fds: &[], begun: None })
+        .unwrap();
 }
 
 #[test]
@@ -522,7 +524,7 @@ fn reply_by_name(from: &Client, cookie: u64, fds: &[BorrowedFd<'_>]) -> Result<(
     let header = Msg { size: size as u64, payload_type: 1, timeout_or_reply: cookie, ..Msg::default() };
     message[..Msg::SIZE].copy_from_slice(header.as_bytes());
     message.truncate(size);
-    from.transport().send(&mut Outgoing { message: &mut message, payload: &[&SHORTEST], fds })
+    from.transport().send(&mut Outgoing { message: &mut message, payload: &[&SHORTEST], fds, begun: None })
 }
 
 #[test]

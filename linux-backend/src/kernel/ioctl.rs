@@ -94,7 +94,8 @@ pub(super) fn send<S: Seam>(
         let mut copy = Aligned([0; CMD_MAX_SIZE]);
         let place = copy.0.get_mut(..outgoing.message.len()).ok_or(Errno::EMSGSIZE)?;
         place.copy_from_slice(outgoing.message);
-        let mut aligned = Outgoing { message: place, payload: outgoing.payload, fds: outgoing.fds };
+        let mut aligned =
+            Outgoing { message: place, payload: outgoing.payload, fds: outgoing.fds, begun: outgoing.begun };
         return send_aligned(seam, node, flags, &mut aligned, cancel);
     }
     send_aligned(seam, node, flags, outgoing, cancel)
@@ -256,7 +257,7 @@ mod tests {
             vec_item(items, 4, 1);
         });
         let payload: [&[u8]; 2] = [b"abc", b"defg"];
-        let mut outgoing = Outgoing { message: &mut bytes, payload: &payload, fds: &[] };
+        let mut outgoing = Outgoing { message: &mut bytes, payload: &payload, fds: &[], begun: None };
         Patch::apply(&mut outgoing).unwrap();
         let addresses: StdVec<u64> = Items::new(&bytes[Msg::SIZE..])
             .map(|item| Vec::read_from_bytes(item.unwrap().payload).unwrap().address)
@@ -268,7 +269,7 @@ mod tests {
     fn payload_shorter_than_its_vector_never_reaches_the_kernel() {
         for payload in [&[b"ab".as_slice()][..], &[]] {
             let mut bytes = message(|items| vec_item(items, 3, 1));
-            let mut outgoing = Outgoing { message: &mut bytes, payload, fds: &[] };
+            let mut outgoing = Outgoing { message: &mut bytes, payload, fds: &[], begun: None };
             assert_eq!(Patch::apply(&mut outgoing).err(), Some(Errno::EFAULT));
         }
     }
@@ -282,7 +283,7 @@ mod tests {
         });
         let former = bytes.clone();
         let fds = [one.as_fd(), other.as_fd()];
-        let mut outgoing = Outgoing { message: &mut bytes, payload: &[], fds: &fds };
+        let mut outgoing = Outgoing { message: &mut bytes, payload: &[], fds: &fds, begun: None };
         let patch = Patch::apply(&mut outgoing).unwrap();
         let items: StdVec<_> = Items::new(&bytes[Msg::SIZE..]).map(Result::unwrap).collect();
         assert!(items[0].fds().eq([other.as_raw_fd(), one.as_raw_fd()]));
@@ -298,7 +299,7 @@ mod tests {
             let mut bytes = message(|items| items.bytes(ItemType::FDS, [0_i32, index].as_bytes()).unwrap());
             let former = bytes.clone();
             let fds = [one.as_fd()];
-            let mut outgoing = Outgoing { message: &mut bytes, payload: &[], fds: &fds };
+            let mut outgoing = Outgoing { message: &mut bytes, payload: &[], fds: &fds, begun: None };
             assert_eq!(Patch::apply(&mut outgoing).err(), Some(Errno::EBADF));
             assert_eq!(bytes, former);
         }
@@ -308,7 +309,7 @@ mod tests {
     fn items_that_do_not_hold_together_are_refused() {
         let mut bytes = message(|items| vec_item(items, 3, 1));
         bytes[Msg::SIZE..][..8].copy_from_slice(&15_u64.to_ne_bytes());
-        let mut outgoing = Outgoing { message: &mut bytes, payload: &[b"abc"], fds: &[] };
+        let mut outgoing = Outgoing { message: &mut bytes, payload: &[b"abc"], fds: &[], begun: None };
         assert_eq!(Patch::apply(&mut outgoing).err(), Some(Errno::EINVAL));
     }
 

@@ -174,7 +174,7 @@ impl OutLanes {
         }
         let Some(Some(Outward { lane, .. })) = self.lanes.get_mut(at) else { return false };
         let Some(first) = message.message.get(..len) else { return false };
-        let begun = bell::now();
+        let begun = message.begun.unwrap_or_else(bell::now);
         let now = begun.as_nanos();
         let callee = lane.receiver();
         let name = if !is_call {
@@ -599,7 +599,7 @@ mod tests {
                 }
             });
             let fds: &[OwnedFd] = &[];
-            let mut outgoing = Outgoing { message: &mut call(), payload: &[b"question"], fds };
+            let mut outgoing = Outgoing { message: &mut call(), payload: &[b"question"], fds, begun: None };
             let sent = outward.send(&handle, &mut outgoing, waits, None);
             assert_eq!(sent, brought, "else there were two replies, or none: {waits}");
             let open = outward.calls.waited().or_else(|| outward.calls.iter().next());

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn send(transport: &LocalTransport) -> Result<(), Failure> {
-        transport.send(&mut Outgoing { message: &mut [0; 64], payload: &[], fds: &[] })
+        transport.send(&mut Outgoing { message: &mut [0; 64], payload: &[], fds: &[], begun: None })
     }
 
     /// The serial of a packet whose sender looks at the shared queue.

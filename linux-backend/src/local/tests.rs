@@ -188,7 +188,7 @@ fn outgoing<'a>(
     payload: &'a [&'a [u8]],
     fds: &'a [BorrowedFd<'a>],
 ) -> Outgoing<'a, BorrowedFd<'a>> {
-    Outgoing { message, payload, fds }
+    Outgoing { message, payload, fds, begun: None }
 }
 
 #[test]
