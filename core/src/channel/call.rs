@@ -96,6 +96,11 @@ impl<W: Words> CallWord<W> {
         self.words.store(self.at, word(number, CallState::Pending));
     }
 
+    /// A hint that a call begins or ends here soon.
+    pub fn prefetch(&self) {
+        self.words.prefetch_to_store(self.at, 1);
+    }
+
     /// Ends call `number` as `how` says. False if it has ended already, or is another call by now: then
     /// nothing happened. `how` is not [`Pending`](CallState::Pending).
     #[must_use = "whoever comes too late must not act as if the call had ended this way"]

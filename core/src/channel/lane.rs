@@ -59,6 +59,9 @@ pub(super) const WISH_AT: usize = 8;
 /// In place of the words that were received: nothing more ever is.
 pub(super) const ABANDONED: u64 = u64::MAX;
 
+/// Words of a message whose cache lines are fetched before they are needed: small ones have no more.
+pub(super) const PREFETCHED: usize = 32;
+
 /// Words before the bytes of a message.
 pub(super) const HEAD: u64 = 4;
 
@@ -356,6 +359,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         if unlikely(self.head == self.known) {
             return Ok(false);
         }
+        self.lane.prefetch(self.layout.at(self.head), PREFETCHED);
         let ahead = self.known.checked_sub(self.head).ok_or_else(|| self.violation())?;
         let unreturned = self.head.wrapping_sub(self.returned);
         if ahead < HEAD || ahead.saturating_add(unreturned) > self.layout.ring() {

@@ -27,8 +27,16 @@ pub trait Words {
     /// Sets the bits of `bits` at `index` and returns the word before, acquiring and releasing.
     fn set_bits(&self, index: usize, bits: u64) -> u64;
 
-    /// Stores `new` at `index` if the word there is `expected`, acquiring and releasing. True if so.
+    /// Stores `new` at `index` if the word there is `expected`, acquiring and releasing. True if so. With
+    /// [`load_after_replace`](Self::load_after_replace), it stands in the order of [fences](Self::fence).
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool;
+
+    /// The word at `index`, as if there were a [fence](Self::fence) between a [`replace`](Self::replace) before and this. Where
+    /// both stand in one order that all threads agree on, this takes no fence.
+    fn load_after_replace(&self, index: usize) -> u64 {
+        self.fence();
+        self.load(index)
+    }
 
     /// Stores each of `words` from `index` on, as [`store`](Self::store) does. They all lie inside: whether any is stored where one
     /// does not is left open, so that one check may serve all.
@@ -54,6 +62,16 @@ pub trait Words {
         for (at, word) in words.iter_mut().enumerate() {
             *word = self.load(index + at);
         }
+    }
+
+    /// A hint that `count` words from `index` on are loaded soon: their cache lines may be fetched meanwhile.
+    fn prefetch(&self, index: usize, count: usize) {
+        let _ = (index, count);
+    }
+
+    /// The same of words that are stored to: their cache lines may be taken from whoever has them.
+    fn prefetch_to_store(&self, index: usize, count: usize) {
+        let _ = (index, count);
     }
 
     /// A fence between everything before and everything after, in one order that all threads agree on.
@@ -94,6 +112,11 @@ impl<T: Words + ?Sized> Words for &T {
     }
 
     #[inline]
+    fn load_after_replace(&self, index: usize) -> u64 {
+        T::load_after_replace(self, index)
+    }
+
+    #[inline]
     fn store_run(&self, index: usize, words: &[[u8; 8]]) {
         T::store_run(self, index, words);
     }
@@ -101,6 +124,16 @@ impl<T: Words + ?Sized> Words for &T {
     #[inline]
     fn load_run(&self, index: usize, words: &mut [u64]) {
         T::load_run(self, index, words);
+    }
+
+    #[inline]
+    fn prefetch(&self, index: usize, count: usize) {
+        T::prefetch(self, index, count);
+    }
+
+    #[inline]
+    fn prefetch_to_store(&self, index: usize, count: usize) {
+        T::prefetch_to_store(self, index, count);
     }
 
     #[inline]
@@ -142,8 +175,13 @@ impl Words for [core::sync::atomic::AtomicU64] {
     #[inline]
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
         self.get(index).is_some_and(|word| {
-            word.compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            word.compare_exchange(expected, new, Ordering::SeqCst, Ordering::Acquire).is_ok()
         })
+    }
+
+    #[inline]
+    fn load_after_replace(&self, index: usize) -> u64 {
+        self.get(index).map_or(0, |word| word.load(Ordering::SeqCst))
     }
 }
 

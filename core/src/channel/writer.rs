@@ -1,8 +1,8 @@
 //! The sender's side of a [lane](super::lane).
 
 use super::lane::{
-    ABANDONED, CONTROL_AT, COUNT_AT, HEAD, LaneHead, LaneLayout, NotByLane, RETURNED_AT, ROOM_WISH_AT,
-    WISH_AT,
+    ABANDONED, CONTROL_AT, COUNT_AT, HEAD, LaneHead, LaneLayout, NotByLane, PREFETCHED, RETURNED_AT,
+    ROOM_WISH_AT, WISH_AT,
 };
 use super::verdict;
 use super::words::Words;
@@ -216,8 +216,9 @@ impl<L: Words, B: Words, V: Words> Reserved<'_, L, B, V> {
         writer.count += 1;
         writer.lane.store(COUNT_AT, writer.count);
         // Against the fence in `LaneReader::ask_bell`.
-        writer.lane.fence();
-        let wish = writer.back.load(WISH_AT);
+        let wish = writer.back.load_after_replace(WISH_AT);
+        // The receiver read last where the next message goes. That is fetched while somebody else works.
+        writer.lane.prefetch_to_store(writer.layout.at(verdict::tail(next)), PREFETCHED);
         Ok(core::mem::replace(&mut writer.rung, wish) != wish)
     }
 

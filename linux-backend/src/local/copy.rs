@@ -4,6 +4,8 @@
 //! address, and what they mean is looked at in the copy only. Every byte range is checked by the mapping.
 #![allow(unsafe_code)]
 
+use core::sync::atomic::AtomicU64;
+
 /// Copies `bytes` to `to`.
 ///
 /// # Safety
@@ -55,4 +57,41 @@ pub(super) unsafe fn zero_shared(to: *mut u8, len: usize) {
 pub(super) unsafe fn between_shared(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller's promise; the ranges may overlap.
     unsafe { to.copy_from(from, len) }
+}
+
+/// Words of a cache line, as they mostly are.
+pub(super) const LINE: usize = 8;
+
+/// Has the processor fetch the cache line of these words, which are loaded soon. Nothing where it cannot be told.
+#[inline(always)]
+pub(super) fn prefetch(words: &[AtomicU64]) {
+    let word = words.as_ptr().addr();
+    // SAFETY: a hint, which reads and writes nothing whatever the address is.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("prefetcht0 [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("prfm pldl1keep, [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
+    }
+    let _ = word;
+}
+
+/// As [`prefetch`], of words that are stored to soon.
+#[inline(always)]
+pub(super) fn prefetch_to_store(words: &[AtomicU64]) {
+    let word = words.as_ptr().addr();
+    // SAFETY: as there. Processors without this hint take it for nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("prefetchw [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
+    }
+    // SAFETY: as there.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("prfm pstl1keep, [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
+    }
+    let _ = word;
 }

@@ -467,6 +467,18 @@ impl Words for WordMap {
     }
 
     #[inline]
+    fn prefetch(&self, index: usize, count: usize) {
+        let words = self.words().get(index..).and_then(|words| words.get(..count)).unwrap_or_default();
+        words.chunks(copy::LINE).for_each(copy::prefetch);
+    }
+
+    #[inline]
+    fn prefetch_to_store(&self, index: usize, count: usize) {
+        let words = self.for_writing().get(index..).and_then(|words| words.get(..count)).unwrap_or_default();
+        words.chunks(copy::LINE).for_each(copy::prefetch_to_store);
+    }
+
+    #[inline]
     fn swap(&self, index: usize, value: u64) -> u64 {
         self.for_writing().swap(index, value)
     }
@@ -480,6 +492,12 @@ impl Words for WordMap {
     fn replace(&self, index: usize, expected: u64, new: u64) -> bool {
         let words = self.for_writing();
         is_inside(words, index) && words.replace(index, expected, new)
+    }
+
+    #[inline]
+    fn load_after_replace(&self, index: usize) -> u64 {
+        let words = self.words();
+        if is_inside(words, index) { words.load_after_replace(index) } else { 0 }
     }
 }
 
@@ -556,6 +574,24 @@ mod tests {
         assert_eq!(rustix::io::pwrite(&file, b"x", 0), Err(Errno::PERM));
         assert_eq!(holds(&file, 8192), Ok(true));
         assert_eq!(holds(&file, 8193), Ok(false));
+    }
+
+    #[test]
+    fn a_hint_changes_nothing_wherever_it_points() {
+        let file = create(c"kdbus-test", 4096).unwrap();
+        let (writer, reader) =
+            (WordMap::writable(&file, 512).unwrap(), WordMap::read_only(&file, 512).unwrap());
+        writer.store(0, 7);
+        for words in [&writer, &reader] {
+            for (index, count) in [(0, 32), (504, 32), (511, 1), (512, 1), (usize::MAX, usize::MAX)] {
+                words.prefetch(index, count);
+                words.prefetch_to_store(index, count);
+            }
+            assert_eq!(
+                (words.load(0), words.load_after_replace(0), words.load_after_replace(512)),
+                (7, 7, 0)
+            );
+        }
     }
 
     #[test]
