@@ -58,7 +58,13 @@ impl Order {
     /// any lane is. `None` if it was queued after that, and has to wait for the next look.
     #[must_use]
     pub fn time_beside(&self, now: Instant, key: u64) -> Option<u64> {
-        (key <= self.cut.max(now.as_nanos())).then_some(key.max(self.cut))
+        (key <= self.cut.max(now.as_nanos())).then_some(self.time_of(key))
+    }
+
+    /// The same of a message whose time is nothing to those that are received later.
+    #[must_use]
+    pub const fn time_of(&self, key: u64) -> u64 {
+        if key < self.cut { self.cut } else { key }
     }
 
     /// The message that counts as old as `time` was the oldest of all lanes, and is received: nothing that is received later

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::attacker::{self, reply};
 use common::{Bus, Client, exchange};
 use kdbus_core::Instant;
-use kdbus_core::abi::{CmdList, Command, Errno, Msg, MsgFlags, SendFlags};
+use kdbus_core::abi::{AttachFlags, CmdList, Command, Errno, Msg, MsgFlags, SendFlags};
 use kdbus_core::channel::terms::{PAGE_WORDS, VERDICT_AT};
 use kdbus_core::channel::{
     CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord, LaneHead, LaneLayout, LaneReader, LaneWriter, Words,
@@ -21,7 +21,7 @@ use kdbus_linux::local::socket::{self, Wait};
 use kdbus_linux::local::wire::{FLAG_CLAIM, Header, Kind, LANE_FDS, LANE_OUT_FDS};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 const LONG: Duration = Duration::from_secs(10);
 
@@ -283,6 +283,45 @@ fn what_keeps_coming_in_keeps_nobody_from_canceling() {
     assert_eq!(error, CallError::Canceled);
     let read = fill();
     assert!(read < count / 2, "it has read {read} of {count} before");
+}
+
+#[test]
+fn a_reply_does_not_show_a_time_that_has_not_come() {
+    let bus = bus();
+    for shows in [false, true] {
+        let mut callee = Attacker::new(&bus);
+        let (to, name, options) = (callee.client.id(), bus.name(), bus.options().lanes(4));
+        let (tell, told) = std::sync::mpsc::channel();
+        let caller = std::thread::spawn(move || {
+            let asked = if shows { AttachFlags::TIMESTAMP } else { AttachFlags::empty() };
+            let hello = Hello::new().ask_metadata(asked);
+            let caller: Client =
+                Connection::with_capacities(options.connect(&name).unwrap(), &hello).unwrap();
+            caller.transport().open_lane(to).unwrap();
+            tell.send(caller.id()).unwrap();
+            let question = Message::to(to).payload(b"question");
+            let reply = caller.call_blocking(&question, if shows { LONG / 50 } else { LONG });
+            reply.map(|reply| reply.metadata().timestamp())
+        });
+        let id = told.recv_timeout(LONG).unwrap();
+        let mut way = callee.way_back(id);
+        let late = after(LONG);
+        let (call, cookie) = loop {
+            if let Some(head) = callee.reader.peek().unwrap() {
+                let mut words = vec![0; 64];
+                callee.reader.copy_out(&mut words[..32], &mut vec![0; 32]).unwrap();
+                let header = Msg::read_from_prefix(words.as_bytes()).unwrap().0;
+                break (CallName::from_word(head.call).unwrap(), header.cookie);
+            }
+            assert!(after(Duration::ZERO) < late, "the call never comes");
+            std::thread::yield_now();
+        };
+        assert!(callee.word(call).end(call.number, CallState::Answered));
+        assert!(put(&mut way, after(6 * LONG).as_nanos(), call, &reply(id, cookie)));
+        let ended = caller.join().unwrap();
+        // Nothing is wrong with it where nobody is shown when it was sent.
+        assert_eq!(ended, if shows { Err(CallError::TimedOut) } else { Ok(None) });
+    }
 }
 
 #[test]

@@ -103,6 +103,10 @@ impl Inward {
         let place = Place::of(head, terms).ok_or(Violation)?;
         // A clock takes as long as all of the rest, so it is read only for those who are to see it.
         let shows_time = terms.attach().contains(AttachFlags::TIMESTAMP);
+        if shows_time && !look.is_past && time > bell::now().as_nanos() {
+            // It cannot have been sent then.
+            return Ok(None);
+        }
         let realtime_ns = if shows_time { look.realtime(time) } else { 0 };
         let stamp = Timestamp { seqnum: time, monotonic_ns: time, realtime_ns };
         let receiver = look.receiver;
@@ -134,6 +138,8 @@ pub(super) struct Copied {
 pub(super) struct Look<'a> {
     pub(super) receiver: u64,
     pub(super) arena: &'a Arena,
+    /// Times were compared with the clock.
+    pub(super) is_past: bool,
     /// From the clock to the time of day, once somebody has asked for it.
     pub(super) offset: Option<i64>,
 }
@@ -281,7 +287,7 @@ impl InLanes {
         if let Some(left) = self.left.take() {
             batch.reach_back(left);
         }
-        let mut look = Look { receiver: self.receiver, arena, offset: None };
+        let mut look = Look { receiver: self.receiver, arena, is_past: true, offset: None };
         for place in 0..self.hot.len() {
             let Some(at) = self.hot.get(place) else { return };
             let Some(Some(inward)) = self.lanes.get_mut(at) else { continue };

@@ -1,6 +1,5 @@
 //! Messages by lane that are received past the queue: the only one there is, and the reply that the connection waits for.
 
-use kdbus_core::Instant;
 use kdbus_core::abi::Timestamp;
 use kdbus_core::channel::{CallName, LaneHead, Order, Place, Settled, Violation, settle};
 use kdbus_core::hint::cold;
@@ -47,7 +46,12 @@ impl InLanes {
     /// Receives the message at the head of lane `at`, which counts as old as `time`: it is the next one. `None` if that is for
     /// the queue to find. Nobody waits for the end of a call.
     pub(super) fn take_only(&mut self, at: usize, head: &LaneHead, time: u64, arena: &Arena) -> Option<Held> {
-        let look = Look { receiver: self.receiver, arena, offset: None };
+        let look = Look { receiver: self.receiver, arena, is_past: true, offset: None };
+        if let Some(call) = CallName::from_word(head.call)
+            && let Some(Some(inward)) = self.lanes.get(at)
+        {
+            inward.lane.call(call).prefetch();
+        }
         let Copied { held, settled, .. } = self.take_out(at, head, time, look, &|_, _| true)?;
         if settled.answers != 0 {
             arena.release(held);
@@ -94,10 +98,9 @@ impl InLanes {
         }
     }
 
-    /// Receives the reply that the connection waits for, if it stands first in its lane. `now` was read before.
+    /// Receives the reply that the connection waits for, if it stands first in its lane.
     pub(super) fn take_waited(
         &mut self,
-        now: Instant,
         order: &Order,
         arena: &Arena,
         outward: &mut OutLanes,
@@ -112,12 +115,15 @@ impl InLanes {
             let head = inward.lane.peek().ok()??;
             (head.call == waited.name.word()).then_some((at, head))
         })?;
-        let time = order.time_beside(now, head.key)?;
-        let look = Look { receiver: self.receiver, arena, offset: None };
+        let time = order.time_of(head.key);
+        let look = Look { receiver: self.receiver, arena, is_past: false, offset: None };
         // Other connections name their own calls as this one does: only the copy tells.
         let (name, calls) = (Some(waited.name), outward.calls());
         let is_meant = |sender, settled: &Settled| calls.meant(name, sender, settled.answers).is_some();
         let Copied { held, .. } = self.take_out(at, &head, time, look, &is_meant)?;
+        if let Some(word) = outward.word(&waited) {
+            word.prefetch();
+        }
         if outward.answered(name, waited.callee, waited.cookie) == Answers::Waited {
             arena.hand_over(held);
             return Some(held);

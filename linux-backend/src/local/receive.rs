@@ -346,7 +346,7 @@ impl<P: Words, S: Words> Receiver<P, S> {
         if gate().is_some()
             && let Some(inward) = &mut self.lanes
             && inward.has_fresh()
-            && let Some(held) = inward.take_waited(bell::now(), &self.order, lanes.arena, lanes.outward)
+            && let Some(held) = inward.take_waited(&self.order, lanes.arena, lanes.outward)
         {
             return Ok(Some((held.offset, held.size)));
         }
