@@ -11,7 +11,7 @@ use super::encode::Sending;
 use super::error::{Broken, CallError, SendError};
 use super::error_reply::{ErrorReply, PAYLOAD_ERROR};
 use super::message::Message;
-use super::transport::{Failure, Incoming, Outgoing, Transport, Wait};
+use super::transport::{Failure, Incoming, Transport, Wait};
 use crate::Instant;
 use crate::abi::Errno;
 use crate::hint::{likely, unlikely};
@@ -207,7 +207,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         let (until, begun) = self.begin(deadline);
         let sending = Sending { cookie: self.link.own_cookie(), until: Some(until), begun };
         let mut reply = Incoming::empty();
-        let sent = message.encode_as(&sending, &self.link.bus.bloom, |outgoing| {
+        let sent = message.encode(&sending, &self.link.bus.bloom, |outgoing| {
             self.link.transport.call_into(outgoing, cancel, &mut reply)
         })?;
         match sent {
@@ -229,11 +229,7 @@ impl<T: Transport, const CALLS: usize, const INBOX: usize> Connection<T, CALLS, 
         // Before sending: where the peer runs in the same thread, its answer may come while this sends.
         self.calls.begin(slot, cookie, until);
         let sending = Sending { cookie, until: Some(until), begun };
-        let send = |outgoing: &mut Outgoing<'_, T::BorrowedFd<'m>>| self.link.transport.send(outgoing);
-        let sent = match message.encode_as(&sending, &self.link.bus.bloom, send) {
-            Ok(sent) => sent.map_err(SendError::from),
-            Err(error) => Err(error),
-        };
+        let sent = self.link.transmit(message, &sending);
         if sent.is_err() {
             self.calls.release(slot);
         }

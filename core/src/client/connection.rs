@@ -5,7 +5,7 @@ use core::fmt;
 
 use super::call::{Outcome, Slot, Slots};
 use super::deadline::Deadline;
-use super::encode::Buffer;
+use super::encode::{Buffer, Sending};
 use super::error::{ByebyeError, HelloError, RecvError, SendError, UpdateError};
 use super::error_reply::{ERROR_TEXT_MAX, ErrorReply, PAYLOAD_ERROR};
 use super::hello::{self, Bus, Hello, HelloBuffer};
@@ -13,7 +13,7 @@ use super::inbox::Inbox;
 use super::message::{Message, OWN_COOKIES, ReplyTo};
 use super::registry::{RecordKind, Registry};
 use super::topic::Topic;
-use super::transport::{Failure, Outgoing, Transport};
+use super::transport::{Failure, Transport};
 use super::waiters::{Waiters, Want};
 use crate::abi::{
     AttachFlags, Cmd, CmdHello, Command, HelloFlags, ItemType, ItemWriter, NoRoom, PolicyAccess,
@@ -397,14 +397,19 @@ impl<T: Transport> Link<T> {
     }
 
     pub(super) fn send<'m>(&'m self, message: &Message<'m, T::BorrowedFd<'m>>) -> Result<u64, SendError> {
-        if message.takes_own_cookie() {
-            return Err(SendError::Invalid);
-        }
-        self.transmit(message)
+        let sending = self.sending(message)?;
+        self.transmit(message, &sending).map(|()| sending.cookie)
     }
 
-    pub(super) fn transmit<'m>(&'m self, message: &Message<'m, T::BorrowedFd<'m>>) -> Result<u64, SendError> {
-        self.encode(message, |outgoing| self.transport.send(outgoing))
+    /// Sends a message as `sending` says.
+    pub(super) fn transmit<'m>(
+        &'m self,
+        message: &Message<'m, T::BorrowedFd<'m>>,
+        sending: &Sending,
+    ) -> Result<(), SendError> {
+        message
+            .encode(sending, &self.bus.bloom, |outgoing| self.transport.send(outgoing))?
+            .map_err(SendError::from)
     }
 
     /// As [`send`](Self::send), for who would wait for room until `until`.
@@ -413,21 +418,20 @@ impl<T: Transport> Link<T> {
         message: &Message<'m, T::BorrowedFd<'m>>,
         until: Deadline,
     ) -> Result<u64, SendError> {
+        let sending = self.sending(message)?;
+        message
+            .encode(&sending, &self.bus.bloom, |outgoing| self.transport.send_patiently(outgoing, until))?
+            .map(|()| sending.cookie)
+            .map_err(SendError::from)
+    }
+
+    /// How a message of the application is sent.
+    #[inline]
+    fn sending(&self, message: &Message<'_, T::BorrowedFd<'_>>) -> Result<Sending, SendError> {
         if message.takes_own_cookie() {
             return Err(SendError::Invalid);
         }
-        self.encode(message, |outgoing| self.transport.send_patiently(outgoing, until))
-    }
-
-    #[inline(always)]
-    fn encode<'m>(
-        &'m self,
-        message: &Message<'m, T::BorrowedFd<'m>>,
-        send: impl FnOnce(&mut Outgoing<'_, T::BorrowedFd<'m>>) -> Result<(), Failure>,
-    ) -> Result<u64, SendError> {
-        message
-            .encode(|| self.cookie(), &self.bus.bloom, |outgoing, cookie| send(outgoing).map(|()| cookie))?
-            .map_err(SendError::from)
+        Ok(Sending { cookie: message.cookie.unwrap_or_else(|| self.cookie()), until: None, begun: None })
     }
 
     pub(super) fn reply_error(&self, to: ReplyTo, error: &ErrorReply) -> Result<(), SendError> {

@@ -38,21 +38,8 @@ pub(super) struct Sending {
 }
 
 impl<'a, F: Copy> Message<'a, F> {
-    /// Puts header and items together and hands them to `send`. `cookie` is for a message that has none.
+    /// Puts header and items together and hands them to `send`.
     pub(super) fn encode<R>(
-        &self,
-        cookie: impl FnOnce() -> u64,
-        bloom: &BloomParameter,
-        send: impl FnOnce(&mut Outgoing<'_, F>, u64) -> R,
-    ) -> Result<R, SendError> {
-        let cookie = self.cookie.unwrap_or_else(cookie);
-        self.encode_as(&Sending { cookie, until: None, begun: None }, bloom, |outgoing| {
-            send(outgoing, cookie)
-        })
-    }
-
-    /// As [`encode`](Self::encode), with what `sending` says.
-    pub(super) fn encode_as<R>(
         &self,
         sending: &Sending,
         bloom: &BloomParameter,
@@ -330,15 +317,12 @@ mod tests {
     }
 
     fn encode(message: Message<'_, i32>) -> Result<Sent, SendError> {
-        message.encode(
-            || 7,
-            &BLOOM,
-            |outgoing, _| Sent {
-                bytes: outgoing.message.to_vec(),
-                payload: outgoing.payload.concat(),
-                fds: outgoing.fds.to_vec(),
-            },
-        )
+        let sending = Sending { cookie: message.cookie.unwrap_or(7), until: None, begun: None };
+        message.encode(&sending, &BLOOM, |outgoing| Sent {
+            bytes: outgoing.message.to_vec(),
+            payload: outgoing.payload.concat(),
+            fds: outgoing.fds.to_vec(),
+        })
     }
 
     #[test]
@@ -415,7 +399,7 @@ mod tests {
         let until = Some(Instant::FAR);
         let call = |outgoing: &mut Outgoing<'_, i32>| Msg::read_from_prefix(outgoing.message).unwrap().0;
         let sending = Sending { cookie: 11, until, begun: None };
-        let call = Message::to(4).encode_as(&sending, &BLOOM, call).unwrap();
+        let call = Message::to(4).encode(&sending, &BLOOM, call).unwrap();
         assert_eq!((call.cookie, call.timeout_ns(), call.cookie_reply()), (11, i64::MAX as u64, 0));
     }
 }
