@@ -142,11 +142,11 @@ impl InboxLayout {
         self.depth.div_ceil(64) as usize
     }
 
-    const fn states_at(self) -> usize {
+    pub(super) const fn states_at(self) -> usize {
         FIXED + self.fresh_words().next_multiple_of(8)
     }
 
-    const fn ring_at(self) -> usize {
+    pub(super) const fn ring_at(self) -> usize {
         self.states_at() + (self.depth as usize).next_multiple_of(8)
     }
 
@@ -154,13 +154,10 @@ impl InboxLayout {
         FIXED + ENTRY * slot as usize
     }
 
-    pub(super) const fn state_at(self, slot: u32) -> usize {
-        self.states_at() + slot as usize
-    }
-
-    pub(super) const fn place_at(self, count: u64) -> usize {
+    /// Words of the return ring before the place of the return with this number.
+    pub(super) const fn place(self, count: u64) -> usize {
         // `returns` is a power of two.
-        self.ring_at() + 2 * (count & (self.returns as u64 - 1)) as usize
+        2 * (count & (self.returns as u64 - 1)) as usize
     }
 }
 
@@ -186,6 +183,9 @@ pub struct InboxWriter<P, S> {
     posted: P,
     shared: S,
     layout: InboxLayout,
+    /// Where states and return ring begin, which each entry and each return asks for.
+    states: usize,
+    ring: usize,
     /// Returns read so far.
     head: u64,
     /// Where the series of reads that is under way ends.
@@ -211,7 +211,19 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         posted.store(ALIVE_AT, 1);
         posted.store(MAGIC_AT, MAGIC);
         shared.store(ARMED_AT, ARMED);
-        Ok(Self { posted, shared, layout, head: 0, series: None, notices: 0, shown: 0, violated: false })
+        let (states, ring) = (layout.states_at(), layout.ring_at());
+        Ok(Self {
+            posted,
+            shared,
+            layout,
+            states,
+            ring,
+            head: 0,
+            series: None,
+            notices: 0,
+            shown: 0,
+            violated: false,
+        })
     }
 
     /// Shows `entry`, in constant time. True if the bell has to be rung now.
@@ -228,7 +240,7 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
         // each of them releases that it no longer says so of an earlier entry (see `InboxReader::entry`).
         let flags = if entry.with_files { WITH_FILES } else { 0 };
         self.posted.store_all(at, [key, entry.priority as u64, entry.offset, entry.size, flags]);
-        self.shared.store(self.layout.state_at(entry.slot), state(key, Phase::Queued));
+        self.shared.store(self.states + entry.slot as usize, state(key, Phase::Queued));
         self.shared.set_bits(FIXED + (entry.slot / 64) as usize, 1 << (entry.slot % 64));
         // Whoever sees this count finds the bit.
         self.shown = self.shown.wrapping_add(1);
@@ -243,7 +255,7 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
             return false;
         }
         let key = entry.key & KEY_MAX;
-        let at = self.layout.state_at(entry.slot);
+        let at = self.states + entry.slot as usize;
         self.shared.replace(at, state(key, Phase::Queued), state(key, Phase::Retracted))
     }
 
@@ -257,30 +269,34 @@ impl<P: Words, S: Words> InboxWriter<P, S> {
     /// As many of the next things the client did as `returns` has places; fewer at the end of a series.
     pub fn poll_returns(&mut self, returns: &mut [Return]) -> usize {
         let Some(end) = self.series() else { return 0 };
-        let before = self.head;
+        let (before, layout, ring) = (self.head, self.layout, self.ring);
+        let mut head = before;
         for place in returns.iter_mut() {
-            if self.head == end {
-                self.series = None;
+            if head == end {
                 break;
             }
-            let at = self.layout.place_at(self.head);
+            let at = ring + layout.place(head);
             let (kind, value) = (self.shared.load(at), self.shared.load(at + 1));
             *place = match kind & 0xffff_ffff {
                 KIND_TAKEN => Return::Taken { slot: (kind >> 32) as u32, key: value },
                 KIND_FREED => Return::Freed(value),
                 _ => {
                     self.violated = true;
-                    self.series = None;
                     break;
                 }
             };
-            self.head = self.head.wrapping_add(1);
+            head = head.wrapping_add(1);
         }
-        if self.head != before {
+        let count = head.wrapping_sub(before) as usize;
+        if count < returns.len() {
+            self.series = None;
+        }
+        if count > 0 {
+            self.head = head;
             // Releases the loads above: the client may use the places again from here on.
-            self.posted.store(HEAD_AT, self.head);
+            self.posted.store(HEAD_AT, head);
         }
-        self.head.wrapping_sub(before) as usize
+        count
     }
 
     /// Where the series of reads that is under way ends; without one, a new one starts.

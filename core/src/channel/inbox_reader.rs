@@ -52,6 +52,9 @@ pub struct InboxReader<P, S> {
     posted: P,
     shared: S,
     layout: InboxLayout,
+    /// Where states and return ring begin, which each entry and each return asks for.
+    states: usize,
+    ring: usize,
     /// Returns written so far.
     tail: u64,
     /// Returns that the bus had read when it was last looked at.
@@ -83,7 +86,9 @@ impl<P: Words, S: Words> InboxReader<P, S> {
         }
         let tail = shared.load(TAIL_AT);
         let head = posted.load(HEAD_AT);
-        Ok(Self { posted, shared, layout, tail, head, seen: Cell::new(0), left: Cell::new(false) })
+        let (states, ring) = (layout.states_at(), layout.ring_at());
+        let (seen, left) = (Cell::new(0), Cell::new(false));
+        Ok(Self { posted, shared, layout, states, ring, tail, head, seen, left })
     }
 
     /// Entries, and the bound of every slot number.
@@ -187,7 +192,7 @@ impl<P: Words, S: Words> InboxReader<P, S> {
         if slot >= self.layout.depth() || key > KEY_MAX {
             return false;
         }
-        let at = self.layout.state_at(slot);
+        let at = self.states + slot as usize;
         self.shared.replace(at, state(key, Phase::Queued), state(key, Phase::Taken))
     }
 
@@ -213,7 +218,7 @@ impl<P: Words, S: Words> InboxReader<P, S> {
             Return::Taken { slot, key } => (u64::from(slot) << 32 | KIND_TAKEN, key),
             Return::Freed(offset) => (KIND_FREED, offset),
         };
-        let at = self.layout.place_at(self.tail);
+        let at = self.ring + self.layout.place(self.tail);
         self.shared.store(at, kind);
         self.shared.store(at + 1, value);
         self.tail = self.tail.wrapping_add(1);
@@ -281,7 +286,7 @@ impl<P: Words, S: Words> InboxReader<P, S> {
             return None;
         }
         // Acquires every word of the entry that it names.
-        let framed = self.shared.load(self.layout.state_at(slot));
+        let framed = self.shared.load(self.states + slot as usize);
         let key = framed >> 2;
         if framed != state(key, Phase::Queued) {
             return None;
@@ -297,6 +302,6 @@ impl<P: Words, S: Words> InboxReader<P, S> {
         };
         // Had one of these loads read a word of a later entry, it would have acquired that the state word
         // had changed before, which shows here and in `take`.
-        (entry.key == key && self.shared.load(self.layout.state_at(slot)) == framed).then_some(entry)
+        (entry.key == key && self.shared.load(self.states + slot as usize) == framed).then_some(entry)
     }
 }
