@@ -370,6 +370,23 @@ impl<'a> Pool<'a> {
         Ok(())
     }
 
+    /// Makes a slice free that the bus holds, and perhaps the user: [`hand_over`](Self::hand_over) and [`free`](Self::free) in
+    /// one. `O(log n)`.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Stale`], also if the bus has released the slice before.
+    pub fn give_up(&mut self, id: SliceId) -> Result<(), PoolError> {
+        let record = self.busy_mut(id)?;
+        if !record.internal {
+            return Err(PoolError::Stale);
+        }
+        (record.internal, record.user) = (false, false);
+        let (size, accounted) = (record.size, record.accounted);
+        self.settle(size, accounted);
+        self.reclaim(id.0)
+    }
+
     /// The bus holds the slice no longer; it is free unless the user holds it. `O(log n)`.
     ///
     /// # Errors

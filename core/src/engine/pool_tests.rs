@@ -106,6 +106,25 @@ fn a_peeked_slice_can_be_freed_and_published_again() {
 }
 
 #[test]
+fn a_slice_that_is_given_up_is_free_at_once() {
+    let mut fixture = Fixture::new(4096, 4);
+    let mut pool = fixture.pool();
+    for peeked in [false, true] {
+        let message = pool.allocate(64, true).unwrap();
+        if peeked {
+            pool.publish(message.id).unwrap();
+        }
+        pool.give_up(message.id).unwrap();
+        assert_eq!((pool.accounted_size(), pool.largest_free()), (0, 4096));
+        assert_eq!(pool.give_up(message.id), Err(PoolError::Stale));
+    }
+    let received = pool.allocate(64, true).unwrap();
+    pool.hand_over(received.id).unwrap();
+    assert_eq!(pool.give_up(received.id), Err(PoolError::Stale));
+    assert_eq!(pool.free(received.offset), Ok(()), "the user still holds it");
+}
+
+#[test]
 fn only_starts_of_published_slices_can_be_freed() {
     let mut fixture = Fixture::new(4096, 4);
     let mut pool = fixture.pool();

@@ -124,8 +124,17 @@ impl Domain<'_> {
             let mut returns = [Return::Freed(0); RETURNS];
             let room = left.min(RETURNS);
             let count = host.poll_returns(handle, &mut returns[..room]);
-            for done in returns.iter().take(count) {
-                self.apply_return(host, conn, *done);
+            let mut rest = returns.get(..count).unwrap_or_default();
+            while let [done, behind @ ..] = rest {
+                rest = match *done {
+                    Return::Taken { slot, key } => self.taken(host, conn, slot, key, behind),
+                    Return::Freed(offset) => {
+                        if self.pool(conn).free(offset).is_ok() {
+                            self.made_room(host, conn);
+                        }
+                        behind
+                    }
+                };
             }
             if count < room {
                 return;
@@ -134,22 +143,34 @@ impl Domain<'_> {
         }
     }
 
-    fn apply_return(&mut self, host: &mut dyn Host, conn: ConnIx, done: Return) {
-        match done {
-            Return::Taken { slot, key } => {
-                let mut queue = self.queue(conn);
-                // Only the engine can hand descriptors out, so such a message was not received.
-                let taken = queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
-                if let Some(message) = taken.map(|at| at.handle).and_then(|entry| queue.remove(entry)) {
-                    self.received(host, conn, &message);
-                }
-            }
-            Return::Freed(offset) => {
-                if self.pool(conn).free(offset).is_ok() {
-                    self.made_room(host, conn);
-                }
-            }
+    /// Applies the receipt of an entry. What its client did after that is `behind`, of which the rest is returned: the release of
+    /// the same message, which mostly comes next, is applied at once.
+    fn taken<'r>(
+        &mut self,
+        host: &mut dyn Host,
+        conn: ConnIx,
+        slot: u32,
+        key: u64,
+        behind: &'r [Return],
+    ) -> &'r [Return] {
+        let mut queue = self.queue(conn);
+        // Only the engine can hand descriptors out, so such a message was not received.
+        let taken = queue.at_slot(slot).filter(|at| at.item.key == key && at.item.files.is_none());
+        let Some(message) = taken.map(|at| at.handle).and_then(|entry| queue.remove(entry)) else {
+            return behind;
+        };
+        if let [Return::Freed(offset), rest @ ..] = behind
+            && *offset == message.slice.offset
+        {
+            self.unqueue_tracker(message.tracker);
+            let gone = self.pool(conn).give_up(message.slice.id);
+            debug_assert!(gone.is_ok(), "the bus holds the slice");
+            self.discharge(conn, message.charge);
+            self.made_room(host, conn);
+            return rest;
         }
+        self.received(host, conn, &message);
+        behind
     }
 
     /// Treats an entry that a client took from shared memory as received.

@@ -82,6 +82,7 @@ impl Domain<'_> {
     }
 
     /// Counts one less for a user, and forgets it with the last one.
+    #[inline]
     pub(super) fn discount(&mut self, place: UserIx, what: Counted) {
         let user = &mut self.users[place];
         let count = match what {
@@ -91,13 +92,16 @@ impl Domain<'_> {
             Counted::Message => &mut user.messages,
         };
         *count = count.saturating_sub(1);
-        self.forget_idle(place);
+        if *count == 0 {
+            self.forget_idle(place);
+        }
     }
 
     /// Forgets a user for whom nothing counts.
+    #[inline]
     pub(super) fn forget_idle(&mut self, place: UserIx) {
         let user = &self.users[place];
-        let idle = user.connections + user.buses + user.endpoints + user.messages == 0;
+        let idle = user.connections | user.buses | user.endpoints | user.messages == 0;
         if idle && user.identity != Identity::Kernel {
             self.users.remove(place);
         }

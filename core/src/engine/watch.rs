@@ -100,8 +100,17 @@ impl Domain<'_> {
     }
 
     /// Tells everybody who waits for room at a connection. `O(watches for it)`.
+    #[inline]
     pub(super) fn made_room(&mut self, host: &mut dyn Host, conn: ConnIx) {
-        self.conns[conn].watches.released += 1;
+        let watches = &mut self.conns[conn].watches;
+        watches.released += 1;
+        if watches.here.is_some() {
+            self.tell_watchers(host, conn);
+        }
+    }
+
+    #[inline(never)]
+    fn tell_watchers(&mut self, host: &mut dyn Host, conn: ConnIx) {
         while let Some(place) = self.conns[conn].watches.here {
             let watcher = self.watches[place].watcher;
             self.tell_room(self.conns[watcher].handle);
