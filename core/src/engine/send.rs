@@ -108,7 +108,8 @@ impl Domain<'_> {
         look_over(&mut message, area, flags, self.buses[bus].bloom.size)?;
         let stamp = self.stamp(at, bus);
         self.gathered = Gathered::NOTHING;
-        let files = self.files.import(host, known_as, &message)?;
+        let has_files = message.fds + message.memfds > 0;
+        let files = if has_files { self.files.import(host, known_as, &message)? } else { None };
         let parcel = Parcel {
             header: &message.header,
             items: message.items,
