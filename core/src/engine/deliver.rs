@@ -403,10 +403,14 @@ impl Domain<'_> {
         parcel.caller.unwrap_or_else(|| self.conn_creds(from))
     }
 
+    /// Asks the host for what it was not asked for yet and a receiver is shown, so that all are shown the same.
     pub(super) fn gather(&mut self, host: &mut dyn Host, parcel: &Parcel<'_>, attach: AttachFlags) {
         if let Some(from) = parcel.from.filter(|_| attach.intersects(READ)) {
             let handle = self.conns[from].known_as;
             self.gathered.gather(host, handle, attach, self.scratch);
+        }
+        if attach.contains(AttachFlags::TIMESTAMP) && self.gathered.realtime_ns == 0 {
+            self.gathered.realtime_ns = host.realtime(parcel.stamp.realtime_ns);
         }
     }
 
@@ -422,7 +426,8 @@ impl Domain<'_> {
             }
         }
         if attach.contains(AttachFlags::TIMESTAMP) {
-            sink.item(ItemType::TIMESTAMP, &[parcel.stamp.as_bytes()]);
+            let realtime_ns = self.gathered.realtime_ns;
+            sink.item(ItemType::TIMESTAMP, &[Timestamp { realtime_ns, ..parcel.stamp }.as_bytes()]);
         }
     }
 

@@ -40,7 +40,7 @@ pub struct FileId(pub u32);
 pub struct Clock {
     /// `CLOCK_MONOTONIC`: deadlines, order.
     pub monotonic: Instant,
-    /// Nanoseconds of `CLOCK_REALTIME`; only reported.
+    /// Nanoseconds of `CLOCK_REALTIME`; only reported, by way of [`Host::realtime`].
     pub realtime_ns: u64,
 }
 
@@ -329,6 +329,14 @@ pub trait Host {
 
     /// Sixteen random bytes, for the UUID of a bus.
     fn random(&mut self) -> [u8; 16];
+
+    /// Nanoseconds of `CLOCK_REALTIME`, for a message that shows them; the [`Clock`] of its command said `read`.
+    ///
+    /// Asked once for each message of which a receiver wants to know. A host that reads this clock only here saves reading it
+    /// for all others.
+    fn realtime(&mut self, read: u64) -> u64 {
+        read
+    }
 
     /// Reads one kind of metadata of the process behind `from` into `buffer` and returns its length: the
     /// payload of the item of that kind, a NUL behind strings included. `None` leaves the item out, also if

@@ -56,6 +56,8 @@ pub(super) struct Gathered {
     asked: AttachFlags,
     spans: [Span; ORDER.len()],
     used: u32,
+    /// The time of day, once somebody is shown it; 0 until then.
+    pub(super) realtime_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +69,12 @@ struct Span {
 
 impl Gathered {
     /// Nothing was asked yet.
-    pub(super) const NOTHING: Self =
-        Self { asked: AttachFlags::empty(), spans: [Span { at: 0, len: 0 }; ORDER.len()], used: 0 };
+    pub(super) const NOTHING: Self = Self {
+        asked: AttachFlags::empty(),
+        spans: [Span { at: 0, len: 0 }; ORDER.len()],
+        used: 0,
+        realtime_ns: 0,
+    };
 
     /// Asks the host for the kinds in `wanted` that it was not asked for yet, seven at most.
     ///

@@ -128,6 +128,7 @@ impl Domain<'_> {
 
     fn notice_parcel<'m>(&mut self, at: Clock, bus: BusIx, header: &'m Msg, items: &'m [u8]) -> Parcel<'m> {
         let stamp = self.stamp(at, bus);
+        self.gathered.realtime_ns = 0;
         Parcel {
             header,
             items,

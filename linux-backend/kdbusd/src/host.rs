@@ -20,7 +20,7 @@ use crate::files::{self, Files};
 use crate::identity::Proc;
 use crate::lanes::LaneTable;
 use crate::log::Log;
-use crate::poller::{Current, Poller, Source, clock};
+use crate::poller::{Current, Poller, Source, clock, realtime};
 use crate::raw::Foreign;
 use crate::tree::{Access, Tree};
 
@@ -366,6 +366,10 @@ impl Host for Turn<'_> {
         // Never short for so few bytes; before the kernel's generator is ready, it waits, once, at boot.
         let _ = getrandom(&mut bytes, GetRandomFlags::empty());
         bytes
+    }
+
+    fn realtime(&mut self, _read: u64) -> u64 {
+        realtime()
     }
 
     fn metadata(&mut self, from: HandleId, kind: AttachFlags, buffer: &mut [u8]) -> Option<usize> {

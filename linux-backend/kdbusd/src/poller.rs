@@ -266,13 +266,19 @@ fn collect(
     Ok(())
 }
 
-/// What time it is, on both clocks.
+/// What time it is. The time of day is [read](realtime) for those messages alone that show it.
 pub(crate) fn clock() -> Clock {
-    let ns = |id| {
-        let time = clock_gettime(id);
-        (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
-    };
-    Clock { monotonic: Instant::from_nanos(ns(ClockId::Monotonic)), realtime_ns: ns(ClockId::Realtime) }
+    Clock { monotonic: Instant::from_nanos(nanoseconds(ClockId::Monotonic)), realtime_ns: 0 }
+}
+
+/// The time of day.
+pub(crate) fn realtime() -> u64 {
+    nanoseconds(ClockId::Realtime)
+}
+
+fn nanoseconds(id: ClockId) -> u64 {
+    let time = clock_gettime(id);
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }
 
 #[cfg(test)]
