@@ -38,8 +38,11 @@ impl LocalTransport {
         }
         message.info = info;
         let mut lost = answer.fds_lost;
-        for fd in core::mem::take(&mut answer.fds) {
-            lost |= message.fds.push(fd).is_err();
+        // Mostly there are none, and room for them is not moved.
+        if unlikely(!answer.fds.is_empty()) {
+            for fd in core::mem::take(&mut answer.fds) {
+                lost |= message.fds.push(fd).is_err();
+            }
         }
         if lost {
             message.info.return_flags |= RecvReturnFlags::INCOMPLETE_FDS.bits();
