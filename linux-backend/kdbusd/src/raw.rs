@@ -100,8 +100,11 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Descript
     (message.msg_control, message.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_MAX as _);
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
     let len = loop {
+        // Not `libc::recvmsg`: around it, glibc lets the thread be cancelled and ends that again, each with an atomic exchange.
         // SAFETY: the message has room for as many bytes and control bytes as it says, which nobody else reaches.
-        match usize::try_from(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) }) {
+        let received =
+            unsafe { libc::syscall(libc::SYS_recvmsg, socket.as_raw_fd(), &raw mut message, flags) };
+        match usize::try_from(received) {
             Ok(len) => break len,
             Err(_) => match last_error() {
                 Errno::INTR => {}
