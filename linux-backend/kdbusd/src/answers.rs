@@ -82,6 +82,12 @@ impl Daemon {
         self.state.post(to, header.serial, answer)
     }
 
+    /// Tells the reply to a synchronous call as [`answer`](Self::answer) would, without a packet. False if it takes one.
+    pub(crate) fn post_reply(&mut self, to: HandleId, serial: u64, reply: MsgInfo) -> bool {
+        let calls = self.domain.open_calls(to);
+        !self.brings_files(to) && self.state.post(to, serial, Answer::Whole { code: 0, calls, reply })
+    }
+
     /// Whether descriptors go with the next answer that brings a message.
     fn brings_files(&self, to: HandleId) -> bool {
         self.state.clients.get(to).is_some_and(|client| !client.outgoing.is_empty())

@@ -364,6 +364,18 @@ impl Daemon {
                 let Some(waiting) = self.state.pending.get_mut(token) else {
                     return;
                 };
+                // Most calls end so: nobody asks for the argument.
+                let (serial, in_queue) = (waiting.serial, waiting.posted && !waiting.return_message);
+                if let Ok(reply) = result
+                    && in_queue
+                    && self.post_reply(to, serial, reply)
+                {
+                    self.state.pending.end(token);
+                    return;
+                }
+                let Some(waiting) = self.state.pending.get_mut(token) else {
+                    return;
+                };
                 if let Ok(reply) = &result {
                     put_reply(&mut waiting.arg, reply);
                 }
