@@ -302,8 +302,9 @@ fn honest_pairs_hold_beside_processes_that_write_at_will(spin: Duration) {
     for to in [&echo, &callee] {
         victim.transport().open_lane(to.id).unwrap();
     }
-    let scribblers = [(); 3].map(|()| start("scribble"));
+    // Those who scribble open lanes again and again, and may have all that are left.
     let stream = start("stream");
+    let scribblers = [(); 3].map(|()| start("scribble"));
     let mut seen = Ledger {
         own: victim.id(),
         echo: echo.id,
