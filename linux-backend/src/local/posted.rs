@@ -1,6 +1,6 @@
 //! Messages whose sender waits at its bell until kdbusd has told, in the shared queue, what became of them.
 
-use kdbus_core::abi::{Errno, MsgInfo, SendFlags};
+use kdbus_core::abi::{Command, Errno, MsgInfo, SendFlags};
 use kdbus_core::channel::Answer as Posted;
 use kdbus_core::client::{Failure, Outgoing};
 use rustix::fd::BorrowedFd;
@@ -40,19 +40,30 @@ impl LocalTransport {
         let by_bell = gate().is_some() && cancel.is_none() && !self.bell.is_watched();
         if let Some(receiver) = receiver.filter(|receiver| by_bell && receiver.is_alive()) {
             let serial = self.handle.post_message(message.message, flags, with, beside)?;
-            return match self.await_posted(receiver, serial)? {
-                Posted::Whole { code: 0, calls, reply } => Ok(Sent { reply, calls }),
-                Posted::Whole { code, .. } => {
-                    Err(Failure::Refused(Errno::from_raw(code).unwrap_or(Errno::EIO)))
-                }
-                Posted::Elsewhere => {
-                    let (reply, ended) = self.handle.await_packet(serial, reply)?;
-                    Ok(Sent { reply, calls: ended.lane })
-                }
-            };
+            let sent = self.await_end_of(receiver, serial, reply);
+            let number = Command::Send.request();
+            kdbus_core::event!(trace, "command {:#x}, the {}th: {:?}", number, serial, sent.as_ref().err());
+            return sent;
         }
         let (command, ended) = self.handle.send_message(message.message, flags, with, beside, reply)?;
         Ok(Sent { reply: command.reply, calls: ended.lane })
+    }
+
+    /// Waits for the end of a message that was posted, wherever that is told.
+    fn await_end_of(
+        &self,
+        receiver: &mut Receiver<WordMap, WordMap>,
+        serial: u64,
+        reply: Option<&mut Answer>,
+    ) -> Result<Sent, Failure> {
+        match self.await_posted(receiver, serial)? {
+            Posted::Whole { code: 0, calls, reply } => Ok(Sent { reply, calls }),
+            Posted::Whole { code, .. } => Err(Failure::Refused(Errno::from_raw(code).unwrap_or(Errno::EIO))),
+            Posted::Elsewhere => {
+                let (reply, ended) = self.handle.await_packet(serial, reply)?;
+                Ok(Sent { reply, calls: ended.lane })
+            }
+        }
     }
 
     /// Waits for the end of a command. Whatever else comes in stays for whoever looks next: nobody sleeps for that without
