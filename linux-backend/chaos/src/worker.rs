@@ -257,9 +257,15 @@ impl<'c> Session<'c> {
     fn drain(&mut self) -> Outcome<()> {
         // An awaited call ends by its caller's clock, a moment before the daemon tells of it.
         self.let_deadlines_pass()?;
-        while self.receive()? {}
-        self.deferred.clear();
-        self.let_go(0)?;
+        loop {
+            while self.receive()? {}
+            self.deferred.clear();
+            if self.held.is_empty() && self.borrowed.is_empty() {
+                break;
+            }
+            // What found no room in a lane beside what is held comes after that.
+            self.let_go(0)?;
+        }
         self.report_lost()?;
         self.is_quiet = false;
         self.context.open_lanes = self.bus.transport().open_lanes() as u64;
