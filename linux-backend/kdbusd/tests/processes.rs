@@ -601,7 +601,6 @@ fn lanes_that_come_and_go_leave_nothing_behind() -> Result<(), String> {
                 break;
             }
             std::thread::sleep(Duration::from_millis(20));
-            drop(program.bus());
             let next = held();
             same = if (next.0, next.1) == (last.0, last.1) { same + 1 } else { 0 };
             last = next;
