@@ -360,14 +360,7 @@ impl<'a> Pool<'a> {
     ///
     /// [`PoolError::Stale`], also if the bus has released the slice before.
     pub fn hand_over(&mut self, id: SliceId) -> Result<(), PoolError> {
-        let record = self.busy_mut(id)?;
-        if !record.internal {
-            return Err(PoolError::Stale);
-        }
-        (record.internal, record.user) = (false, true);
-        let (size, accounted) = (record.size, record.accounted);
-        self.settle(size, accounted);
-        Ok(())
+        self.leave(id, true)
     }
 
     /// Makes a slice free that the bus holds, and perhaps the user: [`hand_over`](Self::hand_over) and [`free`](Self::free) in
@@ -377,14 +370,21 @@ impl<'a> Pool<'a> {
     ///
     /// [`PoolError::Stale`], also if the bus has released the slice before.
     pub fn give_up(&mut self, id: SliceId) -> Result<(), PoolError> {
+        self.leave(id, false)?;
+        self.reclaim(id.0)
+    }
+
+    /// The bus, which holds the slice, holds it no longer; whether the user does is told anew.
+    #[inline]
+    fn leave(&mut self, id: SliceId, user: bool) -> Result<(), PoolError> {
         let record = self.busy_mut(id)?;
         if !record.internal {
             return Err(PoolError::Stale);
         }
-        (record.internal, record.user) = (false, false);
+        (record.internal, record.user) = (false, user);
         let (size, accounted) = (record.size, record.accounted);
         self.settle(size, accounted);
-        self.reclaim(id.0)
+        Ok(())
     }
 
     /// The bus holds the slice no longer; it is free unless the user holds it. `O(log n)`.
