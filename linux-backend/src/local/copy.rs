@@ -62,36 +62,32 @@ pub(super) unsafe fn between_shared(from: *const u8, to: *mut u8, len: usize) {
 /// Words of a cache line, as they mostly are.
 pub(super) const LINE: usize = 8;
 
-/// Has the processor fetch the cache line of these words, which are loaded soon. Nothing where it cannot be told.
+/// Gives the processor a hint about the cache line of some words, by the instruction of its kind; nothing where there is none.
+macro_rules! hint {
+    ($words:expr, $x86_64:literal, $aarch64:literal) => {
+        let word = $words.as_ptr().addr();
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint reads and writes nothing, whatever the address is; a processor that does not know it goes on.
+        unsafe {
+            core::arch::asm!($x86_64, in(reg) word, options(nomem, nostack, preserves_flags));
+        }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        unsafe {
+            core::arch::asm!($aarch64, in(reg) word, options(nomem, nostack, preserves_flags));
+        }
+        let _ = word;
+    };
+}
+
+/// Has the processor fetch the cache line of these words, which are loaded soon.
 #[inline(always)]
 pub(super) fn prefetch(words: &[AtomicU64]) {
-    let word = words.as_ptr().addr();
-    // SAFETY: a hint, which reads and writes nothing whatever the address is.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::asm!("prefetcht0 [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
-    }
-    // SAFETY: as above.
-    #[cfg(target_arch = "aarch64")]
-    unsafe {
-        core::arch::asm!("prfm pldl1keep, [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
-    }
-    let _ = word;
+    hint!(words, "prefetcht0 [{}]", "prfm pldl1keep, [{}]");
 }
 
 /// As [`prefetch`], of words that are stored to soon.
 #[inline(always)]
 pub(super) fn prefetch_to_store(words: &[AtomicU64]) {
-    let word = words.as_ptr().addr();
-    // SAFETY: as there. Processors without this hint take it for nothing.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::asm!("prefetchw [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
-    }
-    // SAFETY: as there.
-    #[cfg(target_arch = "aarch64")]
-    unsafe {
-        core::arch::asm!("prfm pstl1keep, [{}]", in(reg) word, options(nomem, nostack, preserves_flags));
-    }
-    let _ = word;
+    hint!(words, "prefetchw [{}]", "prfm pstl1keep, [{}]");
 }
