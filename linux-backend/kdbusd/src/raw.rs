@@ -101,9 +101,9 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Descript
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
     let len = loop {
         // Not `libc::recvmsg`: around it, glibc lets the thread be cancelled and ends that again, each with an atomic exchange.
+        let (number, socket) = (libc::SYS_recvmsg, socket.as_raw_fd());
         // SAFETY: the message has room for as many bytes and control bytes as it says, which nobody else reaches.
-        let received =
-            unsafe { libc::syscall(libc::SYS_recvmsg, socket.as_raw_fd(), &raw mut message, flags) };
+        let received = unsafe { libc::syscall(number, socket, &raw mut message, flags) };
         match usize::try_from(received) {
             Ok(len) => break len,
             Err(_) => match last_error() {

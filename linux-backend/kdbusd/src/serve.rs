@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use kdbus_core::abi::{Command, Errno};
+use kdbus_core::abi::{Command, Errno, MsgInfo};
 use kdbus_core::engine::{Credentials, Effect, EndpointId, HandleId};
 use kdbus_linux::local::wire::{FLAG_POSTED, FLAG_RETURN_MESSAGE, Header, Kind};
 use rustix::fd::{AsFd, OwnedFd};
@@ -361,40 +361,36 @@ impl Daemon {
         match effect {
             Effect::Room(to) => Turn::idle(&mut self.state).notice(to),
             Effect::Answer { to, token, result } => {
-                let Some(waiting) = self.state.pending.get_mut(token) else {
-                    return;
-                };
+                let Some(waiting) = self.state.pending.get_mut(token) else { return };
                 // Most calls end so: nobody asks for the argument.
                 let (serial, in_queue) = (waiting.serial, waiting.posted && !waiting.return_message);
-                if let Ok(reply) = result
-                    && in_queue
-                    && self.post_reply(to, serial, reply)
-                {
-                    self.state.pending.end(token);
-                    return;
-                }
-                let Some(waiting) = self.state.pending.get_mut(token) else {
-                    return;
-                };
-                if let Ok(reply) = &result {
-                    put_reply(&mut waiting.arg, reply);
-                }
-                let mut header = Header::new(Kind::Command, waiting.serial);
-                header.number = Command::Send.request();
-                header.flags |= if waiting.return_message { FLAG_RETURN_MESSAGE } else { 0 };
-                header.flags |= if waiting.posted { FLAG_POSTED } else { 0 };
-                // Taken out while it is sent, and put back to be used again.
-                let arg = std::mem::take(&mut waiting.arg);
-                let message = std::mem::take(&mut waiting.message);
-                self.answer(to, &header, result.map(|_| ()), &arg, Some(&message), true);
-                if let Some(waiting) = self.state.pending.get_mut(token) {
-                    waiting.arg = arg;
-                    waiting.message = message;
+                let told = in_queue && result.is_ok_and(|reply| self.post_reply(to, serial, reply));
+                if !told {
+                    self.answer_waiting(to, token, result);
                 }
                 self.state.pending.end(token);
             }
             // What waits at a connection was shown in its queue, and the end of one as well: both ring.
             _ => {}
+        }
+    }
+
+    /// Answers a command that was waiting, with its argument.
+    fn answer_waiting(&mut self, to: HandleId, token: u64, result: Result<MsgInfo, Errno>) {
+        let Some(waiting) = self.state.pending.get_mut(token) else { return };
+        if let Ok(reply) = &result {
+            put_reply(&mut waiting.arg, reply);
+        }
+        let mut header = Header::new(Kind::Command, waiting.serial);
+        header.number = Command::Send.request();
+        header.flags |= if waiting.return_message { FLAG_RETURN_MESSAGE } else { 0 };
+        header.flags |= if waiting.posted { FLAG_POSTED } else { 0 };
+        // Taken out while it is sent, and put back to be used again.
+        let arg = std::mem::take(&mut waiting.arg);
+        let message = std::mem::take(&mut waiting.message);
+        self.answer(to, &header, result.map(|_| ()), &arg, Some(&message), true);
+        if let Some(waiting) = self.state.pending.get_mut(token) {
+            (waiting.arg, waiting.message) = (arg, message);
         }
     }
 }
