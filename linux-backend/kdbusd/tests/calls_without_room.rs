@@ -9,9 +9,10 @@ use common::calls::{
     LONG, after, bus, call, called, carried, ends, hello, is_readable, meanwhile, name, pair, reply,
 };
 use common::{Bus, Client};
+use kdbus_core::NodeName;
 use kdbus_core::abi::{
-    Cmd, CmdRecv, Command, Errno, FLAG_NEGOTIATE, ITEM_HEADER, ItemType, ItemWriter, Msg, MsgFlags,
-    NameFlags, RecvFlags, Vec as PayloadVec,
+    AttachFlags, Cmd, CmdRecv, Command, Errno, FLAG_NEGOTIATE, ITEM_HEADER, ItemType, ItemWriter, Msg,
+    MsgFlags, NameFlags, RecvFlags, Vec as PayloadVec,
 };
 use kdbus_core::client::{CallError, Failure, Hello, Message, Outgoing, ReplyTo, Rule, Transport};
 use zerocopy::IntoBytes;
@@ -44,7 +45,7 @@ fn who_polls_from_outside_hears_of_what_came_while_a_call_was_waited_for() {
 #[test]
 fn the_reply_that_is_waited_for_passes_by_messages_without_room() {
     let bus = bus();
-    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    let (a, b) = (verbose(&bus, 2), verbose(&bus, 2));
     a.transport().open_lane(b.id()).unwrap();
     b.transport().open_lane(a.id()).unwrap();
     let (to, before) = (b.id(), carried(&a));
@@ -53,7 +54,7 @@ fn the_reply_that_is_waited_for_passes_by_messages_without_room() {
     let serving = meanwhile(b, move |b| {
         let caller = b.recv_blocking(LONG).unwrap().reply_to();
         for number in 0..20 {
-            b.send(&Message::to(caller.id).payload(&BESIDES).cookie(count + 2 + number)).unwrap();
+            b.send(&Message::to(caller.id).payload(&SHORTEST).cookie(count + 2 + number)).unwrap();
         }
         reply(b, caller, b"answer").unwrap();
     });
@@ -132,7 +133,7 @@ fn who_is_polled_from_outside_can_cancel_a_call_while_another_one_times_out() {
 #[test]
 fn who_polls_from_outside_hears_of_what_finds_room_when_something_is_given_back() {
     let bus = bus();
-    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    let (a, b) = (verbose(&bus, 1), verbose(&bus, 1));
     a.transport().open_lane(b.id()).unwrap();
     let _transport = b.transport();
     let readable = || is_readable(&b);
@@ -145,15 +146,24 @@ fn who_polls_from_outside_hears_of_what_finds_room_when_something_is_given_back(
     assert!(!readable());
 }
 
-/// Of these, a receiver has room for fewer than for small messages.
-const BESIDES: [u8; 1000] = [7; 1000];
+/// Bytes of payload in the shortest messages: as many as clients get into a lane take all places that its receiver has.
+const SHORTEST: [u8; 8] = [7; 8];
+
+/// A client that says much of itself, and asks as much of others: messages from one to another take more room than in a lane,
+/// so that who holds all of a lane has no room for the next.
+fn verbose(bus: &Bus, lanes: usize) -> Client {
+    let shows =
+        AttachFlags::TIMESTAMP | AttachFlags::CREDS | AttachFlags::PIDS | AttachFlags::CONN_DESCRIPTION;
+    let description = NodeName::parse("a.client.that.has.quite.a.lot.to.say.of.what.it.is.and.does").unwrap();
+    hello(bus, lanes, &Hello::new().description(description).ask_metadata(shows))
+}
 
 /// Sends by lane, and holds what comes, until what was sent last finds no room. Returns what is held.
 fn hold_all(from: &Client, to: &Client) -> Vec<u64> {
     let mut held = vec![];
     loop {
         let cookie = held.len() as u64 + 1;
-        from.send(&Message::to(to.id()).payload(&BESIDES).cookie(cookie)).unwrap();
+        from.send(&Message::to(to.id()).payload(&SHORTEST).cookie(cookie)).unwrap();
         match to.transport().recv(RecvFlags::empty(), 0).unwrap().message {
             Some(message) => held.push(message.info.offset),
             None => return held,
@@ -169,7 +179,7 @@ fn give_back(to: &Client, held: &[u64]) {
 
 /// A caller that has no room for what comes before the reply to its call 7, which is sent, and what it holds.
 fn full_before_the_reply(bus: &Bus, millis: u64) -> (Client, Client, Vec<u64>) {
-    let (a, b) = (hello(bus, 1, &Hello::new()), hello(bus, 1, &Hello::new()));
+    let (a, b) = (verbose(bus, 1), verbose(bus, 1));
     a.transport().open_lane(b.id()).unwrap();
     b.transport().open_lane(a.id()).unwrap();
     call(&a, &b, 7, millis);
@@ -209,9 +219,6 @@ fn a_reply_in_time_stays_one_while_its_caller_has_no_room() {
     assert_eq!(told.len(), 2);
     assert_eq!(told[1], (b.id(), 7, ItemType::PAYLOAD_OFF));
 }
-
-/// Bytes of payload in the shortest messages: as many as clients get into a lane take all places that its receiver has.
-const SHORTEST: [u8; 8] = [7; 8];
 
 /// Fills a lane into `to`, which receives nothing of it. Returns how many messages came by it.
 fn take_all_places(from: &Client, to: &Client) -> usize {
@@ -270,6 +277,22 @@ fn who_has_no_room_to_hear_of_an_end_hears_of_it_once_there_is() {
 fn byebye(client: &Client, flags: u64) -> Result<(), Failure> {
     let mut command = Cmd { size: size_of::<Cmd>() as u64, flags, ..Cmd::default() };
     client.transport().command(Command::Byebye, command.as_mut_bytes())
+}
+
+#[test]
+fn who_holds_all_the_room_there_is_may_leave() {
+    let bus = bus();
+    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    a.transport().open_lane(b.id()).unwrap();
+    let payload = [7; 20_000];
+    let send = || a.send(&Message::to(b.id()).payload(&payload).cookie(1)).unwrap();
+    send();
+    send();
+    assert!(b.transport().recv(RecvFlags::empty(), 0).unwrap().message.is_some());
+    assert_eq!(byebye(&b, 0), Err(Failure::Refused(Errno::EBUSY)), "one waits");
+    assert!(b.transport().recv(RecvFlags::empty(), 0).unwrap().message.is_some());
+    assert_eq!(carried(&b), 0, "both came by lane");
+    assert_eq!(byebye(&b, 0), Ok(()));
 }
 
 #[test]
@@ -430,23 +453,23 @@ fn the_reply_to_an_older_call_with_the_same_cookie_is_not_taken_for_that_of_one_
 #[test]
 fn who_holds_all_the_room_there_is_learns_that_the_reply_found_none() {
     let bus = bus();
-    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    let (a, b) = (verbose(&bus, 1), verbose(&bus, 1));
     a.transport().open_lane(b.id()).unwrap();
     b.transport().open_lane(a.id()).unwrap();
     let (to, before) = (b.id(), carried(&a));
     let held = hold_all(&b, &a);
     let serving = meanwhile(b, move |b| {
         let caller = b.recv_blocking(LONG).unwrap().reply_to();
-        reply(b, caller, &BESIDES).unwrap();
+        reply(b, caller, &SHORTEST).unwrap();
         let next = b.recv_blocking(LONG).unwrap().reply_to();
-        reply(b, next, &BESIDES).unwrap();
+        reply(b, next, &SHORTEST).unwrap();
         caller
     });
     let question = Message::to(to).payload(b"question");
     let error = a.call_blocking(&question, LONG).map(|_| ()).unwrap_err();
     assert_eq!(error.errno(), Errno::EXFULL);
     give_back(&a, &held);
-    assert_eq!(a.call_blocking(&question, LONG).unwrap().payload(), BESIDES);
+    assert_eq!(a.call_blocking(&question, LONG).unwrap().payload(), SHORTEST);
     let (b, caller) = serving.join().unwrap();
     assert!(reply(&b, caller, b"again").is_err(), "one is enough");
     assert_eq!(ends(&a), [(b.id(), 0, ItemType::PAYLOAD_OFF)], "what was sent before, and no reply");
@@ -456,7 +479,7 @@ fn who_holds_all_the_room_there_is_learns_that_the_reply_found_none() {
 #[test]
 fn a_call_of_the_callee_that_finds_no_room_is_not_taken_for_its_reply() {
     let bus = bus();
-    let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));
+    let (a, b) = (verbose(&bus, 2), verbose(&bus, 2));
     a.transport().open_lane(b.id()).unwrap();
     b.transport().open_lane(a.id()).unwrap();
     let (to, before) = (b.id(), carried(&a));
@@ -464,7 +487,7 @@ fn a_call_of_the_callee_that_finds_no_room_is_not_taken_for_its_reply() {
     let serving = meanwhile(b, |b| {
         let caller = b.recv_blocking(LONG).unwrap().reply_to();
         // The first call that it waits for itself: both name it alike.
-        let question = Message::to(caller.id).payload(&BESIDES);
+        let question = Message::to(caller.id).payload(&SHORTEST);
         let error = b.call_blocking(&question, Duration::from_millis(100)).map(|_| ()).unwrap_err();
         assert_eq!(error, CallError::TimedOut);
         reply(b, caller, b"answer").unwrap();
@@ -564,8 +587,7 @@ fn that_a_call_has_no_reply_is_told_before_its_callee_is_said_to_be_gone() {
     // With room for that, without, and with messages of the dead that find none.
     for full in [None, Some(true), Some(false)] {
         let bus = bus();
-        let (a, b, c) =
-            (hello(&bus, 2, &Hello::new()), hello(&bus, 2, &Hello::new()), hello(&bus, 2, &Hello::new()));
+        let [a, b, c] = [(); 3].map(|()| verbose(&bus, 2));
         for from in [&b, &c] {
             from.transport().open_lane(a.id()).unwrap();
         }

@@ -156,6 +156,34 @@ fn what_is_sent_later_comes_later(receives: &Hello<'_>) {
 }
 
 #[test]
+fn so_it_does_whatever_the_receiver_holds() {
+    let bus = bus();
+    let [first, second, to] = [(); 3].map(|()| hello(&bus, 2, &Hello::new()));
+    first.transport().open_lane(to.id()).unwrap();
+    second.transport().open_lane(to.id()).unwrap();
+    let large = [7; 20_000];
+    let mut held = vec![];
+    for cookie in 1..=10 {
+        first.send(&Message::to(to.id()).payload(&large).cookie(cookie)).unwrap();
+        second.send(&Message::to(to.id()).payload(b"later").cookie(100 + cookie)).unwrap();
+        for expected in [cookie, 100 + cookie] {
+            let message = to.try_recv().unwrap().unwrap();
+            assert_eq!(message.cookie(), expected);
+            held.push(message);
+        }
+    }
+    assert!((1..10).contains(&carried(&to)), "the lane was used, and had no room for all");
+    assert!(held.iter().step_by(2).all(|message| message.payload() == large));
+    let before = carried(&to);
+    held.clear();
+    for cookie in 1..=10 {
+        first.send(&Message::to(to.id()).payload(&large).cookie(cookie)).unwrap();
+        assert_eq!(to.try_recv().unwrap().unwrap().cookie(), cookie);
+    }
+    assert_eq!(carried(&to), before, "it has room again");
+}
+
+#[test]
 fn a_full_lane_and_a_full_queue_refuse_as_ever() {
     let bus = bus();
     let (a, b) = (hello(&bus, 1, &Hello::new()), hello(&bus, 1, &Hello::new()));

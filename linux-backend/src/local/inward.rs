@@ -332,8 +332,7 @@ impl InLanes {
                         self.reply = Some(held);
                     }
                     if answers != Answers::Call {
-                        arena.release(held);
-                        inward.lane.give_back(words);
+                        inward.lane.give_back(arena.release(held, words));
                         point::pass(Point::Ignored);
                         ignored += 1;
                         if ignored == inward.places {
@@ -417,11 +416,11 @@ impl InLanes {
         }
     }
 
-    /// Receives a message: its lane gets its room back. The application has its bytes if they were shown, and nobody
-    /// otherwise. Returns its place in the queue.
+    /// Receives a message: its lane gets its room back, or once the application gives the message back. This has its bytes if
+    /// they were shown, and nobody otherwise. Returns its place in the queue.
     pub(super) fn take(&mut self, slot: u32, arena: &Arena) -> Option<queue::Handle> {
         let Waiting { held, lane, words, queued, .. } = self.waiting.get_mut(slot as usize)?.take()?;
-        arena.release(held);
+        let words = arena.release(held, words);
         if let Some(place) = self.free.get_mut(self.free_len) {
             *place = slot;
             self.free_len += 1;
@@ -429,10 +428,29 @@ impl InLanes {
         self.relieve();
         if let Some(Some(inward)) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
             inward.waiting = inward.waiting.saturating_sub(1);
-            point::pass(Point::Received);
-            inward.lane.give_back(words);
+        }
+        if let Some(lane) = lane {
+            self.give_back(lane, words);
         }
         queued
+    }
+
+    /// Gives the lanes back what they get once the application gives it back, so that no message seems to be left in them.
+    pub(super) fn settle(&mut self, arena: &Arena) {
+        for at in 0..self.lanes.len() {
+            self.give_back(at, arena.settle(at));
+        }
+    }
+
+    /// Gives a lane room back.
+    #[inline]
+    pub(super) fn give_back(&mut self, at: usize, words: u64) {
+        point::pass(Point::Received);
+        if words > 0
+            && let Some(Some(inward)) = self.lanes.get_mut(at)
+        {
+            inward.lane.give_back(words);
+        }
     }
 
     /// Something was given back, so there may be room again. True if messages had none.
@@ -540,8 +558,10 @@ impl InLanes {
     }
 
     /// Puts a new lane in an empty place.
-    pub(super) fn replace(&mut self, at: usize, lane: InLane) {
+    pub(super) fn replace(&mut self, at: usize, lane: InLane, arena: Option<&Arena>) {
         if let Some(place) = self.lanes.get_mut(at) {
+            // What the application holds of the former one is nothing to it.
+            arena.map(|arena| arena.settle(at));
             *place = Some(Inward::new(lane));
             self.empty = self.empty.saturating_sub(1);
             (self.ask_at, self.pause) = (Instant::ZERO, PAUSE);

@@ -52,9 +52,9 @@ impl InLanes {
         {
             inward.lane.call(call).prefetch();
         }
-        let Copied { held, settled, .. } = self.take_out(at, head, time, look, &|_, _| true)?;
+        let Copied { held, settled, words } = self.take_out(at, head, time, look, &|_, _| true)?;
         if settled.answers != 0 {
-            arena.release(held);
+            self.give_back(at, arena.release(held, words));
             return None;
         }
         if settled.deadline != 0
@@ -64,12 +64,12 @@ impl InLanes {
             inward.owed.add(call, settled.cookie);
             self.last_call = at;
         }
-        arena.hand_over(held);
+        self.give_back(at, arena.hand_over(held, words));
         Some(held)
     }
 
-    /// Takes the message at the head of lane `at` out past the queue, if it is `wanted`: its lane has its room back at once. `None`
-    /// if it breaks a rule, and for what is left to the queue's turn.
+    /// Takes the message at the head of lane `at` out past the queue, if it is `wanted`. `None` if it breaks a rule, and for
+    /// what is left to the queue's turn.
     #[inline(never)]
     fn take_out(
         &mut self,
@@ -85,8 +85,6 @@ impl InLanes {
             Ok(copied) => {
                 let copied = copied?;
                 point::pass(Point::Copied);
-                inward.lane.give_back(copied.words);
-                point::pass(Point::Received);
                 Some(copied)
             }
             Err(Violation) => {
@@ -120,15 +118,15 @@ impl InLanes {
         // Other connections name their own calls as this one does: only the copy tells.
         let (name, calls) = (Some(waited.name), outward.calls());
         let is_meant = |sender, settled: &Settled| calls.meant(name, sender, settled.answers).is_some();
-        let Copied { held, .. } = self.take_out(at, &head, time, look, &is_meant)?;
+        let Copied { held, words, .. } = self.take_out(at, &head, time, look, &is_meant)?;
         if let Some(word) = outward.word(&waited) {
             word.prefetch();
         }
         if outward.answered(name, waited.callee, waited.cookie) == Answers::Waited {
-            arena.hand_over(held);
+            self.give_back(at, arena.hand_over(held, words));
             return Some(held);
         }
-        arena.release(held);
+        self.give_back(at, arena.release(held, words));
         None
     }
 
@@ -177,13 +175,13 @@ impl InLanes {
                 if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
                     == Answers::Waited
                 {
-                    // In its turn, nobody waits for it any more.
+                    // In its turn, nobody waits for it any more, and its lane has its room back.
                     arena.show(held);
-                    arena.release(held);
+                    arena.release(held, 0);
                     self.reply = Some(held);
                     return Ok(());
                 }
-                arena.release(held);
+                arena.release(held, 0);
             }
         }
         Ok(())

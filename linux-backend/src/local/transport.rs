@@ -205,6 +205,15 @@ impl LocalTransport {
         }
     }
 
+    /// Gives lanes all room back that only the application holds: to kdbusd they hold messages otherwise.
+    fn settle_lanes(&self) {
+        if let (Some(receiver), Some(arena)) = (&mut *self.receiver.borrow_mut(), self.arena())
+            && let Some(lanes) = receiver.lanes()
+        {
+            lanes.settle(arena);
+        }
+    }
+
     /// Opens a lane to the connection with this id now, so that no message to it has to wait for one.
     ///
     /// # Errors
@@ -251,7 +260,9 @@ impl LocalTransport {
         // Ends: each round fills a place, or begins a pause.
         while let Some(at) = lanes.empty_place() {
             match self.handle.bring_lane() {
-                Ok(lane) if self.bell.add_lane(at, lane.as_fd()).is_ok() => lanes.replace(at, lane),
+                Ok(lane) if self.bell.add_lane(at, lane.as_fd()).is_ok() => {
+                    lanes.replace(at, lane, self.arena());
+                }
                 Ok(lane) => {
                     self.handle.drop_lane(lane)?;
                     lanes.refused();
@@ -415,9 +426,12 @@ impl Transport for LocalTransport {
 
     fn command(&self, command: Command, arg: &mut [u8]) -> Result<(), Failure> {
         self.check()?;
-        if command == Command::Byebye && self.owes_ends() && leaves(arg) {
-            // Only this end knows of them.
-            return Err(Failure::Refused(Errno::EBUSY));
+        if command == Command::Byebye && leaves(arg) {
+            if self.owes_ends() {
+                // Only this end knows of them.
+                return Err(Failure::Refused(Errno::EBUSY));
+            }
+            self.settle_lanes();
         }
         self.handle.command(command.request(), arg).map_err(|failure| self.refused(failure))?;
         if command == Command::Hello {
@@ -499,11 +513,13 @@ impl Transport for LocalTransport {
 
     fn free(&self, offset: u64) {
         if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena()) {
-            arena.free(offset);
-            if let Some(lanes) = self.receiver.borrow_mut().as_mut().and_then(Receiver::lanes)
-                && unlikely(lanes.relieve())
-                && self.bell.is_watched()
-            {
+            let back = arena.free(offset);
+            let mut receiver = self.receiver.borrow_mut();
+            let Some(lanes) = receiver.as_mut().and_then(Receiver::lanes) else { return };
+            if let Some((lane, words)) = back {
+                lanes.give_back(lane, words);
+            }
+            if unlikely(lanes.relieve()) && self.bell.is_watched() {
                 // Nobody else rings for what waited for this room.
                 self.bell.ring_own();
             }
