@@ -20,8 +20,8 @@ use super::spin::Spin;
 const PATIENCE: Duration = Duration::from_millis(5);
 /// How long it looks before it sleeps, if that has found room lately: a receiver on another processor makes some in that time.
 const LOOK: Duration = Duration::from_micros(2);
-/// Larger messages than this part of the lane do not wait: a receiver that holds a few of such leaves the next one no room, and
-/// what stays in its lane is overtaken by what others send.
+/// Larger messages than this part of the lane do not wait: a few of them fill it, and both ends would take turns instead of
+/// working side by side.
 const SHARE: u64 = 8;
 /// Messages that do not wait after one has in vain: one, and then twice as many each time, up to this.
 const PAUSE_MAX: u32 = 1 << 10;
