@@ -220,17 +220,25 @@ impl<L: Words, V: Words> LaneGate<L, V> {
         self.verdicts.store(self.at, self.verdict.word());
     }
 
-    /// Whether the lane holds messages that were not received, by the receiver's own word. Of a lane that is
-    /// open, whether it held any when it was opened.
+    /// Whether the lane holds messages that were not received, by the receiver's own word, who may hold room for longer than
+    /// that. Of a lane that is open, by its sender's word too.
     pub fn holds_messages(&self, back: &impl Words) -> bool {
         let returned = back.load(RETURNED_AT);
-        returned != self.verdict.tail && returned != ABANDONED
+        returned != self.sent() && returned != ABANDONED
+    }
+
+    /// How far the lane was written, by its sender's word as long as it is open.
+    fn sent(&self) -> u64 {
+        if self.verdict.is_open() {
+            Verdict::from_word(self.lane.load(CONTROL_AT)).tail
+        } else {
+            self.verdict.tail
+        }
     }
 
     /// What the lane has carried, as its two ends say: to look at, and nothing to decide by.
     pub fn traffic(&self, back: &impl Words) -> LaneTraffic {
-        let control = Verdict::from_word(self.lane.load(CONTROL_AT));
-        let tail = if self.verdict.is_open() { control.tail } else { self.verdict.tail };
+        let tail = self.sent();
         let returned = back.load(RETURNED_AT);
         let given_up = returned == ABANDONED;
         let received = if given_up { 0 } else { returned.min(tail) };
@@ -480,11 +488,13 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         LaneHead { first: word(0), second: word(1), key: word(2), call: word(3) }
     }
 
-    /// Gives room back, once for each message that was copied out.
+    /// Gives room back of messages that were copied out, not more than they took.
     pub fn give_back(&mut self, words: u64) {
         self.returned = self.returned.saturating_add(words).min(self.head);
-        // Releases the loads of the copy: the sender may use the room again from here on.
-        self.back.store(RETURNED_AT, self.returned);
+        if !self.violated {
+            // Releases the loads of the copy: the sender may use the room again from here on.
+            self.back.store(RETURNED_AT, self.returned);
+        }
     }
 
     /// Asks for the bell. The caller then looks once more at everything, and sleeps only if nothing is there.

@@ -157,6 +157,36 @@ fn a_sender_that_asked_for_room_is_told_once_when_half_of_the_lane_is_free() {
 }
 
 #[test]
+fn a_lane_that_was_given_up_stays_so_whatever_comes_back_later() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    send(&mut writer, 1).unwrap();
+    reader.peek().unwrap().unwrap();
+    let words = reader.copy_out(&mut [0; 8], &mut [0; 8]).unwrap();
+    reader.reject();
+    reader.give_back(words);
+    assert!(gate.traffic(&&memory.back[..]).given_up && !gate.holds_messages(&&memory.back[..]));
+}
+
+#[test]
+fn what_a_lane_holds_is_known_before_it_is_closed() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    assert!(!gate.holds_messages(&&memory.back[..]));
+    send(&mut writer, 1).unwrap();
+    assert!(gate.holds_messages(&&memory.back[..]));
+    reader.peek().unwrap().unwrap();
+    let words = reader.copy_out(&mut [0; 8], &mut [0; 8]).unwrap();
+    assert!(gate.holds_messages(&&memory.back[..]));
+    reader.give_back(words);
+    assert!(!gate.holds_messages(&&memory.back[..]));
+    gate.close();
+    assert!(!gate.holds_messages(&&memory.back[..]));
+}
+
+#[test]
 fn what_was_sent_before_a_close_is_delivered_and_nothing_after_it() {
     let memory = Memory::new(64);
     let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());

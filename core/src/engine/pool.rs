@@ -67,14 +67,6 @@ pub struct Pool<'a> {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct SliceId(SlotId);
 
-impl SliceId {
-    /// Which of the pool's records has the slice: below its capacity, and no other's while somebody holds it.
-    #[must_use]
-    pub const fn index(self) -> u32 {
-        self.0.index()
-    }
-}
-
 /// A busy slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

@@ -436,6 +436,10 @@ impl Lane {
         if self.terms != 0 && covered && terms.attach == self.attach {
             return true;
         }
+        if open && self.gate.holds_messages(&self.back) {
+            // Closing would be for nothing, and a lane can be opened so many times only.
+            return false;
+        }
         self.gate.close();
         if self.gate.holds_messages(&self.back) || !terms.write(self.gate.page(), self.terms + 1) {
             if open {

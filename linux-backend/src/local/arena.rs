@@ -13,7 +13,9 @@ use super::map::{Block, Pages};
 use super::{Gate, gate};
 
 /// Bytes of a block.
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
+/// How often a pool holds what its lane does.
+pub(super) const LANES: u64 = 2;
 
 /// A range that somebody holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,13 @@ pub(super) struct Held {
     pub(super) size: u64,
     /// In a pool; `None` for a block.
     slice: Option<SliceId>,
+}
+
+impl Held {
+    /// Whether it takes room of its lane's pool.
+    pub(super) const fn is_in_pool(&self) -> bool {
+        self.slice.is_some()
+    }
 }
 
 /// Who holds a block.
@@ -51,8 +60,6 @@ struct Books {
     heads: Block<PoolHead>,
     /// As many for each pool.
     records: Block<SliceRecord>,
-    /// Words of its lane that go with each record's slice, which the application alone holds.
-    owed: Block<u32>,
     /// Bytes of a pool.
     each: u64,
 }
@@ -74,7 +81,6 @@ impl Arena {
             blocks: Block::new(blocks, Holders::default)?,
             heads: Block::new(lanes, PoolHead::new)?,
             records: Block::new(records * lanes, SliceRecord::new)?,
-            owed: Block::new(records * lanes, || 0)?,
             each: bytes,
         };
         for (head, records) in books.heads.iter_mut().zip(books.records.chunks_exact_mut(records)) {
@@ -102,7 +108,7 @@ impl Arena {
         };
         let filled = fill(words);
         if filled.is_err() {
-            self.release(held, 0);
+            self.books.borrow_mut().release(held);
         }
         Some(filled.map(|made| (held, made)))
     }
@@ -123,34 +129,36 @@ impl Arena {
         self.books.borrow_mut().show(held);
     }
 
-    /// Shows a range to the user, who alone holds it from now on. Its message took `words` of its lane; returns how many of
-    /// them the lane has back, as [`release`](Self::release) does.
-    pub(super) fn hand_over(&self, held: Held, words: u64) -> u64 {
+    /// Shows a range to the user, who alone holds it from now on.
+    pub(super) fn hand_over(&self, held: Held) {
         let mut books = self.books.borrow_mut();
         if held.slice.is_none() {
             books.block(held.offset, |holders| *holders = Holders { queue: false, user: true });
-            return words;
+            return;
         }
         books.show(held);
-        books.release(held, words)
+        books.release(held);
     }
 
-    /// The queue holds a range no longer. Its message took `words` of its lane; returns how many of them the lane has back: all,
-    /// or none while the application holds room of the lane's pool. So a lane never holds what finds no room there.
-    pub(super) fn release(&self, held: Held, words: u64) -> u64 {
-        self.books.borrow_mut().release(held, words)
+    /// The queue holds a range no longer.
+    pub(super) fn release(&self, held: Held) {
+        self.books.borrow_mut().release(held);
     }
 
-    /// The user gives back what starts at `offset`. Returns a lane that has room back with that, and how many words. Of no
-    /// effect for anything else.
-    pub(super) fn free(&self, offset: u64) -> Option<(usize, u64)> {
+    /// The user gives back what starts at `offset`. Returns the lane in whose pool that is. Of no effect for anything else.
+    pub(super) fn free(&self, offset: u64) -> Option<usize> {
         self.books.borrow_mut().free(offset)
     }
 
-    /// Owes `lane` nothing any more for what the application holds. Returns the words that it was owed. Cost: a look at each
-    /// record.
-    pub(super) fn settle(&self, lane: usize) -> u64 {
-        self.books.borrow_mut().settle(lane)
+    /// The largest message that the pool of a lane has room for, in bytes.
+    pub(super) fn largest_free(&self, lane: usize) -> u64 {
+        self.books.borrow_mut().pool(lane).map_or(0, |pool| pool.largest_free())
+    }
+
+    /// Whether the pool of a lane has room for all that a new lane can hold.
+    pub(super) fn has_room_for_lane(&self, lane: usize) -> bool {
+        let each = self.books.borrow().each;
+        self.largest_free(lane) >= each / LANES
     }
 }
 
@@ -182,14 +190,9 @@ impl Books {
         })
     }
 
-    /// Records of each pool.
-    fn records_each(&self) -> usize {
-        self.records.len().checked_div(self.heads.len()).unwrap_or(0)
-    }
-
     /// The pool of a lane.
     fn pool(&mut self, lane: usize) -> Option<Pool<'_>> {
-        let each = self.records_each();
+        let each = self.records.len().checked_div(self.heads.len())?;
         let records = self.records.get_mut(lane * each..(lane + 1) * each)?;
         Some(Pool::new(self.heads.get_mut(lane)?, records))
     }
@@ -200,72 +203,45 @@ impl Books {
         Some((usize::try_from(behind.checked_div(self.each)?).ok()?, behind % self.each))
     }
 
-    /// Does something to the pool with the slice at an offset behind the blocks: out of the way of those that have a block.
+    /// Does something to the slice at an offset behind the blocks: out of the way of those that have a block.
     #[inline(never)]
-    fn of_slice<R>(&mut self, offset: u64, change: impl FnOnce(Pool<'_>, u64) -> R) -> Option<R> {
-        let (lane, at) = self.place(offset)?;
-        Some(change(self.pool(lane)?, at))
-    }
-
-    /// What is owed to its lane for a slice in its pool.
-    fn owed(&mut self, offset: u64, slice: SliceId) -> Option<&mut u32> {
-        let (lane, _) = self.place(offset)?;
-        let record = lane * self.records_each() + slice.index() as usize;
-        self.owed.get_mut(record)
+    fn of_slice(&mut self, offset: u64, change: impl FnOnce(Pool<'_>, u64)) {
+        if let Some((lane, at)) = self.place(offset)
+            && let Some(pool) = self.pool(lane)
+        {
+            change(pool, at);
+        }
     }
 
     fn show(&mut self, held: Held) {
         match held.slice {
-            Some(slice) => {
-                self.of_slice(held.offset, |mut pool, _| {
-                    let _ = pool.publish(slice);
-                });
-            }
+            Some(slice) => self.of_slice(held.offset, |mut pool, _| {
+                let _ = pool.publish(slice);
+            }),
             None => self.block(held.offset, |holders| holders.user = true),
         }
     }
 
-    fn release(&mut self, held: Held, words: u64) -> u64 {
-        let Some(slice) = held.slice else {
-            self.block(held.offset, |holders| holders.queue = false);
-            return words;
-        };
-        let stays = self.of_slice(held.offset, |mut pool, _| {
-            let _ = pool.release(slice);
-            pool.get(slice).is_some()
-        });
-        if stays != Some(true) {
-            return words;
-        }
-        match self.owed(held.offset, slice) {
-            Some(owed) => {
-                *owed = words as u32;
-                0
-            }
-            None => words,
+    fn release(&mut self, held: Held) {
+        match held.slice {
+            Some(slice) => self.of_slice(held.offset, |mut pool, _| {
+                let _ = pool.release(slice);
+            }),
+            None => self.block(held.offset, |holders| holders.queue = false),
         }
     }
 
-    fn free(&mut self, offset: u64) -> Option<(usize, u64)> {
+    fn free(&mut self, offset: u64) -> Option<usize> {
         if offset < self.small() {
             if offset.is_multiple_of(BLOCK) {
                 self.block(offset, |holders| holders.user = false);
             }
             return None;
         }
-        let freed = self.of_slice(offset, |mut pool, at| {
-            let slice = pool.published(at)?.id;
+        self.of_slice(offset, |mut pool, at| {
             let _ = pool.free(at);
-            pool.get(slice).is_none().then_some(slice)
         });
-        let words = core::mem::take(self.owed(offset, freed??)?);
-        Some((self.place(offset)?.0, u64::from(words)))
-    }
-
-    fn settle(&mut self, lane: usize) -> u64 {
-        let each = self.records_each();
-        let owed = self.owed.iter_mut().skip(lane * each).take(each);
-        owed.map(|owed| u64::from(core::mem::take(owed))).sum()
+        Some(self.place(offset)?.0)
     }
 
     /// Changes who holds a block, and takes it back from the last one.
@@ -285,8 +261,11 @@ impl Books {
 
     fn shows(&mut self, offset: u64, len: u64) -> bool {
         if offset >= self.small() {
-            let shown = |pool: Pool<'_>, at| pool.published(at).is_some_and(|slice| len <= slice.size);
-            self.of_slice(offset, shown) == Some(true)
+            let mut shows = false;
+            self.of_slice(offset, |pool, at| {
+                shows = pool.published(at).is_some_and(|slice| len <= slice.size)
+            });
+            shows
         } else {
             let block = self.blocks.get((offset / BLOCK) as usize);
             block.is_some_and(|holders| holders.user) && offset % BLOCK + len <= BLOCK
@@ -325,7 +304,7 @@ mod tests {
             assert!(bytes.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == value));
             assert!(arena.bytes(held.offset, held.size + 4096).is_none());
         }
-        assert_eq!(arena.release(first, 5), 0);
+        arena.release(first);
         assert!(put(&arena, Some(1), 4096, 6).is_none(), "the application has it");
         arena.free(first.offset);
         assert!(arena.bytes(first.offset, 8).is_none());
@@ -336,23 +315,5 @@ mod tests {
         }
         arena.free(1);
         assert!(arena.bytes(block.offset, 8).is_some(), "that is no start");
-    }
-
-    #[test]
-    fn a_lane_has_room_back_once_neither_queue_nor_application_holds_its_message() {
-        let arena = Arena::new(1, 2, 4096, 8).unwrap();
-        let block = put(&arena, Some(1), 8, 1).unwrap();
-        assert_eq!(
-            (arena.hand_over(block, 3), arena.free(block.offset)),
-            (3, None),
-            "that is no room of the lane's own"
-        );
-        let [first, second, third] = [(); 3].map(|()| put(&arena, Some(1), 1024, 2).unwrap());
-        assert_eq!(arena.release(first, 130), 0);
-        assert_eq!(arena.free(first.offset), Some((1, 130)));
-        assert_eq!(arena.free(first.offset), None, "once");
-        assert_eq!((arena.free(second.offset), arena.release(second, 131)), (None, 131));
-        assert_eq!((arena.hand_over(third, 132), arena.settle(0), arena.settle(1)), (0, 0, 132));
-        assert_eq!(arena.free(third.offset), Some((1, 0)), "it was settled");
     }
 }

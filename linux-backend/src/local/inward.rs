@@ -14,7 +14,7 @@ use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::arena::{Arena, Held};
+use super::arena::{self, Arena, BLOCK, Held};
 use super::bell::{self, Rings};
 use super::calls::{Answers, GRACE, Owed};
 use super::held::HeldBack;
@@ -41,7 +41,7 @@ pub(super) struct Waiting {
     pub(super) held: Held,
     /// Which lane; none for a notification of this transport's own.
     pub(super) lane: Option<usize>,
-    /// Room that its lane gets back when it is received.
+    /// Room that it took in its lane.
     pub(super) words: u64,
     /// The call that it is.
     pub(super) call: Option<CallName>,
@@ -57,6 +57,10 @@ pub(super) struct Inward {
     /// turn it is for lack of a place alone.
     pub(super) waiting: u32,
     pub(super) places: u32,
+    /// Words of its ring that messages took which wait in the queue and lie in its pool.
+    queued: u64,
+    /// Those that it does not get back before the application gives something back.
+    withheld: u64,
     /// The bell was not asked for since something came.
     pub(super) hot: bool,
     /// Something came since idle lanes were last made cold.
@@ -75,11 +79,56 @@ impl Inward {
             terms: HeldTerms::new(),
             waiting: 0,
             places,
+            queued: 0,
+            withheld: 0,
             hot: false,
             used: false,
             full: false,
             rings: Rings::new(),
             owed: Owed::new(),
+        }
+    }
+
+    /// Gives back the room in the lane of a message that is received now. The application may hold it on and on, so the lane has
+    /// room for no more than the arena has.
+    #[inline]
+    fn give_back(&mut self, at: usize, held: Held, words: u64, arena: &Arena) {
+        if likely(!held.is_in_pool()) {
+            // What comes instead has as much room in the pool as before.
+            self.lane.give_back(words);
+            return;
+        }
+        self.withheld += words;
+        self.settle(at, arena);
+    }
+
+    /// Gives back what is withheld as far as the arena has room, in one piece, for all that the lane can bring then.
+    #[inline(never)]
+    fn settle(&mut self, at: usize, arena: &Arena) {
+        let comes = (self.lane.bytes() / 8).saturating_sub(self.queued + self.withheld);
+        let more = self.shown();
+        // What is shorter than a block lies there.
+        let shortest = (BLOCK / 8).saturating_sub(more).max(SHORTEST / 8);
+        let needed = |words: u64| words + words.div_ceil(shortest) * more;
+        let room = arena.largest_free(at) / 8;
+        let spare = room.saturating_sub(needed(comes));
+        // As much of it as takes no more than that with what it shows.
+        self.return_withheld(spare * shortest / (shortest + more));
+    }
+
+    /// Words that a message takes more in the arena than in the lane, by what it shows of its sender.
+    fn shown(&self) -> u64 {
+        let head = LaneHead { first: SHORTEST, second: 0, key: 0, call: 0 };
+        let size = Place::of(&head, &self.terms).map_or(0, |place| place.size() / 8);
+        size.saturating_sub(head.words().unwrap_or(0))
+    }
+
+    /// Gives back at most so many words of what is withheld.
+    fn return_withheld(&mut self, most: u64) {
+        let words = self.withheld.min(most);
+        if words > 0 {
+            self.withheld -= words;
+            self.lane.give_back(words);
         }
     }
 
@@ -129,7 +178,7 @@ impl Inward {
 pub(super) struct Copied {
     pub(super) held: Held,
     pub(super) settled: Settled,
-    /// Room that its lane gets back once it is received.
+    /// Room that it took in its lane.
     pub(super) words: u64,
 }
 
@@ -198,7 +247,7 @@ impl InLanes {
         let lanes = Block::new(count, || {
             let lane = lanes.next()?;
             // The largest message has room whatever else it is to show, and others with it.
-            bytes = bytes.max(2 * lane.bytes());
+            bytes = bytes.max(arena::LANES * lane.bytes());
             let inward = Inward::new(lane);
             places = places.max(inward.places as usize);
             Some(inward)
@@ -332,7 +381,8 @@ impl InLanes {
                         self.reply = Some(held);
                     }
                     if answers != Answers::Call {
-                        inward.lane.give_back(arena.release(held, words));
+                        arena.release(held);
+                        inward.give_back(at, held, words, arena);
                         point::pass(Point::Ignored);
                         ignored += 1;
                         if ignored == inward.places {
@@ -363,6 +413,9 @@ impl InLanes {
                     *place = Some(Waiting { held, lane: Some(at), words, call, queued: None });
                 }
                 inward.waiting += 1;
+                if held.is_in_pool() {
+                    inward.queued += words;
+                }
                 point::pass(Point::Copied);
             }
         }
@@ -416,40 +469,57 @@ impl InLanes {
         }
     }
 
-    /// Receives a message: its lane gets its room back, or once the application gives the message back. This has its bytes if
-    /// they were shown, and nobody otherwise. Returns its place in the queue.
+    /// Receives a message: its lane gets its room back, as far as the arena has room. The application has its bytes if they were
+    /// shown, and nobody otherwise. Returns its place in the queue.
     pub(super) fn take(&mut self, slot: u32, arena: &Arena) -> Option<queue::Handle> {
         let Waiting { held, lane, words, queued, .. } = self.waiting.get_mut(slot as usize)?.take()?;
-        let words = arena.release(held, words);
+        arena.release(held);
         if let Some(place) = self.free.get_mut(self.free_len) {
             *place = slot;
             self.free_len += 1;
         }
         self.relieve();
-        if let Some(Some(inward)) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
+        if let Some(at) = lane
+            && let Some(Some(inward)) = self.lanes.get_mut(at)
+        {
             inward.waiting = inward.waiting.saturating_sub(1);
-        }
-        if let Some(lane) = lane {
-            self.give_back(lane, words);
+            if held.is_in_pool() {
+                inward.queued = inward.queued.saturating_sub(words);
+            }
+            point::pass(Point::Received);
+            inward.give_back(at, held, words, arena);
         }
         queued
     }
 
-    /// Gives the lanes back what they get once the application gives it back, so that no message seems to be left in them.
-    pub(super) fn settle(&mut self, arena: &Arena) {
-        for at in 0..self.lanes.len() {
-            self.give_back(at, arena.settle(at));
+    /// Gives a lane the room of a message back that was received past the queue.
+    #[inline]
+    pub(super) fn give_back(&mut self, at: usize, held: Held, words: u64, arena: &Arena) {
+        point::pass(Point::Received);
+        if let Some(Some(inward)) = self.lanes.get_mut(at) {
+            inward.give_back(at, held, words, arena);
         }
     }
 
-    /// Gives a lane room back.
-    #[inline]
-    pub(super) fn give_back(&mut self, at: usize, words: u64) {
-        point::pass(Point::Received);
-        if words > 0
-            && let Some(Some(inward)) = self.lanes.get_mut(at)
-        {
-            inward.lane.give_back(words);
+    /// The application gave something back that came by lane `at`. True if a message is seen in it that nobody rings for.
+    pub(super) fn gave_back(&mut self, at: usize, arena: &Arena) -> bool {
+        let Some(Some(inward)) = self.lanes.get_mut(at) else { return false };
+        if inward.withheld == 0 {
+            return false;
+        }
+        inward.settle(at, arena);
+        let came = inward.lane.tells_room();
+        if came {
+            inward.hot = true;
+            self.hot.add(at);
+        }
+        came
+    }
+
+    /// Gives back all that is withheld: kdbusd takes it for messages that were not received.
+    pub(super) fn return_withheld(&mut self) {
+        for inward in self.lanes.iter_mut().flatten() {
+            inward.return_withheld(u64::MAX);
         }
     }
 
@@ -543,12 +613,15 @@ impl InLanes {
         Some(worn)
     }
 
-    /// An empty place that a lane is to be brought for now.
-    pub(super) fn empty_place(&self) -> Option<usize> {
+    /// An empty place that a lane is to be brought for now. What the application holds of the former one leaves room for all that
+    /// comes by that.
+    pub(super) fn empty_place(&self, arena: Option<&Arena>) -> Option<usize> {
         if self.empty == 0 || (self.ask_at > Instant::ZERO && bell::now() < self.ask_at) {
             return None;
         }
-        self.lanes.iter().position(Option::is_none)
+        let arena = arena?;
+        (0..self.lanes.len())
+            .find(|at| matches!(self.lanes.get(*at), Some(None)) && arena.has_room_for_lane(*at))
     }
 
     /// There was no lane for it. The pause before the next one is asked for grows.
@@ -558,10 +631,8 @@ impl InLanes {
     }
 
     /// Puts a new lane in an empty place.
-    pub(super) fn replace(&mut self, at: usize, lane: InLane, arena: Option<&Arena>) {
+    pub(super) fn replace(&mut self, at: usize, lane: InLane) {
         if let Some(place) = self.lanes.get_mut(at) {
-            // What the application holds of the former one is nothing to it.
-            arena.map(|arena| arena.settle(at));
             *place = Some(Inward::new(lane));
             self.empty = self.empty.saturating_sub(1);
             (self.ask_at, self.pause) = (Instant::ZERO, PAUSE);
@@ -572,58 +643,5 @@ impl InLanes {
 }
 
 #[cfg(all(test, feature = "lanes"))]
-mod tests {
-    use std::cell::RefCell;
-    use std::rc::Rc;
-
-    use kdbus_core::abi::Msg;
-    use kdbus_core::channel::Order;
-
-    use super::super::detour::Detour;
-    use super::super::handle::Answer;
-    use super::super::testbed::{Lane, short_message};
-    use super::*;
-
-    const SENDER: u64 = 7;
-    const RECEIVER: u64 = 9;
-
-    /// A reply to a call with cookie 5, which nobody has made.
-    fn reply() -> [u8; Msg::SIZE + 32] {
-        short_message(Msg { dst_id: RECEIVER, timeout_or_reply: 5, ..Msg::default() })
-    }
-
-    #[test]
-    fn a_look_ends_though_its_sender_fills_the_room_that_it_has_back() {
-        let lane = Lane::new(SENDER);
-        let fds = lane.fds().into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
-        let answer = Answer { fds, fds_lost: false, lane: 0, receiver: 0 };
-        let (mut inward, arena) = InLanes::new([InLane::map(answer).unwrap()], 1, RECEIVER, 16).unwrap();
-        let writer = Rc::new(RefCell::new(lane.writer));
-        let send = move || {
-            let reply = reply();
-            let head = LaneHead { first: reply.len() as u64, second: 8, key: 1, call: 0 };
-            let mut writer = writer.borrow_mut();
-            let mut reserved = writer.reserve(head).unwrap();
-            reserved.put(&reply);
-            reserved.next_part();
-            reserved.put(b"an answr");
-            let _ = reserved.commit().unwrap();
-        };
-        send();
-        let ignored = Rc::new(RefCell::new(0));
-        let count = Rc::clone(&ignored);
-        point::set_own_hook(move |place| {
-            assert_eq!(place, Point::Ignored);
-            *count.borrow_mut() += 1;
-            assert!(*count.borrow() < 1000, "this does not end");
-            send();
-        });
-        let mut outward = OutLanes::new((1, 1), Detour::NONE, RECEIVER).unwrap();
-        let mut room = [Arrived::default(); 4];
-        let mut order = Order::new();
-        let mut batch = order.batch(bell::now(), &mut room);
-        inward.drain(&mut batch, &arena, &mut outward);
-        assert!(*ignored.borrow() > 0 && inward.has_fresh(), "the next look goes on");
-        assert!(batch.sorted().is_empty());
-    }
-}
+#[path = "inward_tests.rs"]
+mod tests;

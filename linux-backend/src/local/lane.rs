@@ -108,7 +108,13 @@ impl InLane {
     /// that: only for a lane that is looked at whether it rings or not, until it was asked for its bell.
     #[inline]
     pub(super) fn has_next_or_tells_room(&mut self) -> bool {
-        self.has_next() || self.reader.owes_room() && self.tell_room()
+        self.has_next() || self.tells_room()
+    }
+
+    /// Tells a sender of room if it waits for some. Whether a message is seen after that: a ring for it may be gone.
+    #[inline]
+    pub(super) fn tells_room(&mut self) -> bool {
+        self.reader.owes_room() && self.tell_room()
     }
 
     /// Tells a sender that waits for it that there is room. Whether there is a message after that.

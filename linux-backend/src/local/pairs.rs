@@ -25,7 +25,7 @@ pub struct Pair {
     pub messages: u64,
     /// Bytes of them in the lane, heads and padding among them, as the sender says.
     pub sent: u64,
-    /// Bytes of those that were received, as the receiver says; never more than were sent.
+    /// Bytes of those that were received and whose room the lane has back, as the receiver says; never more than were sent.
     pub received: u64,
 }
 

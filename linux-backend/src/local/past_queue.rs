@@ -54,7 +54,8 @@ impl InLanes {
         }
         let Copied { held, settled, words } = self.take_out(at, head, time, look, &|_, _| true)?;
         if settled.answers != 0 {
-            self.give_back(at, arena.release(held, words));
+            arena.release(held);
+            self.give_back(at, held, words, arena);
             return None;
         }
         if settled.deadline != 0
@@ -64,7 +65,8 @@ impl InLanes {
             inward.owed.add(call, settled.cookie);
             self.last_call = at;
         }
-        self.give_back(at, arena.hand_over(held, words));
+        arena.hand_over(held);
+        self.give_back(at, held, words, arena);
         Some(held)
     }
 
@@ -123,10 +125,12 @@ impl InLanes {
             word.prefetch();
         }
         if outward.answered(name, waited.callee, waited.cookie) == Answers::Waited {
-            self.give_back(at, arena.hand_over(held, words));
+            arena.hand_over(held);
+            self.give_back(at, held, words, arena);
             return Some(held);
         }
-        self.give_back(at, arena.release(held, words));
+        arena.release(held);
+        self.give_back(at, held, words, arena);
         None
     }
 
@@ -175,13 +179,13 @@ impl InLanes {
                 if outward.answered(CallName::from_word(head.call), terms.sender(), settled.answers)
                     == Answers::Waited
                 {
-                    // In its turn, nobody waits for it any more, and its lane has its room back.
+                    // In its turn, nobody waits for it any more.
                     arena.show(held);
-                    arena.release(held, 0);
+                    arena.release(held);
                     self.reply = Some(held);
                     return Ok(());
                 }
-                arena.release(held, 0);
+                arena.release(held);
             }
         }
         Ok(())

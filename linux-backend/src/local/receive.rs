@@ -273,6 +273,16 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.inbox.push_return(Return::Freed(offset))
     }
 
+    /// Has lanes show nothing as not received but what was not: a BYEBYE follows. If something waits, that is refused.
+    pub(super) fn before_byebye(&mut self) {
+        if self.head.is_empty()
+            && !self.has_fresh()
+            && let Some(lanes) = self.lanes()
+        {
+            lanes.return_withheld();
+        }
+    }
+
     /// Broadcasts lost since the last time.
     pub(super) fn dropped(&mut self) -> u64 {
         let lost = self.inbox.lost();

@@ -98,11 +98,12 @@ impl OutLane {
                 return true;
             }
             point::pass(Point::RoomAsked);
-            if !self.sleep_until_emptied(end) {
-                return false;
-            }
+            let told = self.sleep_until_emptied(end);
             if self.look_for_room(words) {
                 return true;
+            }
+            if !told {
+                return false;
             }
         }
         false

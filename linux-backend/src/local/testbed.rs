@@ -215,6 +215,11 @@ pub(super) struct Lane {
 #[cfg(feature = "lanes")]
 impl Lane {
     pub(super) fn new(sender: u64) -> Self {
+        Self::showing(sender, AttachFlags::empty(), &[])
+    }
+
+    /// Messages show this much of their sender.
+    pub(super) fn showing(sender: u64, attach: AttachFlags, metadata: &[u8]) -> Self {
         let layout = LaneLayout::new(512).unwrap();
         let words = [layout.lane_words(), LaneLayout::BACK_WORDS, PAGE_WORDS, CALL_WORDS, RECORD_WORDS];
         let [lane, back, page, calls, record] = words.map(|words| {
@@ -223,7 +228,7 @@ impl Lane {
             file
         });
         let map = |file: &OwnedFd, words| WordMap::writable(file, words).unwrap();
-        let terms = Terms { sender, attach: AttachFlags::empty(), name: b"", metadata: b"" };
+        let terms = Terms { sender, attach, name: b"", metadata };
         assert!(terms.write(&map(&page, PAGE_WORDS), 1));
         let mut gate = LaneGate::new(map(&lane, layout.lane_words()), map(&page, PAGE_WORDS), VERDICT_AT);
         assert!(gate.open());

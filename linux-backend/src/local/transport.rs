@@ -205,15 +205,6 @@ impl LocalTransport {
         }
     }
 
-    /// Gives lanes all room back that only the application holds: to kdbusd they hold messages otherwise.
-    fn settle_lanes(&self) {
-        if let (Some(receiver), Some(arena)) = (&mut *self.receiver.borrow_mut(), self.arena())
-            && let Some(lanes) = receiver.lanes()
-        {
-            lanes.settle(arena);
-        }
-    }
-
     /// Opens a lane to the connection with this id now, so that no message to it has to wait for one.
     ///
     /// # Errors
@@ -258,10 +249,10 @@ impl LocalTransport {
             self.handle.drop_lane(lane)?;
         }
         // Ends: each round fills a place, or begins a pause.
-        while let Some(at) = lanes.empty_place() {
+        while let Some(at) = lanes.empty_place(self.arena()) {
             match self.handle.bring_lane() {
                 Ok(lane) if self.bell.add_lane(at, lane.as_fd()).is_ok() => {
-                    lanes.replace(at, lane, self.arena());
+                    lanes.replace(at, lane);
                 }
                 Ok(lane) => {
                     self.handle.drop_lane(lane)?;
@@ -431,7 +422,9 @@ impl Transport for LocalTransport {
                 // Only this end knows of them.
                 return Err(Failure::Refused(Errno::EBUSY));
             }
-            self.settle_lanes();
+            if let Some(receiver) = &mut *self.receiver.borrow_mut() {
+                receiver.before_byebye();
+            }
         }
         self.handle.command(command.request(), arg).map_err(|failure| self.refused(failure))?;
         if command == Command::Hello {
@@ -513,13 +506,11 @@ impl Transport for LocalTransport {
 
     fn free(&self, offset: u64) {
         if let (Some(offset), Some(arena)) = (offset.checked_sub(self.arena_base()), self.arena()) {
-            let back = arena.free(offset);
+            let lane = arena.free(offset);
             let mut receiver = self.receiver.borrow_mut();
             let Some(lanes) = receiver.as_mut().and_then(Receiver::lanes) else { return };
-            if let Some((lane, words)) = back {
-                lanes.give_back(lane, words);
-            }
-            if unlikely(lanes.relieve()) && self.bell.is_watched() {
+            let came = lane.is_some_and(|lane| lanes.gave_back(lane, arena));
+            if unlikely(lanes.relieve() || came) && self.bell.is_watched() {
                 // Nobody else rings for what waited for this room.
                 self.bell.ring_own();
             }
