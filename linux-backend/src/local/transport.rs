@@ -417,7 +417,7 @@ impl Transport for LocalTransport {
 
     fn command(&self, command: Command, arg: &mut [u8]) -> Result<(), Failure> {
         self.check()?;
-        if command == Command::Byebye && leaves(arg) {
+        if gate().is_some() && command == Command::Byebye && leaves(arg) {
             if self.owes_ends() {
                 // Only this end knows of them.
                 return Err(Failure::Refused(Errno::EBUSY));
