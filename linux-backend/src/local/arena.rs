@@ -197,36 +197,35 @@ impl Books {
         Some(Pool::new(self.heads.get_mut(lane)?, records))
     }
 
-    /// The lane in whose pool an offset behind the blocks lies, and where in it.
-    fn place(&self, offset: u64) -> Option<(usize, u64)> {
-        let behind = offset.checked_sub(self.small())?;
-        Some((usize::try_from(behind.checked_div(self.each)?).ok()?, behind % self.each))
-    }
-
-    /// Does something to the slice at an offset behind the blocks: out of the way of those that have a block.
+    /// Does something to the slice at an offset behind the blocks: out of the way of those that have a block. Returns the lane in
+    /// whose pool that is.
     #[inline(never)]
-    fn of_slice(&mut self, offset: u64, change: impl FnOnce(Pool<'_>, u64)) {
-        if let Some((lane, at)) = self.place(offset)
-            && let Some(pool) = self.pool(lane)
-        {
-            change(pool, at);
-        }
+    fn of_slice(&mut self, offset: u64, change: impl FnOnce(Pool<'_>, u64)) -> Option<usize> {
+        let behind = offset.checked_sub(self.small())?;
+        let lane = usize::try_from(behind.checked_div(self.each)?).ok()?;
+        let at = behind % self.each;
+        change(self.pool(lane)?, at);
+        Some(lane)
     }
 
     fn show(&mut self, held: Held) {
         match held.slice {
-            Some(slice) => self.of_slice(held.offset, |mut pool, _| {
-                let _ = pool.publish(slice);
-            }),
+            Some(slice) => {
+                self.of_slice(held.offset, |mut pool, _| {
+                    let _ = pool.publish(slice);
+                });
+            }
             None => self.block(held.offset, |holders| holders.user = true),
         }
     }
 
     fn release(&mut self, held: Held) {
         match held.slice {
-            Some(slice) => self.of_slice(held.offset, |mut pool, _| {
-                let _ = pool.release(slice);
-            }),
+            Some(slice) => {
+                self.of_slice(held.offset, |mut pool, _| {
+                    let _ = pool.release(slice);
+                });
+            }
             None => self.block(held.offset, |holders| holders.queue = false),
         }
     }
@@ -240,8 +239,7 @@ impl Books {
         }
         self.of_slice(offset, |mut pool, at| {
             let _ = pool.free(at);
-        });
-        Some(self.place(offset)?.0)
+        })
     }
 
     /// Changes who holds a block, and takes it back from the last one.

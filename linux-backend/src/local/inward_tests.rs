@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
-use kdbus_core::abi::{AttachFlags, ItemType, ItemWriter, Msg, Vec as PayloadVec};
+use kdbus_core::abi::{AttachFlags, Msg};
 use kdbus_core::channel::{LaneWriter, Order};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::super::detour::Detour;
 use super::super::handle::Answer;
 use super::super::map::WordMap;
-use super::super::testbed::{Lane, short_message};
+use super::super::testbed::{Lane, message_of, short_message};
 use super::*;
 
 const SENDER: u64 = 7;
@@ -122,13 +122,8 @@ impl World {
 
     /// Sends a message, if there is room. Whether there was.
     fn send(&mut self, bytes: usize) -> bool {
-        let mut message = [0; Msg::SIZE + 32];
-        let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
-        let vector = PayloadVec { size: bytes as u64, address: 64 };
-        writer.bytes(ItemType::PAYLOAD_VEC, vector.as_bytes()).unwrap();
-        let (size, cookie) = (writer.len() as u64, self.sent + 1);
-        let header = Msg { size, payload_type: 1, dst_id: RECEIVER, cookie, ..Msg::default() };
-        message[..Msg::SIZE].copy_from_slice(header.as_bytes());
+        let header = Msg { dst_id: RECEIVER, cookie: self.sent + 1, ..Msg::default() };
+        let message = message_of(bytes as u64, header);
         let head =
             LaneHead { first: message.len() as u64, second: bytes as u64, key: self.sent + 1, call: 0 };
         let Ok(mut reserved) = self.writer.reserve(head) else { return false };

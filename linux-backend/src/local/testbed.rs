@@ -193,9 +193,15 @@ pub(super) fn recv(transport: &LocalTransport) -> Option<u64> {
 /// A message with this header, of one run of eight bytes.
 #[cfg(feature = "lanes")]
 pub(super) fn short_message(header: Msg) -> [u8; Msg::SIZE + 32] {
+    message_of(8, header)
+}
+
+/// The same of one run of `size` bytes.
+#[cfg(feature = "lanes")]
+pub(super) fn message_of(size: u64, header: Msg) -> [u8; Msg::SIZE + 32] {
     let mut message = [0; Msg::SIZE + 32];
     let mut writer = ItemWriter::behind(&mut message, Msg::SIZE).unwrap();
-    writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size: 8, address: 64 }.as_bytes()).unwrap();
+    writer.bytes(ItemType::PAYLOAD_VEC, PayloadVec { size, address: 64 }.as_bytes()).unwrap();
     let header = Msg { size: writer.len() as u64, payload_type: 1, ..header };
     message[..Msg::SIZE].copy_from_slice(header.as_bytes());
     message

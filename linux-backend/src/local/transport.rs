@@ -251,9 +251,7 @@ impl LocalTransport {
         // Ends: each round fills a place, or begins a pause.
         while let Some(at) = lanes.empty_place(self.arena()) {
             match self.handle.bring_lane() {
-                Ok(lane) if self.bell.add_lane(at, lane.as_fd()).is_ok() => {
-                    lanes.replace(at, lane);
-                }
+                Ok(lane) if self.bell.add_lane(at, lane.as_fd()).is_ok() => lanes.replace(at, lane),
                 Ok(lane) => {
                     self.handle.drop_lane(lane)?;
                     lanes.refused();
