@@ -30,7 +30,8 @@
 //! it sleeps. As long as it does not ask again, it is *hot*, and nobody rings. No word is written by both.
 //!
 //! *Room.* A sender that sleeps until there is room counts up, then a fence, then looks at what came back once more. The
-//! receiver looks at the count where it finds nothing more to receive, once more after it has asked for its bell.
+//! receiver looks at the count where it finds nothing more to receive, once more after it has asked for its bell. Nobody relies
+//! on its look where half of the lane came back; but for that, a sender would sleep until the last message is received.
 
 use core::fmt;
 use core::mem::offset_of;
@@ -297,6 +298,8 @@ pub struct LaneReader<L, B, V> {
     /// The sender's wish for room that was fulfilled last, and what had come back then.
     relieved: u64,
     relieved_at: u64,
+    /// Words of messages received from which on that wish is looked at though there is more to receive.
+    mark: u64,
     violated: bool,
 }
 
@@ -322,6 +325,7 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
             wishes: 1,
             relieved: 0,
             relieved_at: 0,
+            mark: layout.ring() / 4,
             violated: false,
         })
     }
@@ -514,11 +518,36 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         wish != self.relieved && self.relieve(wish)
     }
 
+    /// The same where there is more to receive, so that both ends work at the same time. Cost: a comparison, but for a few times
+    /// in each round of the ring.
+    #[must_use = "a sender that sleeps has to be woken"]
+    #[inline]
+    pub fn owes_room_already(&mut self) -> bool {
+        unlikely(self.returned >= self.mark) && self.pass_mark()
+    }
+
+    #[cold]
+    fn pass_mark(&mut self) -> bool {
+        let quarter = self.layout.ring() / 4;
+        let wish = self.lane.load(ROOM_WISH_AT);
+        let waits = wish != self.relieved;
+        let owes = waits && self.relieve(wish);
+        // A sender that waits is told as soon as half of the lane is free.
+        let missing = self.unreturned().saturating_sub(2 * quarter);
+        let step = if waits && !owes { missing.clamp(1, quarter) } else { quarter };
+        self.mark = self.returned + step;
+        owes
+    }
+
+    /// Words that were sent and did not come back.
+    fn unreturned(&self) -> u64 {
+        tail(self.tail_words()).wrapping_sub(self.returned)
+    }
+
     #[cold]
     fn relieve(&mut self, wish: u64) -> bool {
         // Without something that came back since, there is nothing to tell, however often it asks.
-        let has_room = self.returned != self.relieved_at
-            && self.known.wrapping_sub(self.returned) <= self.layout.ring() / 2;
+        let has_room = self.returned != self.relieved_at && self.unreturned() <= self.layout.ring() / 2;
         if has_room {
             (self.relieved, self.relieved_at) = (wish, self.returned);
         }

@@ -157,6 +157,36 @@ fn a_sender_that_asked_for_room_is_told_once_when_half_of_the_lane_is_free() {
 }
 
 #[test]
+fn a_sender_that_waits_is_told_though_there_is_more_to_receive() {
+    let memory = Memory::new(32);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    gate.open();
+    let head = LaneHead { first: 32, ..LaneHead::default() };
+    let fill = |writer: &mut Writer<'_>| {
+        while let Ok(reserved) = writer.reserve(head) {
+            let _ = reserved.commit().unwrap();
+        }
+    };
+    let take = |reader: &mut Reader<'_>| {
+        reader.peek().unwrap().unwrap();
+        let words = reader.copy_out(&mut [0; 4], &mut []).unwrap();
+        reader.give_back(words);
+        reader.owes_room_already()
+    };
+    // Wherever in the ring it begins.
+    for round in 0..8 {
+        for _ in 0..round % 4 {
+            let _ = writer.reserve(head).unwrap().commit().unwrap();
+            assert!(!take(&mut reader), "nobody has asked");
+        }
+        fill(&mut writer);
+        writer.ask_room();
+        assert_eq!([(); 4].map(|()| take(&mut reader)), [false, true, false, false], "round {round}");
+        assert!(!reader.owes_room());
+    }
+}
+
+#[test]
 fn a_lane_that_was_given_up_stays_so_whatever_comes_back_later() {
     let memory = Memory::new(64);
     let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{Bus, Client, exchange};
@@ -34,6 +35,12 @@ fn around(bus: &Bus, count: usize) -> (Client, Vec<Client>) {
         sender.transport().open_lane(receiver.id()).unwrap();
     }
     (receiver, senders)
+}
+
+/// Whether somebody who polls the connection from outside finds it readable by then.
+fn is_readable(client: &Client, seconds: i64) -> bool {
+    let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    poll(&mut [PollFd::new(client.transport(), PollFlags::IN)], Some(&timeout)).unwrap() == 1
 }
 
 fn carried(client: &Client) -> u64 {
@@ -90,10 +97,7 @@ fn a_receiver_that_never_sleeps_hears_of_lanes_that_were_idle_for_long() {
 fn who_polls_from_outside_finds_the_descriptor_readable_while_anything_waits() {
     let bus = bus();
     let (receiver, senders) = around(&bus, LANES);
-    let readable = || {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut [PollFd::new(receiver.transport(), PollFlags::IN)], Some(&now)).unwrap() == 1
-    };
+    let readable = || is_readable(&receiver, 0);
     assert!(!readable());
     for round in 0..50 {
         for number in 0..3 {
@@ -106,6 +110,38 @@ fn who_polls_from_outside_finds_the_descriptor_readable_while_anything_waits() {
         }
         assert!(receiver.try_recv().unwrap().is_none());
         assert!(!readable(), "round {round}");
+    }
+}
+
+#[test]
+fn who_polls_from_outside_finds_it_readable_whatever_senders_are_told_of_room() {
+    const COUNT: u64 = 20_000;
+    let bus = bus();
+    for lanes in [1, LANES] {
+        let receiver = client(&bus, lanes);
+        assert!(!is_readable(&receiver, 0));
+        let (id, sent) = (receiver.id(), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let sender = client(&bus, 1);
+                sender.transport().open_lane(id).unwrap();
+                for cookie in 1..=COUNT {
+                    let message = Message::to(id).cookie(cookie);
+                    sender.send_when_room_blocking(&message, Duration::from_secs(60)).unwrap();
+                    sent.store(cookie, Ordering::Release);
+                }
+            });
+            let mut received = 0;
+            while received < COUNT {
+                // What has been sent is there already; for what has not, it waits.
+                let patience = if sent.load(Ordering::Acquire) > received { 0 } else { 60 };
+                assert!(is_readable(&receiver, patience), "after {received} of {lanes} lanes");
+                if let Some(message) = receiver.try_recv().unwrap() {
+                    received += 1;
+                    assert_eq!(message.cookie(), received);
+                }
+            }
+        });
     }
 }
 

@@ -198,6 +198,12 @@ impl LocalTransport {
             return Err(self.end());
         } else if taken == Taken::Nothing {
             self.beat()?;
+        } else if unlikely(self.bell.is_watched())
+            && let Some(lanes) = receiver.lanes()
+            && lanes.takes_silenced()
+        {
+            // Nobody else rings for what may be behind it.
+            self.bell.ring_own();
         }
         Ok(taken)
     }

@@ -219,6 +219,8 @@ pub(super) struct InLanes {
     pub(super) free_len: usize,
     /// Id of the connection.
     pub(super) receiver: u64,
+    /// A bell was emptied to tell its sender of room, and a ring for a message may be gone.
+    pub(super) silenced: bool,
     /// A lane is full.
     pub(super) stuck: bool,
     /// The time of the oldest message that the last look found no room for.
@@ -274,6 +276,7 @@ impl InLanes {
                 free,
                 free_len: room,
                 receiver,
+                silenced: false,
                 stuck: false,
                 left: None,
                 held: HeldBack::new(depth)?,
@@ -302,12 +305,13 @@ impl InLanes {
 
     /// Whether a hot lane has something that was not looked at. Cost: a few loads for each of them.
     pub(super) fn has_fresh(&mut self) -> bool {
-        let Self { lanes, hot, .. } = self;
-        let is_fresh = |inward: &mut Inward| likely(!inward.full) && inward.lane.has_next_or_tells_room();
+        let Self { lanes, hot, silenced, .. } = self;
+        let mut is_fresh =
+            |inward: &mut Inward| likely(!inward.full) && inward.lane.has_next_or_tells_room(silenced);
         if !hot.is_choosy() {
             return lanes.iter_mut().flatten().any(is_fresh);
         }
-        let fresh = |number| lanes.get_mut(number).and_then(Option::as_mut).is_some_and(is_fresh);
+        let fresh = |number| lanes.get_mut(number).and_then(Option::as_mut).is_some_and(&mut is_fresh);
         (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
     }
 
@@ -486,34 +490,46 @@ impl InLanes {
             if held.is_in_pool() {
                 inward.queued = inward.queued.saturating_sub(words);
             }
-            point::pass(Point::Received);
-            inward.give_back(at, held, words, arena);
+            self.give_back(at, held, words, arena);
         }
         queued
     }
 
-    /// Gives a lane the room of a message back that was received past the queue.
+    /// Gives a lane the room of a message back that was received.
     #[inline]
     pub(super) fn give_back(&mut self, at: usize, held: Held, words: u64, arena: &Arena) {
         point::pass(Point::Received);
         if let Some(Some(inward)) = self.lanes.get_mut(at) {
             inward.give_back(at, held, words, arena);
+            if unlikely(inward.lane.tells_room_already(&mut self.silenced)) {
+                self.look_at(at);
+            }
         }
     }
 
-    /// The application gave something back that came by lane `at`. True if a message is seen in it that nobody rings for.
-    pub(super) fn gave_back(&mut self, at: usize, arena: &Arena) -> bool {
-        let Some(Some(inward)) = self.lanes.get_mut(at) else { return false };
-        if inward.withheld == 0 {
-            return false;
+    /// The application gave something back that came by lane `at`.
+    pub(super) fn gave_back(&mut self, at: usize, arena: &Arena) {
+        if let Some(Some(inward)) = self.lanes.get_mut(at)
+            && inward.withheld > 0
+        {
+            inward.settle(at, arena);
+            if inward.lane.tells_room(&mut self.silenced) {
+                self.look_at(at);
+            }
         }
-        inward.settle(at, arena);
-        let came = inward.lane.tells_room();
-        if came {
+    }
+
+    /// Looks at lane `at` whether it rings or not, until it is asked for its bell.
+    fn look_at(&mut self, at: usize) {
+        if let Some(Some(inward)) = self.lanes.get_mut(at) {
             inward.hot = true;
             self.hot.add(at);
         }
-        came
+    }
+
+    /// Whether a ring for a message may be gone since this was asked last: who watches the descriptor has to be rung for.
+    pub(super) const fn takes_silenced(&mut self) -> bool {
+        core::mem::replace(&mut self.silenced, false)
     }
 
     /// Gives back all that is withheld: kdbusd takes it for messages that were not received.
@@ -578,7 +594,7 @@ impl InLanes {
                 inward.lane.ask_bell();
             }
             // What came before the bell was asked for is seen here, and what comes after rings.
-            if self.hot.is_choosy() && !inward.lane.has_next_or_tells_room() {
+            if self.hot.is_choosy() && !inward.lane.has_next_or_tells_room(&mut self.silenced) {
                 place -= 1;
                 self.hot.remove(place);
                 if inward.lane.is_rejected() {
@@ -590,12 +606,11 @@ impl InLanes {
 
     /// Lane `at` rang. Its bell is emptied now and then, or at once if rings are lost otherwise.
     pub(super) fn rang(&mut self, at: usize, emptied: bool) {
-        if let Some(Some(inward)) = self.lanes.get_mut(at) {
-            inward.hot = true;
-            self.hot.add(at);
-            if unlikely(inward.rings.count(emptied)) {
-                inward.lane.silence();
-            }
+        self.look_at(at);
+        if let Some(Some(inward)) = self.lanes.get_mut(at)
+            && unlikely(inward.rings.count(emptied))
+        {
+            inward.lane.silence();
         }
     }
 

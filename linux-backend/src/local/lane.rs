@@ -105,23 +105,31 @@ impl InLane {
     }
 
     /// Whether there is a message. If not, a sender that waits for room is told of it, and a ring for a message may go with
-    /// that: only for a lane that is looked at whether it rings or not, until it was asked for its bell.
+    /// that, which `silenced` says then: only for a lane that is looked at whether it rings or not, until it was asked for its
+    /// bell.
     #[inline]
-    pub(super) fn has_next_or_tells_room(&mut self) -> bool {
-        self.has_next() || self.tells_room()
+    pub(super) fn has_next_or_tells_room(&mut self, silenced: &mut bool) -> bool {
+        self.has_next() || (self.tells_room(silenced) && self.has_next())
     }
 
-    /// Tells a sender of room if it waits for some. Whether a message is seen after that: a ring for it may be gone.
+    /// Tells a sender of room if it waits for some, where nothing more is to be received. A ring for a message may be gone with
+    /// that, which `silenced` says then.
     #[inline]
-    pub(super) fn tells_room(&mut self) -> bool {
-        self.reader.owes_room() && self.tell_room()
+    pub(super) fn tells_room(&mut self, silenced: &mut bool) -> bool {
+        self.reader.owes_room() && self.tell_room(silenced)
     }
 
-    /// Tells a sender that waits for it that there is room. Whether there is a message after that.
+    /// The same where something was given back and there may be more to receive.
+    #[inline]
+    pub(super) fn tells_room_already(&mut self, silenced: &mut bool) -> bool {
+        self.reader.owes_room_already() && self.tell_room(silenced)
+    }
+
     #[cold]
-    fn tell_room(&mut self) -> bool {
+    fn tell_room(&self, silenced: &mut bool) -> bool {
         self.silence();
-        self.has_next()
+        *silenced = true;
+        true
     }
 
     /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the
