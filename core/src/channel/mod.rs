@@ -13,6 +13,7 @@
 
 mod call;
 mod entry;
+mod gate;
 mod inbox;
 mod inbox_reader;
 mod lane;
@@ -27,11 +28,10 @@ mod writer;
 
 pub use call::{CALL_MAX, CALL_WORDS, CALLS_MAX, CallName, CallState, CallWord};
 pub use entry::{Answer, Entry, Return};
+pub use gate::{LaneGate, LaneTraffic};
 pub use inbox::{DEPTH_MAX, InboxLayout, InboxWriter, LayoutError, RETURNS_MAX};
 pub use inbox_reader::{AttachError, InboxReader, ReturnsFull};
-pub use lane::{
-    LaneGate, LaneHead, LaneLayout, LaneReader, LaneTraffic, NotByLane, RING_MAX, RING_MIN, Violation,
-};
+pub use lane::{LaneHead, LaneLayout, LaneReader, NotByLane, RING_MAX, RING_MIN, Violation};
 pub use loan::{BUFFERS_MAX, Ledger, LoanRecord, RETURN_WORDS, SlabRecord, give_back};
 pub use message::{CALL_ENDED_SIZE, Place, Sendable, Settled, call_ended, sendable, settle};
 pub use order::{Arrived, Batch, Order};
