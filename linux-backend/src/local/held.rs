@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use super::arena::Arena;
 use super::calls::Call;
-use super::inward::InLanes;
+use super::in_lanes::InLanes;
 use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
 

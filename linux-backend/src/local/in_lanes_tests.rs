@@ -8,7 +8,7 @@ use std::vec;
 use std::vec::Vec;
 
 use kdbus_core::abi::{AttachFlags, Msg};
-use kdbus_core::channel::{LaneWriter, Order};
+use kdbus_core::channel::{LaneHead, LaneWriter, Order};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

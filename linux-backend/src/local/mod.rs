@@ -14,6 +14,7 @@ mod error;
 mod handle;
 mod held;
 mod hot;
+mod in_lanes;
 mod incoming;
 mod inward;
 mod lane;

@@ -14,7 +14,7 @@ use super::bell;
 use super::calls::{Answers, Call, Calls};
 use super::detour::Detour;
 use super::handle::Handle;
-use super::inward::InLanes;
+use super::in_lanes::InLanes;
 use super::lane::OutLane;
 use super::map::{Block, WordMap};
 use super::owed::OwedCall;

@@ -3,7 +3,8 @@
 use kdbus_core::abi::Msg;
 use kdbus_core::channel::{CallName, CallState, CallWord};
 
-use super::inward::{InLanes, Inward};
+use super::in_lanes::InLanes;
+use super::inward::Inward;
 use super::map::WordMap;
 
 /// A call that came by lane and was not answered yet.

@@ -8,7 +8,8 @@ use zerocopy::IntoBytes;
 use super::arena::{Arena, Held};
 use super::bell;
 use super::calls::Answers;
-use super::inward::{Copied, InLanes, Inward, Look};
+use super::in_lanes::InLanes;
+use super::inward::{Copied, Inward, Look};
 use super::outward::OutLanes;
 use super::point::{self, Point};
 

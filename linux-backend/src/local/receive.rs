@@ -13,7 +13,7 @@ use super::bell::{self, Bell};
 use super::calls::Call;
 use super::gate;
 use super::held::read_header;
-use super::inward::InLanes;
+use super::in_lanes::InLanes;
 use super::map::{Block, ReadMap};
 use super::outward::OutLanes;
 use super::past_queue::{Fresh, NoRoom};
