@@ -63,8 +63,6 @@ pub(super) struct InLanes {
     pub(super) free_len: usize,
     /// Id of the connection.
     pub(super) receiver: u64,
-    /// A bell was emptied to tell its sender of room, and a ring for a message may be gone.
-    pub(super) silenced: bool,
     /// A lane is full.
     pub(super) stuck: bool,
     /// The time of the oldest message that the last look found no room for.
@@ -120,7 +118,6 @@ impl InLanes {
                 free,
                 free_len: room,
                 receiver,
-                silenced: false,
                 stuck: false,
                 left: None,
                 held: HeldBack::new(depth)?,
@@ -149,13 +146,12 @@ impl InLanes {
 
     /// Whether a hot lane has something that was not looked at. Cost: a few loads for each of them.
     pub(super) fn has_fresh(&mut self) -> bool {
-        let Self { lanes, hot, silenced, .. } = self;
-        let mut is_fresh =
-            |inward: &mut Inward| likely(!inward.full) && inward.lane.has_next_or_tells_room(silenced);
+        let Self { lanes, hot, .. } = self;
+        let is_fresh = |inward: &mut Inward| likely(!inward.full) && inward.lane.has_next_or_tells_room();
         if !hot.is_choosy() {
             return lanes.iter_mut().flatten().any(is_fresh);
         }
-        let fresh = |number| lanes.get_mut(number).and_then(Option::as_mut).is_some_and(&mut is_fresh);
+        let fresh = |number| lanes.get_mut(number).and_then(Option::as_mut).is_some_and(is_fresh);
         (0..hot.len()).filter_map(|place| hot.get(place)).any(fresh)
     }
 
@@ -339,20 +335,21 @@ impl InLanes {
         point::pass(Point::Received);
         if let Some(Some(inward)) = self.lanes.get_mut(at) {
             inward.give_back(at, held, words, arena);
-            if unlikely(inward.lane.tells_room_already(&mut self.silenced)) {
+            if unlikely(inward.lane.tells_room_already()) {
                 self.look_at(at);
             }
         }
     }
 
-    /// The application gave something back that came by lane `at`.
-    pub(super) fn gave_back(&mut self, at: usize, arena: &Arena) {
-        if let Some(Some(inward)) = self.lanes.get_mut(at)
-            && inward.gave_back(at, arena)
-            && inward.lane.tells_room(&mut self.silenced)
-        {
+    /// The application gave something back that came by lane `at`. True if its sender was told of room, and a ring for a message
+    /// may be gone with that.
+    pub(super) fn gave_back(&mut self, at: usize, arena: &Arena) -> bool {
+        let Some(Some(inward)) = self.lanes.get_mut(at) else { return false };
+        let told = inward.gave_back(at, arena) && inward.lane.tells_room();
+        if told {
             self.look_at(at);
         }
+        told
     }
 
     /// Looks at lane `at` whether it rings or not, until it is asked for its bell.
@@ -363,9 +360,18 @@ impl InLanes {
         }
     }
 
-    /// Whether a ring for a message may be gone since this was asked last: who watches the descriptor has to be rung for.
-    pub(super) const fn takes_silenced(&mut self) -> bool {
-        core::mem::replace(&mut self.silenced, false)
+    /// Whether a ring for a message may be gone since this was asked last: who watches the descriptor has to be rung for. Cost:
+    /// a load for each hot lane, as no other was silenced.
+    pub(super) fn takes_silenced(&mut self) -> bool {
+        let mut any = false;
+        for place in 0..self.hot.len() {
+            if let Some(at) = self.hot.get(place)
+                && let Some(Some(inward)) = self.lanes.get_mut(at)
+            {
+                any |= inward.lane.takes_silenced();
+            }
+        }
+        any
     }
 
     /// Gives back all that is withheld: kdbusd takes it for messages that were not received.
@@ -430,7 +436,7 @@ impl InLanes {
                 inward.lane.ask_bell();
             }
             // What came before the bell was asked for is seen here, and what comes after rings.
-            if self.hot.is_choosy() && !inward.lane.has_next_or_tells_room(&mut self.silenced) {
+            if self.hot.is_choosy() && !inward.lane.has_next_or_tells_room() {
                 place -= 1;
                 self.hot.remove(place);
                 if inward.lane.is_rejected() {

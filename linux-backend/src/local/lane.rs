@@ -26,6 +26,8 @@ pub struct InLane {
     reader: LaneReader<WordMap, WordMap, WordMap>,
     calls: WordMap,
     bell: OwnedFd,
+    /// The bell was emptied to tell its sender of room, and a ring for a message may be gone.
+    silenced: bool,
 }
 
 /// A lane to one other client.
@@ -85,7 +87,7 @@ impl InLane {
         let page = WordMap::read_only(page, PAGE_WORDS).map_err(errno)?;
         let reader = LaneReader::new(lane, back, page, VERDICT_AT, layout).ok_or(EPROTO)?;
         let calls = WordMap::writable(calls, CALL_WORDS).map_err(errno)?;
-        Ok(Self { number, reader, calls, bell })
+        Ok(Self { number, reader, calls, bell, silenced: false })
     }
 
     /// The next message that was not copied out yet.
@@ -105,31 +107,42 @@ impl InLane {
     }
 
     /// Whether there is a message. If not, a sender that waits for room is told of it, and a ring for a message may go with
-    /// that, which `silenced` says then: only for a lane that is looked at whether it rings or not, until it was asked for its
-    /// bell.
+    /// that: only for a lane that is looked at whether it rings or not, until it was asked for its bell.
     #[inline]
-    pub(super) fn has_next_or_tells_room(&mut self, silenced: &mut bool) -> bool {
-        self.has_next() || (self.tells_room(silenced) && self.has_next())
+    pub(super) fn has_next_or_tells_room(&mut self) -> bool {
+        self.has_next() || (self.tells_room() && self.has_next_now())
     }
 
-    /// Tells a sender of room if it waits for some, where nothing more is to be received. A ring for a message may be gone with
-    /// that, which `silenced` says then.
+    #[cold]
+    #[inline(never)]
+    fn has_next_now(&mut self) -> bool {
+        self.has_next()
+    }
+
+    /// Tells a sender of room if it waits for some, where nothing more is to be received: false if it does not. A ring for a
+    /// message may be gone with that.
     #[inline]
-    pub(super) fn tells_room(&mut self, silenced: &mut bool) -> bool {
-        self.reader.owes_room() && self.tell_room(silenced)
+    pub(super) fn tells_room(&mut self) -> bool {
+        self.reader.owes_room() && self.tell_room()
     }
 
     /// The same where something was given back and there may be more to receive.
     #[inline]
-    pub(super) fn tells_room_already(&mut self, silenced: &mut bool) -> bool {
-        self.reader.owes_room_already() && self.tell_room(silenced)
+    pub(super) fn tells_room_already(&mut self) -> bool {
+        self.reader.owes_room_already() && self.tell_room()
     }
 
     #[cold]
-    fn tell_room(&self, silenced: &mut bool) -> bool {
+    #[inline(never)]
+    fn tell_room(&mut self) -> bool {
         self.silence();
-        *silenced = true;
+        self.silenced = true;
         true
+    }
+
+    /// Whether its sender was told of room since this was asked last.
+    pub(super) const fn takes_silenced(&mut self) -> bool {
+        core::mem::replace(&mut self.silenced, false)
     }
 
     /// Copies the two parts of the message that [`peek`](Self::peek) has returned, each once, and goes on to the

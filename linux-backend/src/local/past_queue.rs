@@ -32,7 +32,7 @@ impl InLanes {
         let mut fresh = Fresh::None;
         for (at, inward) in self.lanes.iter_mut().enumerate() {
             let Some(inward) = inward else { continue };
-            if inward.lane.has_next_or_tells_room(&mut self.silenced)
+            if inward.lane.has_next_or_tells_room()
                 && let Ok(Some(head)) = inward.lane.peek()
             {
                 match fresh {

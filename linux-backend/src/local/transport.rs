@@ -507,10 +507,8 @@ impl Transport for LocalTransport {
             let lane = arena.free(offset);
             let mut receiver = self.receiver.borrow_mut();
             let Some(lanes) = receiver.as_mut().and_then(Receiver::lanes) else { return };
-            if let Some(lane) = lane {
-                lanes.gave_back(lane, arena);
-            }
-            if unlikely(lanes.relieve() || lanes.takes_silenced()) && self.bell.is_watched() {
+            let told = lane.is_some_and(|lane| lanes.gave_back(lane, arena));
+            if unlikely(lanes.relieve() || told) && self.bell.is_watched() {
                 // Nobody else rings for what waited for this room, or nobody does any more.
                 self.bell.ring_own();
             }
