@@ -47,6 +47,7 @@ mod error_reply;
 mod fake;
 mod hello;
 mod inbox;
+mod intake;
 mod matches;
 mod message;
 mod metadata;
