@@ -9,7 +9,8 @@ use core::cell::RefCell;
 use kdbus_core::engine::pool::{Pool, PoolHead, SliceId, SliceRecord};
 use rustix::io::Errno;
 
-use super::map::{Block, Pages};
+use super::block::Block;
+use super::map::Pages;
 use super::{Gate, gate};
 
 /// Bytes of a block.

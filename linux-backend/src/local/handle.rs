@@ -8,9 +8,10 @@ use kdbus_core::hint::cold;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::block::Block;
 use super::cancel;
 use super::error::{ConnectError, EPROTO, errno};
-use super::map::{self, Block, ReadMap, WordMap};
+use super::map::{self, ReadMap, WordMap};
 use super::pairs::Pair;
 use super::place::NodePath;
 use super::point::{self, Point};

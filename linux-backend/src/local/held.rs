@@ -7,9 +7,10 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::arena::Arena;
+use super::block::Block;
 use super::calls::Call;
 use super::in_lanes::InLanes;
-use super::map::{Block, ReadMap};
+use super::map::ReadMap;
 use super::outward::OutLanes;
 
 /// The key of what is held back in each slot of the shared queue.

@@ -7,7 +7,7 @@
 
 use rustix::io::Errno;
 
-use super::map::Block;
+use super::block::Block;
 
 /// Lanes that are all hot.
 const FEW: usize = 8;

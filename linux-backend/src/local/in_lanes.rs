@@ -13,12 +13,12 @@ use zerocopy::IntoBytes;
 
 use super::arena::{self, Arena, Held};
 use super::bell;
+use super::block::Block;
 use super::calls::{Answers, GRACE};
 use super::held::HeldBack;
 use super::hot::HotSet;
 use super::inward::{Copied, Inward, Look};
 use super::lane::InLane;
-use super::map::Block;
 use super::outward::OutLanes;
 use super::point::{self, Point};
 use super::{Gate, gate};

@@ -1,11 +1,11 @@
-//! Memory that processes share, and memory of the transport's own.
+//! Memory that processes share.
 //!
 //! [`create`] makes the file, [`WriteMap`], [`ReadMap`] and [`WordMap`] map it, [`seal`] closes it for further
-//! writers. [`Block`] is an array in fresh pages, for a program without an allocator.
+//! writers.
 #![allow(unsafe_code)]
 
 use core::fmt;
-use core::ops::{Deref, DerefMut, Range};
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -501,62 +501,8 @@ impl Words for WordMap {
     }
 }
 
-/// An array of a length known at run time, in fresh pages that are all in place.
-#[derive(Debug)]
-pub struct Block<T> {
-    pages: Pages,
-    len: usize,
-    values: core::marker::PhantomData<T>,
-}
-
-impl<T> Block<T> {
-    /// An array of `len` values.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM` if there is no memory for it.
-    pub fn new(len: usize, mut value: impl FnMut() -> T) -> Result<Self, Errno> {
-        const { assert!(align_of::<T>() <= 4096) };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(Errno::NOMEM)?;
-        let mut block =
-            Self { pages: Pages::fresh(bytes.max(1))?, len: 0, values: core::marker::PhantomData };
-        while block.len < len {
-            // SAFETY: `len` values fit in the pages, which are aligned for them and belong to nobody else.
-            unsafe { block.pages.start.cast::<T>().add(block.len).write(value()) };
-            block.len += 1;
-        }
-        Ok(block)
-    }
-}
-
-impl<T> Deref for Block<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        // SAFETY: the first `len` values are initialised, and borrowed as the block is.
-        unsafe { core::slice::from_raw_parts(self.pages.start.cast().as_ptr(), self.len) }
-    }
-}
-
-impl<T> DerefMut for Block<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: the first `len` values are initialised, and borrowed as the block is.
-        unsafe { core::slice::from_raw_parts_mut(self.pages.start.cast().as_ptr(), self.len) }
-    }
-}
-
-impl<T> Drop for Block<T> {
-    fn drop(&mut self) {
-        let values: *mut [T] = &raw mut **self;
-        // SAFETY: the values are initialised, and nobody sees them again.
-        unsafe { values.drop_in_place() };
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use super::*;
 
     #[test]
@@ -627,17 +573,5 @@ mod tests {
         reader.store(8, 6);
         assert_eq!((reader.load(8), reader.swap(8, 7), reader.count()), (5, 0, 9));
         assert_eq!(reader.load(9), 0);
-    }
-
-    #[test]
-    fn a_block_drops_what_it_holds() {
-        let value = Rc::new(());
-        let mut block = Block::new(1000, || Some(value.clone())).unwrap();
-        assert_eq!(Rc::strong_count(&value), 1001);
-        block[7] = None;
-        assert_eq!(Rc::strong_count(&value), 1000);
-        drop(block);
-        assert_eq!(Rc::strong_count(&value), 1);
-        assert!(Block::<u64>::new(0, || 1).unwrap().is_empty());
     }
 }

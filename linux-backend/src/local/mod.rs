@@ -6,6 +6,7 @@
 
 mod arena;
 mod bell;
+mod block;
 mod calls;
 mod cancel;
 mod copy;

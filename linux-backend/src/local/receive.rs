@@ -10,11 +10,12 @@ use rustix::io::Errno;
 
 use super::arena::{Arena, Held};
 use super::bell::{self, Bell};
+use super::block::Block;
 use super::calls::Call;
 use super::gate;
 use super::held::read_header;
 use super::in_lanes::InLanes;
-use super::map::{Block, ReadMap};
+use super::map::ReadMap;
 use super::outward::OutLanes;
 use super::past_queue::{Fresh, NoRoom};
 use super::point::{self, Point};

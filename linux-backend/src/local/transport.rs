@@ -14,13 +14,14 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::arena::Arena;
 use super::bell::{self, Bell, Woken};
+use super::block::Block;
 use super::detour::Detour;
 use super::error::{ConnectError, EPROTO, errno};
 use super::gate;
 use super::handle::{Answer, Beside, Handle};
 use super::in_lanes::InLanes;
 use super::incoming::Taken;
-use super::map::{Block, WordMap};
+use super::map::WordMap;
 use super::options::{LANE_AFTER, Options};
 use super::outward::{OutLanes, Way};
 use super::receive::Receiver;
