@@ -35,7 +35,8 @@ impl<L: Words, V: Words> LaneGate<L, V> {
         Self { lane, verdicts, at, verdict: Verdict::NEVER }
     }
 
-    /// Opens the lane, with a new epoch. False if it is open, or worn out.
+    /// Opens the lane, with the next epoch. False if it is open. Only for its sender, or if it was closed just now and what the
+    /// sender may do did not change: see [`Verdict::reopened`].
     pub fn open(&mut self) -> bool {
         let Some(verdict) = self.verdict.reopened() else { return false };
         self.verdict = verdict;

@@ -237,6 +237,26 @@ fn what_was_sent_before_a_close_is_delivered_and_nothing_after_it() {
 }
 
 #[test]
+fn a_lane_is_opened_as_often_as_anybody_likes() {
+    let memory = Memory::new(64);
+    let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
+    let mut last = None;
+    for round in 0..5000_u64 {
+        assert!(gate.open() && !gate.open());
+        assert_ne!(last.replace(gate.verdict().epoch), Some(gate.verdict().epoch));
+        // Now and then it was idle for longer than epochs take to come again.
+        if round < 10 || round > 2100 && round % 3 == 0 {
+            send(&mut writer, round).unwrap();
+            assert_eq!((receive(&mut reader), receive(&mut reader)), (Some(round), None));
+        }
+        let reserved = writer.reserve(LaneHead { key: round, ..LaneHead::default() }).unwrap();
+        gate.close();
+        assert_eq!(reserved.commit(), Err(NotByLane::Closed));
+        assert!(reader.is_drained());
+    }
+}
+
+#[test]
 fn a_bell_is_rung_once_for_each_wish() {
     let memory = Memory::new(64);
     let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());

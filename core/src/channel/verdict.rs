@@ -16,7 +16,7 @@ pub(super) const CLOSED: u64 = 1 << 63;
 pub struct Verdict {
     /// Nothing is committed any more; the tail is final.
     pub closed: bool,
-    /// How often the lane was opened; 0 if never.
+    /// Which opening this is: 0 before the first one, and 1 again after 2,047 of them.
     pub epoch: u16,
     /// In a control word and in the verdict on a closed lane, the words committed so far, from the lane's
     /// beginning; in the verdict on an open one, those of the epochs before.
@@ -47,13 +47,18 @@ impl Verdict {
         !self.closed && self.epoch != 0
     }
 
-    /// The verdict that opens a closed lane, or one that was never open. `None` if it is worn out.
+    /// The verdict that opens a closed lane, or one that was never open. `None` if it is open.
+    ///
+    /// Epochs go round. A sender could take one for another only between [`reserve`](super::LaneWriter::reserve) and
+    /// [`commit`](super::Reserved::commit), while it asks for nothing: so the lane has to be opened by nobody else than its
+    /// sender, but for what changes nothing of what the sender may do.
     #[must_use]
     pub const fn reopened(self) -> Option<Self> {
-        if self.is_open() || self.epoch as u64 == EPOCH_MASK {
+        if self.is_open() {
             return None;
         }
-        Some(Self { closed: false, epoch: self.epoch + 1, tail: self.tail })
+        let epoch = if self.epoch as u64 == EPOCH_MASK { 1 } else { self.epoch + 1 };
+        Some(Self { closed: false, epoch, tail: self.tail })
     }
 }
 
@@ -101,7 +106,10 @@ mod tests {
         assert_eq!(open.reopened(), None, "it is open");
         let closed = Verdict { closed: true, tail: 9, ..open };
         assert_eq!(closed.reopened(), Some(Verdict { closed: false, epoch: 2, tail: 9 }));
-        assert_eq!(Verdict { epoch: 0x7ff, ..closed }.reopened(), None);
+        assert_eq!(
+            Verdict { epoch: 0x7ff, ..closed }.reopened(),
+            Some(Verdict { closed: false, epoch: 1, tail: 9 })
+        );
         assert_eq!(advanced(Verdict { tail: TAIL_MASK, ..open }.word(), 1), None);
         assert_eq!(advanced(open.word(), 7), Some(Verdict { tail: 7, ..open }.word()));
         assert_eq!(advanced(open.word(), u64::MAX), None);

@@ -113,6 +113,24 @@ fn a_monitor_closes_all_lanes_for_as_long_as_it_is_there() {
 }
 
 #[test]
+fn a_lane_is_opened_as_often_as_a_name_is_lost() {
+    let bus = bus();
+    let (a, b) = (bus.connect_without_lanes(), bus.connect_without_lanes());
+    let name = WellKnownName::parse("a.b").unwrap();
+    let (mut out, mut inward) = lane(&a, &b);
+    // An epoch has eleven bits.
+    for round in 0..2100_u64 {
+        out.send(round + 1, 0, b"whatever comes", &[b""]).unwrap();
+        assert_eq!(receive(&mut inward).as_deref(), Some(&b"whatever comes"[..]), "{round}");
+        b.acquire(name, NameFlags::empty()).unwrap();
+        b.release(name).unwrap();
+        assert_eq!(out.send(round + 1, 0, b"nothing", &[b""]), Err(NotByLane::Closed));
+        assert!(a.transport().handle().open_lane(b.id(), &[]).unwrap().1.is_none());
+    }
+    assert_eq!(receive(&mut inward), None);
+}
+
+#[test]
 fn what_the_dead_have_sent_is_delivered() {
     let bus = bus();
     let (a, b) = (bus.connect_without_lanes(), bus.connect_without_lanes());
