@@ -198,6 +198,18 @@ mod tests {
     }
 
     #[test]
+    fn a_sender_whose_time_is_over_looks_once_more() {
+        let (mut out, mut inward, _gate) = full();
+        point::set_own_hook(move |place| {
+            if place == Point::RoomAsked {
+                // Its receiver has not come to telling of it.
+                while receive(&mut inward) {}
+            }
+        });
+        assert!(send(&mut out, Duration::from_millis(1)));
+    }
+
+    #[test]
     fn a_look_at_a_lane_that_is_waited_for_by_its_bell_leaves_the_bell() {
         let (mut out, mut inward, _gate) = full();
         while receive(&mut inward) {}
