@@ -336,17 +336,6 @@ impl<P: Words, S: Words> Receiver<P, S> {
         noticed || self.has_fresh() || wants_attention(outward, self.lanes())
     }
 
-    /// Whether something came in, for whoever waits for a reply. `None` if there is something else that
-    /// [`arm_for_reply`](Self::arm_for_reply) tells of.
-    pub(super) fn has_news(&mut self, seen: u64, outward: &mut OutLanes) -> Option<bool> {
-        if self.has_fresh() {
-            return Some(true);
-        }
-        let other =
-            self.inbox.notices() != seen || !self.is_alive() || wants_attention(outward, self.lanes());
-        (!other).then_some(false)
-    }
-
     /// Moves what came in into the queue. Returns the reply that the connection waits for, if it came by lane: where it lies,
     /// and its bytes.
     ///
@@ -386,17 +375,18 @@ impl<P: Words, S: Words> Receiver<P, S> {
             .copied()
     }
 
-    /// Whether there is a message, so that nobody has to sleep. `None` if there is something else that
-    /// [`arm`](Self::arm) tells of.
-    pub(super) fn has_message(&mut self, outward: Option<&mut OutLanes>) -> Option<bool> {
-        if self.has_fresh() || !self.head.is_empty() {
-            return Some(true);
-        }
-        let other = self.inbox.notices() != self.notices
-            || self.has_losses()
+    /// Whether there is a message, so that nobody has to sleep.
+    pub(super) fn has_message(&mut self) -> bool {
+        self.has_fresh() || !self.head.is_empty()
+    }
+
+    /// Whether there is something else that [`arm`](Self::arm) tells of, or for whoever waits for a reply and has seen so many
+    /// notices, that [`arm_for_reply`](Self::arm_for_reply) does.
+    pub(super) fn has_other_news(&mut self, seen: Option<u64>, outward: Option<&mut OutLanes>) -> bool {
+        self.inbox.notices() != seen.unwrap_or(self.notices)
+            || seen.is_none() && self.has_losses()
             || !self.is_alive()
-            || outward.is_some_and(|outward| wants_attention(outward, self.lanes()));
-        (!other).then_some(false)
+            || outward.is_some_and(|outward| wants_attention(outward, self.lanes()))
     }
 
     /// Whether the connection still lives.

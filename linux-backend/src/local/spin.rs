@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use kdbus_core::Instant;
 
+use super::receive::Receiver;
 use super::transport::LocalTransport;
 use super::{bell, gate};
 
@@ -22,7 +23,7 @@ const PROBE_MIN: u32 = 32;
 const PROBE_MAX: u32 = 512;
 /// The estimate where each look found something.
 const ALWAYS: u32 = 1 << 16;
-/// Looks between two at the clock, which takes as long as one.
+/// Looks between two at the clock and at what else may have happened, which take as long as one.
 const LOOKS: u32 = 4;
 /// One wait in so many goes through all that comes before sleeping, though nothing sleeps.
 const PAUSE: u32 = 256;
@@ -125,18 +126,21 @@ impl LocalTransport {
     /// Looks for a message for a while, but not beyond `deadline`. True if there is one; else whether it looked is in
     /// `looked`.
     pub(super) fn find(&self, deadline: Option<Instant>, looked: &mut bool) -> bool {
-        self.look(deadline.unwrap_or(Instant::FAR), looked, || {
-            let mut outward = self.outward.borrow_mut();
-            self.receiver.borrow_mut().as_mut()?.has_message(outward.as_mut())
+        let Some(receiver) = &mut *self.receiver.borrow_mut() else { return false };
+        let outward = &mut *self.outward.borrow_mut();
+        self.look(deadline.unwrap_or(Instant::FAR), looked, receiver, Receiver::has_message, |receiver| {
+            receiver.has_other_news(None, outward.as_mut())
         })
     }
 
-    /// Asks `is_there` for a while, but not beyond `deadline`, until it says so. It ends the look with `None`.
-    pub(super) fn look(
+    /// Asks `is_there` for a while, but not beyond `deadline`, until it says so. Now and then, `is_over` may end the look.
+    pub(super) fn look<R>(
         &self,
         deadline: Instant,
         looked: &mut bool,
-        mut is_there: impl FnMut() -> Option<bool>,
+        receiver: &mut R,
+        is_there: impl Fn(&mut R) -> bool,
+        mut is_over: impl FnMut(&mut R) -> bool,
     ) -> bool {
         if self.bell.is_watched() {
             return false;
@@ -146,16 +150,13 @@ impl LocalTransport {
         *looked = true;
         loop {
             for _ in 0..LOOKS {
-                match is_there() {
-                    Some(true) => {
-                        self.with_spin(Spin::found);
-                        return true;
-                    }
-                    Some(false) => core::hint::spin_loop(),
-                    None => return false,
+                if is_there(receiver) {
+                    self.with_spin(Spin::found);
+                    return true;
                 }
+                core::hint::spin_loop();
             }
-            if bell::now() >= end {
+            if is_over(receiver) || bell::now() >= end {
                 return false;
             }
         }

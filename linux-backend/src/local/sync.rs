@@ -74,8 +74,10 @@ impl LocalTransport {
             let mut looked = false;
             let until = given_up.map_or(call.deadline, |(_, until)| until).min(outward.calls().next());
             // While it looks, nobody can cancel.
-            let found =
-                cancel.is_none() && self.find_reply(until, &mut looked, || receiver.has_news(seen, outward));
+            let found = cancel.is_none()
+                && self.find_reply(receiver, until, &mut looked, |receiver| {
+                    receiver.has_other_news(Some(seen), Some(&mut *outward))
+                });
             if found {
                 // Nobody can cancel.
             } else if self.arm_for_reply(receiver, outward, &mut seen)? {
@@ -136,12 +138,13 @@ impl LocalTransport {
     /// come while this one rang. It costs the callee a ring to ask for the bell then.
     fn find_reply(
         &self,
+        receiver: &mut Reader,
         until: Instant,
         looked: &mut bool,
-        mut has_news: impl FnMut() -> Option<bool>,
+        is_over: impl FnMut(&mut Reader) -> bool,
     ) -> bool {
-        let came = !self.bell.is_watched() && has_news() == Some(true);
-        came || self.look(until, looked, has_news)
+        let came = !self.bell.is_watched() && receiver.has_fresh();
+        came || self.look(until, looked, receiver, Reader::has_fresh, is_over)
     }
 
     /// Silences the bell and asks for it. True if something is there that nobody rings for.
