@@ -71,6 +71,36 @@ fn the_reply_that_is_waited_for_passes_by_messages_without_room() {
 }
 
 #[test]
+fn a_reply_wakes_its_caller_whatever_came_by_the_same_lane_before_it_slept() {
+    let bus = Bus::with(|config| {
+        (config.capacity.lanes, config.capacity.lanes_per_user) = (64, 64);
+        config.capacity.lanes_per_connection = 16;
+    });
+    // Few lanes, and so many that most are cold.
+    for lanes in [2, 16] {
+        let (a, b, c) = (verbose(&bus, lanes), verbose(&bus, 2), verbose(&bus, 2));
+        a.transport().open_lane(b.id()).unwrap();
+        for other in [&b, &c] {
+            other.transport().open_lane(a.id()).unwrap();
+        }
+        hold_all(&c, &a);
+        b.send(&Message::to(a.id()).payload(b"before").cookie(1)).unwrap();
+        let to = b.id();
+        let serving = meanwhile(b, |b| {
+            let caller = b.recv_blocking(LONG).unwrap().reply_to();
+            // It sleeps by then.
+            std::thread::sleep(Duration::from_millis(100));
+            reply(b, caller, b"answer").unwrap();
+        });
+        let begun = std::time::Instant::now();
+        let answer = a.call_blocking(&Message::to(to).payload(b"question"), LONG).unwrap();
+        assert_eq!(answer.payload(), b"answer");
+        assert!(begun.elapsed() < LONG / 2, "nobody has rung for it, of {lanes} lanes");
+        serving.join().unwrap();
+    }
+}
+
+#[test]
 fn a_reply_may_bring_descriptors_to_a_call_by_lane() {
     let bus = bus();
     let taking = Hello::new().accept_fds();

@@ -187,7 +187,9 @@ impl InLanes {
             // Ends: a lane holds a bounded number of messages that were not received, and as many are taken out for nobody.
             let mut ignored = 0;
             while let Ok(Some(head)) = inward.lane.peek() {
-                (inward.hot, inward.used) = (true, true);
+                // Behind a message without room, nothing was looked at.
+                inward.hot |= !inward.full;
+                inward.used = true;
                 if !batch.takes(head.key) {
                     // Sent since the look began. A time that has not come yet would keep this connection awake.
                     if head.key > bell::now().after(GRACE).as_nanos() {
@@ -421,6 +423,13 @@ impl InLanes {
     /// Asks for the bells of the lanes by which something came. The caller then looks once more at everything.
     pub(super) fn ask_bells(&mut self) {
         self.cool(false);
+    }
+
+    /// Whether something came since bells were asked for: what comes next by the same lane does not ring.
+    pub(super) fn has_unasked(&self) -> bool {
+        let is_unasked =
+            |at: usize| self.lanes.get(at).and_then(Option::as_ref).is_some_and(|inward| inward.hot);
+        (0..self.hot.len()).filter_map(|place| self.hot.get(place)).any(is_unasked)
     }
 
     /// Asks for bells, and makes those lanes cold in which there is nothing after that; only `idle` ones, if it says so.

@@ -363,6 +363,11 @@ impl<P: Words, S: Words> Receiver<P, S> {
         self.lanes().is_some_and(|lanes| lanes.is_stuck())
     }
 
+    /// Whether a look since the last arming has found what rang: nobody may sleep before the next one.
+    pub(super) fn has_unasked(&mut self) -> bool {
+        self.lanes().is_some_and(|lanes| lanes.has_unasked())
+    }
+
     /// The first queued message of kdbusd's lane that is `meant`. Cost: `O(depth)`.
     pub(super) fn find(&mut self, meant: impl Fn(&Arrived) -> bool) -> Option<Arrived> {
         let queue = PriorityQueue::new(&mut self.head, &mut self.nodes);

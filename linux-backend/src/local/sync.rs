@@ -84,11 +84,14 @@ impl LocalTransport {
                 // Whatever keeps coming in, whoever cancels is heard.
                 woken = cancel.map_or(Woken::Early, cancel::look_at);
             } else {
+                let mut sleeps = true;
                 if unlikely(receiver.is_stuck()) {
                     // Behind messages without room, a reply makes nothing fresh.
                     stand = self.look_at(receiver, outward, call, false, reply)?;
+                    // That may have taken what rang, so that what comes next does not.
+                    sleeps = matches!(stand, Stand::Open) && !receiver.has_unasked();
                 }
-                if matches!(stand, Stand::Open) {
+                woken = if sleeps {
                     self.with_spin(|spin| spin.slept(looked));
                     let waited = self.bell.wait_or_cancel(
                         self.handle.socket(),
@@ -96,8 +99,10 @@ impl LocalTransport {
                         cancel,
                         &mut rung(receiver),
                     );
-                    woken = waited.map_err(|error| Failure::Refused(errno(error)))?;
-                }
+                    waited.map_err(|error| Failure::Refused(errno(error)))?
+                } else {
+                    cancel.map_or(Woken::Early, cancel::look_at)
+                };
             }
             if matches!(stand, Stand::Open) {
                 // Whoever was gone before the look has sent its reply by then.
