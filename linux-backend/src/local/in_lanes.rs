@@ -363,7 +363,7 @@ impl InLanes {
     }
 
     /// Whether a ring for a message may be gone since this was asked last: who watches the descriptor has to be rung for. Cost:
-    /// a load for each hot lane, as no other was silenced.
+    /// a load for each hot lane. The others were looked at after they had been asked for their bells.
     pub(super) fn takes_silenced(&mut self) -> bool {
         let mut any = false;
         for place in 0..self.hot.len() {

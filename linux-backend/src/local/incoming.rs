@@ -198,13 +198,21 @@ impl LocalTransport {
             return Err(self.end());
         } else if taken == Taken::Nothing {
             self.beat()?;
-        } else if unlikely(self.bell.is_watched())
+        } else {
+            self.ring_for_silenced(receiver);
+        }
+        Ok(taken)
+    }
+
+    /// Leaves a descriptor that is polled from outside readable, where a sender was told of room: a ring for a message may be
+    /// gone with that, and nobody else rings for it.
+    #[inline]
+    pub(super) fn ring_for_silenced(&self, receiver: &mut Receiver<WordMap, WordMap>) {
+        if unlikely(self.bell.is_watched())
             && let Some(lanes) = receiver.lanes()
             && lanes.takes_silenced()
         {
-            // Nobody else rings for what may be behind it.
             self.bell.ring_own();
         }
-        Ok(taken)
     }
 }

@@ -215,7 +215,7 @@ pub(super) struct Lane {
     pub(super) gate: LaneGate<WordMap, WordMap>,
     /// What caller and bus say of the calls.
     pub(super) record: OwnedFd,
-    ringer: OwnedFd,
+    pub(super) ringer: OwnedFd,
 }
 
 #[cfg(feature = "lanes")]

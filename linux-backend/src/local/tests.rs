@@ -500,3 +500,56 @@ fn a_place_whose_lane_was_refused_is_asked_for_again() {
     let expected = [&[Kind::BringLane, Kind::LaneMapped, Kind::DropLane][..], &asks, &[Kind::LaneMapped]];
     assert_eq!(server.join().unwrap().0, expected.concat());
 }
+
+#[cfg(feature = "lanes")]
+#[test]
+fn who_polls_from_outside_and_may_not_leave_finds_what_came_meanwhile() {
+    use kdbus_core::abi::{Cmd, Msg};
+    use kdbus_core::channel::LaneHead;
+
+    fn send(lane: &mut Lane) -> bool {
+        let message = short_message(Msg { dst_id: 7, ..Msg::default() });
+        let head = LaneHead { first: message.len() as u64, second: 8, key: 1, call: 0 };
+        let mut reserved = lane.writer.reserve(head).unwrap();
+        reserved.put(&message);
+        reserved.next_part();
+        reserved.put(&[7; 8]);
+        reserved.commit().unwrap()
+    }
+
+    let (mut bus, client) = pair();
+    let welcome = thread::spawn(move || {
+        let connection = bus.welcome();
+        let lane = Lane::new(9);
+        let serial = bus.next(|packet, _| packet.header.serial).unwrap();
+        bus.answer(serial, Ok(()), &[], &lane.fds());
+        bus.next(|packet, _| assert_eq!(packet.kind, Kind::LaneMapped)).unwrap();
+        (bus, connection, lane)
+    });
+    let mut transport = LocalTransport::over(handle(client)).unwrap();
+    transport.wanted = (1, 8);
+    say_hello(&transport, HelloFlags::empty()).unwrap();
+    let (bus, _connection, mut lane) = welcome.join().unwrap();
+    assert!(!readable(&transport));
+    assert!(send(&mut lane));
+    rustix::io::write(&lane.ringer, &[1]).unwrap();
+    assert!(readable(&transport));
+    let received = || transport.recv(RecvFlags::empty(), 0).unwrap().message.is_some();
+    assert!(received());
+    // The bell is emptied to tell its sender, who rings no more as long as it is not asked to.
+    lane.writer.ask_room();
+    let server = serve(bus, move |bus| {
+        let serial = bus.next(|packet, _| packet.header.serial).unwrap();
+        assert!(!send(&mut lane));
+        // The end of this command is told in a packet alone.
+        bus.posts = None;
+        bus.answer(serial, Err(Errno::EBUSY), &[], &[]);
+        lane
+    });
+    let mut command = Cmd { size: size_of::<Cmd>() as u64, ..Cmd::default() };
+    let left = transport.command(Command::Byebye, command.as_mut_bytes());
+    assert_eq!(left, Err(Failure::Refused(Errno::EBUSY)));
+    let _kept = server.join().unwrap();
+    assert!(readable(&transport), "nobody rings for it");
+    assert!(received() && !received() && !readable(&transport));
+}

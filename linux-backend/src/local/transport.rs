@@ -423,6 +423,8 @@ impl Transport for LocalTransport {
             }
             if let Some(receiver) = &mut *self.receiver.borrow_mut() {
                 receiver.before_byebye();
+                // Whoever may not leave goes on polling.
+                self.ring_for_silenced(receiver);
             }
         }
         self.handle.command(command.request(), arg).map_err(|failure| self.refused(failure))?;
