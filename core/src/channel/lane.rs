@@ -436,9 +436,10 @@ impl<L: Words, B: Words, V: Words> LaneReader<L, B, V> {
         let wish = self.lane.load(ROOM_WISH_AT);
         let waits = wish != self.relieved;
         let owes = waits && self.relieve(wish);
-        // A sender that waits is told as soon as half of the lane is free.
+        // A sender that waits is told once half of the lane is free, or little more: one that keeps it as full is not looked at
+        // with each message.
         let missing = self.unreturned().saturating_sub(2 * quarter);
-        let step = if waits && !owes { missing.clamp(1, quarter) } else { quarter };
+        let step = if waits && !owes { missing.clamp(quarter / 4, quarter) } else { quarter };
         self.mark = self.returned + step;
         owes
     }

@@ -474,6 +474,40 @@ impl Words for Hooked<'_, '_> {
     }
 }
 
+#[test]
+fn a_sender_that_asks_on_and_on_is_looked_at_a_few_times_in_each_round_of_the_ring() {
+    const EACH: usize = 4;
+    const ROUND: usize = 1024 / EACH;
+    let accesses = Cell::new(0);
+    // More than is left where there is room to tell of, as much, and next to nothing.
+    for backlog in [ROUND / 2 + 1, ROUND / 2, 1] {
+        let memory = Memory::new(1024);
+        let mut count = || accesses.set(accesses.get() + 1);
+        let hook = Hook { before: RefCell::new(&mut count), left: Cell::new(u32::MAX) };
+        let [lane, back, verdicts] =
+            [&memory.lane, &memory.back, &memory.verdicts].map(|words| Hooked { words, hook: &hook });
+        let mut reader = LaneReader::new(lane, back, verdicts, AT, memory.layout).unwrap();
+        let (mut gate, mut writer) = (memory.gate(), memory.writer());
+        gate.open();
+        let mut send = || {
+            let _ = writer.reserve(LaneHead::default()).unwrap().commit().unwrap();
+            writer.ask_room();
+        };
+        (0..backlog).for_each(|_| send());
+        let (mut looks, mut told) = (0, 0);
+        for _ in 0..ROUND {
+            send();
+            reader.peek().unwrap().unwrap();
+            let words = reader.copy_out(&mut [], &mut []).unwrap();
+            reader.give_back(words);
+            let before = accesses.get();
+            told += u32::from(reader.owes_room_already());
+            looks += u32::from(accesses.get() != before);
+        }
+        assert!(looks <= 16 && told <= 4, "of {backlog}: {looks} looks, told {told} times");
+    }
+}
+
 /// Lets a sender send up to ten messages over `hook`. Returns how many of them it has sent, and whether it
 /// was gone before it knew of more.
 fn send_until_gone(memory: &Memory, hook: &Hook<'_>) -> (u64, bool) {
