@@ -597,6 +597,10 @@ fn a_receiver_that_looks_at_any_access_of_a_sender_sees_whole_messages_only() {
 
 /// A sender, a receiver and a bus in three threads.
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "threads that wait for each other take hours there; tests/loom.rs has their interleavings"
+)]
 fn three_threads_lose_tear_and_reorder_nothing() {
     const MESSAGES: u64 = 20_000;
     let memory = Memory::new(64);
@@ -608,10 +612,6 @@ fn three_threads_lose_tear_and_reorder_nothing() {
                 gate.open();
                 thread::yield_now();
                 gate.close();
-                // Epochs are for months, not for all the turns of this test.
-                if gate.verdict().epoch > 2000 {
-                    break;
-                }
             }
             gate.open();
         });
