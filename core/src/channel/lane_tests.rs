@@ -127,23 +127,32 @@ fn room_comes_back_when_a_message_is_received_and_not_before() {
     }
 }
 
+/// A message that takes a quarter of a ring of 32 words.
+const QUARTER: LaneHead = LaneHead { first: 32, second: 0, key: 0, call: 0 };
+
+/// Sends as many of them as there is room for.
+fn fill(writer: &mut Writer<'_>) {
+    while let Ok(reserved) = writer.reserve(QUARTER) {
+        let _ = reserved.commit().unwrap();
+    }
+}
+
+/// Receives one, and gives its room back.
+fn take(reader: &mut Reader<'_>) {
+    reader.peek().unwrap().unwrap();
+    let words = reader.copy_out(&mut [0; 4], &mut []).unwrap();
+    reader.give_back(words);
+}
+
 #[test]
 fn a_sender_that_asked_for_room_is_told_once_when_half_of_the_lane_is_free() {
     let memory = Memory::new(32);
     let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
     gate.open();
-    let head = LaneHead { first: 32, ..LaneHead::default() };
-    while let Ok(reserved) = writer.reserve(head) {
-        let _ = reserved.commit().unwrap();
-    }
+    fill(&mut writer);
     assert!(reader.peek().unwrap().is_some() && !reader.owes_room(), "nobody has asked");
     writer.ask_room();
     assert!(!writer.look_for_room(8) && !reader.owes_room());
-    let take = |reader: &mut Reader<'_>| {
-        reader.peek().unwrap().unwrap();
-        let words = reader.copy_out(&mut [0; 4], &mut []).unwrap();
-        reader.give_back(words);
-    };
     take(&mut reader);
     assert!(!reader.owes_room(), "a quarter");
     assert!(writer.look_for_room(8) && !writer.look_for_room(9));
@@ -161,22 +170,14 @@ fn a_sender_that_waits_is_told_though_there_is_more_to_receive() {
     let memory = Memory::new(32);
     let (mut gate, mut writer, mut reader) = (memory.gate(), memory.writer(), memory.reader());
     gate.open();
-    let head = LaneHead { first: 32, ..LaneHead::default() };
-    let fill = |writer: &mut Writer<'_>| {
-        while let Ok(reserved) = writer.reserve(head) {
-            let _ = reserved.commit().unwrap();
-        }
-    };
     let take = |reader: &mut Reader<'_>| {
-        reader.peek().unwrap().unwrap();
-        let words = reader.copy_out(&mut [0; 4], &mut []).unwrap();
-        reader.give_back(words);
+        take(reader);
         reader.owes_room_already()
     };
     // Wherever in the ring it begins.
     for round in 0..8 {
         for _ in 0..round % 4 {
-            let _ = writer.reserve(head).unwrap().commit().unwrap();
+            let _ = writer.reserve(QUARTER).unwrap().commit().unwrap();
             assert!(!take(&mut reader), "nobody has asked");
         }
         fill(&mut writer);
